@@ -1,0 +1,339 @@
+"""Parameters: one YAML file, one section a stage, one frozen dataclass a section.
+
+The section's name is the same everywhere: params.yaml, dataclass, command, DVC, KFP argument.
+Fields marked `hash=False` say where or how fast, not what: they never enter a cache key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+
+from components.errors import UsageError
+
+SOURCES = ("sample", "folder", "webdataset")
+FORMATS = ("jpg", "png", "webp")
+RECIPES = ("paper", "default")
+STEMS = ("paper",)
+FREEZE_POLICIES = ("stem", "paper")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def _local(default: Any) -> Any:
+    """A field that never enters a cache key."""
+    return field(default=default, metadata={"hash": False})
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UsageError(message)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{name} is {value!r}; choose one of: {', '.join(allowed)}{_nearest(value, allowed)}")
+
+
+def _at_least(section: str, values: Any, low: float, *names: str) -> None:
+    for name in names:
+        value = getattr(values, name)
+        _require(value >= low, f"{section}.{name} is {value}; it must be at least {low}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadParams:
+    """Where pictures come from and what they become.
+
+    source: `sample` (made here, no network), `folder` (images and captions.csv or captions.jsonl), `webdataset` (tars).
+    path: a folder, s3://bucket/prefix or http(s) address of the source; unused by `sample`. The content is hashed, not the path.
+    image_size: side in pixels of the square RGB pictures that come out. image_format, quality: of pictures that had to be re-encoded.
+    shard_size: samples an image shard. num_train, num_val, num_test: how many samples of each split at most; 0 in num_train: all that is left.
+    seed: of the generator and of the choice of validation pictures. dataset: the name that results carry.
+    """
+
+    source: str = "sample"
+    path: str = _local("")
+    dataset: str = "sample"
+    image_size: int = 64
+    image_format: str = "png"
+    quality: int = 95
+    shard_size: int = 500
+    num_train: int = 4000
+    num_val: int = 500
+    num_test: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("download.source", self.source, SOURCES)
+        _one_of("download.image_format", self.image_format, FORMATS)
+        _require(self.source == "sample" or bool(self.path), f"download.path is empty; source {self.source!r} needs one")
+        _at_least("download", self, 1, "shard_size", "quality", "num_test")
+        _at_least("download", self, 8, "image_size")
+        _at_least("download", self, 0, "num_train", "num_val", "seed")
+        _require(self.quality <= 100, f"download.quality is {self.quality}; it must be at most 100")
+        _require(self.source != "sample" or self.num_train > 0, "download.num_train is 0; source 'sample' needs a number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTeacherParams:
+    """The CLIP model that is taught to read splats.
+
+    model: the name of an open_clip model, or the path of an open_clip JSON config.
+    pretrained: an open_clip tag or a checkpoint's path; empty: train `model` contrastively on the image shards.
+    epochs, batch_size, learning_rate, weight_decay, warmup_steps, clip_norm, augment (crops and flips): of that training.
+    checkpoint_steps: steps between checkpoints.
+    """
+
+    model: str = "components/train_teacher/models/vit_64.json"
+    pretrained: str = ""
+    epochs: float = 12.0
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup_steps: int = 100
+    clip_norm: float = 1.0
+    augment: bool = True
+    seed: int = 0
+    checkpoint_steps: int = _local(200)
+    device: str = _local("auto")
+    threads: int = _local(0)
+
+    def __post_init__(self) -> None:
+        _require(bool(self.model), "train_teacher.model is empty; name an open_clip model or a JSON config")
+        _at_least("train_teacher", self, 1, "batch_size", "checkpoint_steps")
+        _at_least("train_teacher", self, 0, "warmup_steps", "threads", "seed", "weight_decay")
+        for name in ("epochs", "learning_rate", "clip_norm"):
+            value = getattr(self, name)
+            _require(value > 0, f"train_teacher.{name} is {value}; it must be above 0")
+        _one_of("train_teacher.device", self.device, DEVICES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplatFitParams:
+    """How pictures become Gaussians.
+
+    num_gaussians: a picture. recipe: `paper` or `default`. num_iters: 0 takes the recipe's own number.
+    lambda_color: weight of the L1 norm of the colours; prune_threshold: luminance under which a Gaussian is dropped
+    (0: none is); -1 in either takes the recipe's own. threads: 0 takes all cores.
+    """
+
+    num_gaussians: int = 400
+    recipe: str = "default"
+    num_iters: int = 0
+    lambda_color: float = -1.0
+    prune_threshold: float = -1.0
+    seed: int = 0
+    device: str = _local("cpu")
+    threads: int = _local(0)
+
+    def __post_init__(self) -> None:
+        _at_least("splat_fit", self, 1, "num_gaussians")
+        _at_least("splat_fit", self, 0, "num_iters", "threads", "seed")
+        _one_of("splat_fit.recipe", self.recipe, RECIPES)
+        _one_of("splat_fit.device", self.device, DEVICES)
+        for name in ("lambda_color", "prune_threshold"):
+            value = getattr(self, name)
+            _require(value >= 0 or value == -1, f"splat_fit.{name} is {value}; give 0 or more, or -1 for the recipe's own")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainAdapterParams:
+    """How the frozen teacher learns to read splats, and its fair control.
+
+    stem: the reader. stem_width: channels a Gaussian; resampler_layers, resampler_heads: of the Perceiver resampler;
+    num_latents: 0 takes one a patch of the teacher. Stage 1 (only the stem trains): stage1_token_epochs matching the
+    teacher's patch tokens, then stage1_cls_epochs matching its image embedding. Stage 2 (freeze_policy): stage2_epochs of
+    contrastive loss with anchor_weight times the distance to the teacher's embedding; each of stage2_learning_rates is
+    tried and the best on validation kept, for the student and for the control alike.
+    control: train the teacher with stage 2's steps, order, texts, loss and freed parts; control_with_stage1: once more
+    with stage 1's steps added. augment: flips, in splat space for the student.
+    """
+
+    stem: str = "paper"
+    stem_width: int = 96
+    resampler_layers: int = 2
+    resampler_heads: int = 4
+    num_latents: int = 0
+    freeze_policy: str = "paper"
+    stage1_token_epochs: float = 8.0
+    stage1_cls_epochs: float = 1.0
+    stage1_token_learning_rate: float = 3e-3
+    stage1_cls_learning_rate: float = 1e-3
+    stage2_epochs: float = 4.0
+    stage2_learning_rates: tuple[float, ...] = (5e-4,)
+    anchor_weight: float = 1.0
+    batch_size: int = 128
+    weight_decay: float = 0.02
+    warmup_steps: int = 50
+    clip_norm: float = 1.0
+    augment: bool = True
+    control: bool = True
+    control_with_stage1: bool = False
+    seed: int = 0
+    checkpoint_steps: int = _local(200)
+    device: str = _local("auto")
+    threads: int = _local(0)
+
+    def __post_init__(self) -> None:
+        _one_of("train_adapter.stem", self.stem, STEMS)
+        _one_of("train_adapter.freeze_policy", self.freeze_policy, FREEZE_POLICIES)
+        _one_of("train_adapter.device", self.device, DEVICES)
+        _at_least("train_adapter", self, 1, "stem_width", "resampler_layers", "resampler_heads", "batch_size", "checkpoint_steps")
+        _at_least("train_adapter", self, 0, "num_latents", "stage1_token_epochs", "stage1_cls_epochs", "stage2_epochs")
+        _at_least("train_adapter", self, 0, "anchor_weight", "weight_decay", "warmup_steps", "threads", "seed")
+        _require(len(self.stage2_learning_rates) > 0, "train_adapter.stage2_learning_rates is empty; give at least one")
+        rates = (self.stage1_token_learning_rate, self.stage1_cls_learning_rate, *self.stage2_learning_rates, self.clip_norm)
+        _require(min(rates) > 0, "train_adapter: learning rates and clip_norm must be above 0")
+        _require(
+            self.stem_width % self.resampler_heads == 0,
+            f"train_adapter.stem_width {self.stem_width} is not a multiple of resampler_heads {self.resampler_heads}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotEvalParams:
+    """How the models are scored.
+
+    split: the split of the image shards that is scored. num_bootstrap: resamplings behind each 95 % interval.
+    num_sheet: pictures on the contact sheet.
+    """
+
+    split: str = "test"
+    batch_size: int = 256
+    num_bootstrap: int = 2000
+    num_sheet: int = 12
+    seed: int = 0
+    device: str = _local("auto")
+    threads: int = _local(0)
+
+    def __post_init__(self) -> None:
+        _one_of("zero_shot_eval.split", self.split, ("train", "val", "test"))
+        _one_of("zero_shot_eval.device", self.device, DEVICES)
+        _at_least("zero_shot_eval", self, 1, "batch_size", "num_bootstrap", "num_sheet")
+        _at_least("zero_shot_eval", self, 0, "seed", "threads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """All sections of a params file."""
+
+    download: DownloadParams = DownloadParams()
+    train_teacher: TrainTeacherParams = TrainTeacherParams()
+    splat_fit: SplatFitParams = SplatFitParams()
+    train_adapter: TrainAdapterParams = TrainAdapterParams()
+    zero_shot_eval: ZeroShotEvalParams = ZeroShotEvalParams()
+
+
+SECTIONS: dict[str, type[Any]] = {name: hint for name, hint in get_type_hints(Params).items()}
+T = TypeVar("T")
+
+
+def _nearest(word: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _unknown(kind: str, word: Any, known: typing.Iterable[str], where: str) -> UsageError:
+    names = sorted(known)
+    return UsageError(f"{where}: unknown {kind} {str(word)!r}{_nearest(str(word), names)}; known: {', '.join(names)}")
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    """Bring a YAML or JSON value to the field's type; integral floats become ints (KFP sends 400.0), 400.5 does not."""
+    if get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise UsageError(f"{where} is {value!r}; expected a list")
+        return tuple(_convert(item, get_args(hint)[0], f"{where}[{i}]") for i, item in enumerate(value))
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+    elif hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+    elif hint is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(value, str):  # YAML reads 1e-3 as a string
+            try:
+                return float(value)
+            except ValueError:
+                pass
+    elif hint is str and isinstance(value, str):
+        return value
+    raise UsageError(f"{where} is {value!r}; expected {getattr(hint, '__name__', hint)}")
+
+
+def section_from_dict(cls: type[T], values: Any, where: str) -> T:
+    """Build one section's dataclass from a mapping; an unknown key is an error that names the nearest one."""
+    if not isinstance(values, dict):
+        raise UsageError(f"{where} is {values!r}; expected a mapping of parameters")
+    hints = get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            raise _unknown("key", key, hints, where)
+    return cls(**{key: _convert(value, hints[key], f"{where}.{key}") for key, value in values.items()})
+
+
+def params_from_dict(values: Any, where: str = "params") -> Params:
+    """Build all sections from a mapping of mappings."""
+    if not isinstance(values, dict):
+        raise UsageError(f"{where} holds {type(values).__name__}; expected sections such as 'splat_fit:'")
+    for key in values:
+        if key not in SECTIONS:
+            raise _unknown("section", key, SECTIONS, where)
+    return Params(**{name: section_from_dict(SECTIONS[name], part or {}, f"{where}: {name}") for name, part in values.items()})
+
+
+def _override(values: dict[str, Any], assignment: str) -> None:
+    name, equals, text = assignment.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not (equals and dot and key):
+        raise UsageError(f"--set {assignment!r}: expected section.key=value, for example splat_fit.num_gaussians=400")
+    if section not in SECTIONS:
+        raise _unknown("section", section, SECTIONS, "--set")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {assignment!r}: the value is not YAML: {error}") from None
+    target = values.get(section) or {}
+    target[key] = "" if value is None else value
+    values[section] = target
+
+
+def load_params(path: str | Path, overrides: typing.Iterable[str] = ()) -> Params:
+    """Read a params file and apply `section.key=value` overrides.
+
+    Raises UsageError when the file is missing or not YAML, a key is unknown, or a value is out of range.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot read the parameters: {error}") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not valid YAML: {error}") from None
+    values = {} if values is None else values
+    if isinstance(values, dict):
+        for assignment in overrides:
+            _override(values, assignment)
+    return params_from_dict(values, str(path))
+
+
+def semantic(section: Any) -> dict[str, Any]:
+    """The fields that decide the output, as JSON values: what a cache key is made of."""
+    kept = (f.name for f in fields(section) if f.metadata.get("hash", True))
+    return {name: list(v) if isinstance(v := getattr(section, name), tuple) else v for name in kept}
+
+
+def as_dict(params: Params) -> dict[str, dict[str, Any]]:
+    """All sections and fields, as YAML values."""
+    return {name: dataclasses.asdict(getattr(params, name)) for name in SECTIONS}

@@ -1,0 +1,34 @@
+"""What can go wrong, by what the caller should do about it.
+
+Each class carries the exit code of the `splatclip` command: a scheduler reads it to decide whether to try again.
+"""
+
+
+class SplatClipError(Exception):
+    """Base of every error that SplatCLIP raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(SplatClipError):
+    """The call itself is wrong: an unknown key, a value out of range (exit 2)."""
+
+    exit_code = 2
+
+
+class PermanentError(SplatClipError):
+    """The input is bad and will be bad again; trying again does not help (exit 42)."""
+
+    exit_code = 42
+
+
+class TransientError(SplatClipError):
+    """Something outside failed for now: a store, a network; try again (exit 75)."""
+
+    exit_code = 75
+
+
+class Interrupted(SplatClipError):
+    """Stopped by a signal after saving its state; the same call goes on from there (exit 143)."""
+
+    exit_code = 143

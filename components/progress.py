@@ -1,0 +1,96 @@
+"""Progress of long work: a bar with time left on a terminal, plain lines elsewhere (both on stderr)."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PLAIN_INTERVAL_S = 5.0
+
+
+class Bar:
+    """A counter of finished units; values such as a loss or a PSNR ride along."""
+
+    def __init__(self, label: str, total: int, unit: str, start: int = 0) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.done = self.start = start
+        self.started = time.monotonic()
+
+    def advance(self, count: int = 1, **values: float) -> None:
+        """Count `count` more units as done; `values` are shown beside the counter."""
+        self.done += count
+        self._show(values)
+
+    def rate(self) -> float:
+        """Units a second since the bar was opened."""
+        return (self.done - self.start) / max(time.monotonic() - self.started, 1e-9)
+
+    def _show(self, values: dict[str, float]) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Write what is still to be shown."""
+
+
+def _text(values: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+class _PlainBar(Bar):
+    def __init__(self, label: str, total: int, unit: str, start: int = 0) -> None:
+        super().__init__(label, total, unit, start)
+        self._last_shown, self._values = time.monotonic(), ""
+
+    def _line(self) -> None:
+        rate = self.rate()
+        left = (self.total - self.done) / rate if rate > 0 else 0.0
+        line = f"{self.label}: {self.done}/{self.total} {self.unit}, {rate:.3g}/s, {left:.0f} s left"
+        print(f"{line} {self._values}".rstrip(), file=sys.stderr, flush=True)
+
+    def _show(self, values: dict[str, float]) -> None:
+        self._values = _text(values) or self._values
+        now = time.monotonic()
+        if now - self._last_shown >= PLAIN_INTERVAL_S:
+            self._last_shown = now
+            self._line()
+
+    def close(self) -> None:
+        self._line()
+
+
+class _RichBar(Bar):
+    def __init__(self, label: str, total: int, unit: str, start: int, view: Progress) -> None:
+        super().__init__(label, total, unit, start)
+        self._view = view
+        self._task = view.add_task(label, total=total, completed=start, values="", unit=unit)
+
+    def _show(self, values: dict[str, float]) -> None:
+        rate = f"{self.rate():.3g}/s"
+        self._view.update(self._task, completed=self.done, values=f"{rate} {_text(values)}")
+
+
+@contextmanager
+def progress(label: str, *, total: int, unit: str = "steps", start: int = 0) -> Iterator[Bar]:
+    """Open a progress display for `total` units, `start` of which are already done."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        bar: Bar = _PlainBar(label, total, unit, start)
+        yield bar
+        bar.close()
+        return
+    columns = (
+        TextColumn("{task.description:<24}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[values]}"),
+    )
+    with Progress(*columns, console=console) as view:
+        yield _RichBar(label, total, unit, start, view)

@@ -1,0 +1,28 @@
+"""What a stage hands back to whoever called it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from components.manifest import Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The outcome of one stage.
+
+    stage: the stage's name; url: the prefix that holds its output; manifest_sha256: of that prefix's manifest.json;
+    cached: the work had been committed before and nothing was done now; metrics: as in the manifest;
+    seconds: wall time of this call; speeds: figures of this call that differ from run to run (images_per_s ...).
+    """
+
+    stage: str
+    url: str
+    manifest_sha256: str
+    cached: bool
+    metrics: dict[str, Any]
+    seconds: float
+    speeds: dict[str, float]
+    manifest: Manifest

@@ -1,0 +1,19 @@
+"""What the tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real pictures (cifar10, flickr8k-1k, kodak); tests that want them skip where it is missing."""
+    folder = Path(os.environ.get("SPLATCLIP_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real pictures at {folder}; set SPLATCLIP_TEST_DATA to a folder with cifar10, flickr8k-1k and kodak")
+    return folder
