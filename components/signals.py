@@ -1,0 +1,66 @@
+"""Stopping in good order: SIGTERM and Ctrl-C ask long work to stop at its next safe point."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from components.errors import Interrupted
+
+
+class Stop:
+    """Whether a stop was asked for; work looks at it where stopping loses nothing."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.signal_name = ""
+
+    def request(self, signal_name: str = "") -> None:
+        """Ask for a stop, as a signal would."""
+        self.requested, self.signal_name = True, signal_name
+
+    def check(self, kept: str) -> None:
+        """Raise Interrupted if a stop was asked for; `kept` says what is safe and how to go on."""
+        if self.requested:
+            raise Interrupted(f"stopped by {self.signal_name or 'request'}: {kept}")
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[Stop]:
+    """Turn SIGTERM and the first Ctrl-C into a request, for the length of the block.
+
+        with stop_on_sigterm() as stop:
+            for step in range(steps):
+                ...
+                if stop.requested:
+                    save()
+                    raise Interrupted("stopped at step ...; run the same command again to go on")
+
+    A second Ctrl-C raises KeyboardInterrupt at once. A request that the block did not act on raises Interrupted at its
+    end, so that none is lost between two stages. Signals that the process ignores stay ignored (nohup, background jobs).
+    Outside the main thread, where Python allows no handlers, `requested` stays False unless `request()` is called.
+    """
+    stop = Stop()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.request(signal.Signals(number).name)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            handler = signal.getsignal(number)
+            if handler is not signal.SIG_IGN and handler is not None:
+                before[number] = handler
+    try:
+        for number in before:
+            signal.signal(number, handle)
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    stop.check("the work in hand was finished first; run the same command again to go on")

@@ -1,0 +1,60 @@
+"""SIGTERM and Ctrl-C become requests; handlers are put back; no request is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from components.errors import Interrupted
+from components.signals import stop_on_sigterm
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_becomes_a_request_and_handlers_return(number: signal.Signals) -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted, match=f"{number.name}: two shards are kept"), stop_on_sigterm() as stop:
+        assert not stop.requested
+        stop.check("nothing happened yet")
+        os.kill(os.getpid(), number)
+        assert stop.requested
+        stop.check("two shards are kept")
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_request_nobody_looked_at_is_raised_at_the_end() -> None:
+    with pytest.raises(Interrupted, match="SIGTERM"), stop_on_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_the_second_interrupt_is_immediate() -> None:
+    with pytest.raises(KeyboardInterrupt), stop_on_sigterm():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the second Ctrl-C did not stop at once")
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_on_sigterm() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not stop.requested
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_it_works_in_other_threads_without_handlers() -> None:
+    seen: list[bool] = []
+
+    def work() -> None:
+        with stop_on_sigterm() as stop:
+            seen.append(stop.requested)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False]
