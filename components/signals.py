@@ -39,9 +39,10 @@ def stop_on_sigterm() -> Iterator[Stop]:
                     save()
                     raise Interrupted("stopped at step ...; run the same command again to go on")
 
-    A second Ctrl-C raises KeyboardInterrupt at once. A request that the block did not act on raises Interrupted at its
-    end, so that none is lost between two stages. Signals that the process ignores stay ignored (nohup, background jobs).
-    Outside the main thread, where Python allows no handlers, `requested` stays False unless `request()` is called.
+    A second Ctrl-C raises KeyboardInterrupt at once. A request that the block did not act on raises Interrupted
+    at its end, so that none is lost between two stages. Signals that the process ignores stay ignored (nohup,
+    background jobs). Outside the main thread, where Python allows no handlers, `requested` stays False unless
+    `request()` is called.
     """
     stop = Stop()
 

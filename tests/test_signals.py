@@ -15,12 +15,17 @@ from components.signals import stop_on_sigterm
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_becomes_a_request_and_handlers_return(number: signal.Signals) -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with pytest.raises(Interrupted, match=f"{number.name}: two shards are kept"), stop_on_sigterm() as stop:
-        assert not stop.requested
-        stop.check("nothing happened yet")
-        os.kill(os.getpid(), number)
-        assert stop.requested
-        stop.check("two shards are kept")
+
+    def work() -> None:
+        with stop_on_sigterm() as stop:
+            assert not stop.requested
+            stop.check("nothing happened yet")
+            os.kill(os.getpid(), number)
+            assert stop.requested
+            stop.check("two shards are kept")
+
+    with pytest.raises(Interrupted, match=f"{number.name}: two shards are kept"):
+        work()
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
@@ -30,10 +35,14 @@ def test_a_request_nobody_looked_at_is_raised_at_the_end() -> None:
 
 
 def test_the_second_interrupt_is_immediate() -> None:
-    with pytest.raises(KeyboardInterrupt), stop_on_sigterm():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-        pytest.fail("the second Ctrl-C did not stop at once")
+    def work() -> None:
+        with stop_on_sigterm():
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("the second Ctrl-C did not stop at once")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
