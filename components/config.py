@@ -51,9 +51,12 @@ class DownloadParams:
     """Where pictures come from and what they become.
 
     source: `sample` (made here, no network), `folder` (images and captions.csv or captions.jsonl), `webdataset` (tars).
-    path: a folder, s3://bucket/prefix or http(s) address of the source; unused by `sample`. The content is hashed, not the path.
-    image_size: side in pixels of the square RGB pictures that come out. image_format, quality: of pictures that had to be re-encoded.
-    shard_size: samples an image shard. num_train, num_val, num_test: how many samples of each split at most; 0 in num_train: all that is left.
+    path: a folder, s3://bucket/prefix or http(s) address of the source; unused by `sample`. What enters a cache key
+    is the content found there, not the path.
+    image_size: side in pixels of the square RGB pictures that come out.
+    image_format, quality: of pictures that had to be re-encoded.
+    shard_size: samples an image shard.
+    num_train, num_val, num_test: samples of each split at most; 0 in num_train: all that is left.
     seed: of the generator and of the choice of validation pictures. dataset: the name that results carry.
     """
 
@@ -72,12 +75,12 @@ class DownloadParams:
     def __post_init__(self) -> None:
         _one_of("download.source", self.source, SOURCES)
         _one_of("download.image_format", self.image_format, FORMATS)
-        _require(self.source == "sample" or bool(self.path), f"download.path is empty; source {self.source!r} needs one")
+        _require(self.source == "sample" or bool(self.path), f"download.path is empty; {self.source!r} needs one")
         _at_least("download", self, 1, "shard_size", "quality", "num_test")
         _at_least("download", self, 8, "image_size")
         _at_least("download", self, 0, "num_train", "num_val", "seed")
         _require(self.quality <= 100, f"download.quality is {self.quality}; it must be at most 100")
-        _require(self.source != "sample" or self.num_train > 0, "download.num_train is 0; source 'sample' needs a number")
+        _require(self.source != "sample" or self.num_train > 0, "download.num_train is 0; 'sample' needs a number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +89,8 @@ class TrainTeacherParams:
 
     model: the name of an open_clip model, or the path of an open_clip JSON config.
     pretrained: an open_clip tag or a checkpoint's path; empty: train `model` contrastively on the image shards.
-    epochs, batch_size, learning_rate, weight_decay, warmup_steps, clip_norm, augment (crops and flips): of that training.
+    epochs, batch_size, learning_rate, weight_decay, warmup_steps, clip_norm: of that training.
+    augment: random crops and flips.
     checkpoint_steps: steps between checkpoints.
     """
 
@@ -139,7 +143,8 @@ class SplatFitParams:
         _one_of("splat_fit.device", self.device, DEVICES)
         for name in ("lambda_color", "prune_threshold"):
             value = getattr(self, name)
-            _require(value >= 0 or value == -1, f"splat_fit.{name} is {value}; give 0 or more, or -1 for the recipe's own")
+            hint = "give 0 or more, or -1 for the recipe's own"
+            _require(value >= 0 or value == -1, f"splat_fit.{name} is {value}; {hint}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,9 +153,9 @@ class TrainAdapterParams:
 
     stem: the reader. stem_width: channels a Gaussian; resampler_layers, resampler_heads: of the Perceiver resampler;
     num_latents: 0 takes one a patch of the teacher. Stage 1 (only the stem trains): stage1_token_epochs matching the
-    teacher's patch tokens, then stage1_cls_epochs matching its image embedding. Stage 2 (freeze_policy): stage2_epochs of
-    contrastive loss with anchor_weight times the distance to the teacher's embedding; each of stage2_learning_rates is
-    tried and the best on validation kept, for the student and for the control alike.
+    teacher's patch tokens, then stage1_cls_epochs matching its image embedding. Stage 2 (freeze_policy): stage2_epochs
+    of contrastive loss with anchor_weight times the distance to the teacher's embedding; each of stage2_learning_rates
+    is tried and the best on validation kept, for the student and for the control alike.
     control: train the teacher with stage 2's steps, order, texts, loss and freed parts; control_with_stage1: once more
     with stage 1's steps added. augment: flips, in splat space for the student.
     """
@@ -184,12 +189,13 @@ class TrainAdapterParams:
         _one_of("train_adapter.stem", self.stem, STEMS)
         _one_of("train_adapter.freeze_policy", self.freeze_policy, FREEZE_POLICIES)
         _one_of("train_adapter.device", self.device, DEVICES)
-        _at_least("train_adapter", self, 1, "stem_width", "resampler_layers", "resampler_heads", "batch_size", "checkpoint_steps")
+        _at_least("train_adapter", self, 1, "stem_width", "resampler_layers", "resampler_heads", "batch_size")
         _at_least("train_adapter", self, 0, "num_latents", "stage1_token_epochs", "stage1_cls_epochs", "stage2_epochs")
         _at_least("train_adapter", self, 0, "anchor_weight", "weight_decay", "warmup_steps", "threads", "seed")
+        _at_least("train_adapter", self, 1, "checkpoint_steps")
         _require(len(self.stage2_learning_rates) > 0, "train_adapter.stage2_learning_rates is empty; give at least one")
-        rates = (self.stage1_token_learning_rate, self.stage1_cls_learning_rate, *self.stage2_learning_rates, self.clip_norm)
-        _require(min(rates) > 0, "train_adapter: learning rates and clip_norm must be above 0")
+        rates = (self.stage1_token_learning_rate, self.stage1_cls_learning_rate, *self.stage2_learning_rates)
+        _require(min(*rates, self.clip_norm) > 0, "train_adapter: learning rates and clip_norm must be above 0")
         _require(
             self.stem_width % self.resampler_heads == 0,
             f"train_adapter.stem_width {self.stem_width} is not a multiple of resampler_heads {self.resampler_heads}",
@@ -230,7 +236,7 @@ class Params:
     zero_shot_eval: ZeroShotEvalParams = ZeroShotEvalParams()
 
 
-SECTIONS: dict[str, type[Any]] = {name: hint for name, hint in get_type_hints(Params).items()}
+SECTIONS: dict[str, type[Any]] = dict(get_type_hints(Params))
 T = TypeVar("T")
 
 
@@ -289,7 +295,8 @@ def params_from_dict(values: Any, where: str = "params") -> Params:
     for key in values:
         if key not in SECTIONS:
             raise _unknown("section", key, SECTIONS, where)
-    return Params(**{name: section_from_dict(SECTIONS[name], part or {}, f"{where}: {name}") for name, part in values.items()})
+    parts = {name: section_from_dict(SECTIONS[name], part or {}, f"{where}: {name}") for name, part in values.items()}
+    return Params(**parts)
 
 
 def _override(values: dict[str, Any], assignment: str) -> None:

@@ -15,5 +15,5 @@ def shared_data() -> Path:
     """The folder of real pictures (cifar10, flickr8k-1k, kodak); tests that want them skip where it is missing."""
     folder = Path(os.environ.get("SPLATCLIP_TEST_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
-        pytest.skip(f"no real pictures at {folder}; set SPLATCLIP_TEST_DATA to a folder with cifar10, flickr8k-1k and kodak")
+        pytest.skip(f"no real pictures at {folder}; set SPLATCLIP_TEST_DATA (it holds cifar10, flickr8k-1k, kodak)")
     return folder

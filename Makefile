@@ -1,0 +1,51 @@
+# Everything runs in .venv, which make itself creates and keeps up to date; requirements.lock pins every version.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
+NATIVE := $(shell find kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name CMakeLists.txt)
+STORE ?= runs/store
+PARAMS ?= params.yaml
+
+.PHONY: demo test test-full lint format lock clean
+.DELETE_ON_ERROR:
+
+demo: .venv/.installed  ## the whole pipeline on the embedded default, ending with a table and a contact sheet
+	$(BIN)/splatclip run --params $(PARAMS) --store $(STORE)
+
+test: .venv/.installed-dev  ## what a laptop can test; no root, no network
+	$(BIN)/python -m pytest
+
+test-full: .venv/.installed-dev  ## what needs nvcc, root or time
+	$(BIN)/python -m pytest -m full --timeout 1800
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch comes first, so that a CPU build configured in pip is taken and not replaced by another package's wish.
+.venv/.tools: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "SplatCLIP needs Python 3.11 or later; '$(PYTHON)' is older. Try: make PYTHON=python3.12 ..." >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) torch numpy
+	$(PIP) scikit-build-core pybind11 cmake ninja
+	touch $@
+
+.venv/.installed: .venv/.tools pyproject.toml $(NATIVE)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable .
+	touch $@
+
+.venv/.installed-dev: .venv/.installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable '.[dev]'
+	touch $@
+
+lock: .venv/.installed-dev  ## pin what is installed now
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
+
+clean:
+	rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache

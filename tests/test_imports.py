@@ -1,0 +1,100 @@
+"""Who may import whom: read from the sources, so that the layering in docs/architecture.md stays true."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+COMPONENTS = ROOT / "components"
+STAGES = {p.parent.name for p in COMPONENTS.glob("*/stage.py")}
+STDLIB = set(sys.stdlib_module_names)
+LEAN = {"config", "manifest", "splats"}  # standard library, NumPy, YAML, splat2d
+HEAVY = {"torch", "open_clip", "mlflow", "kfp", "kubernetes", "torchvision", "minio", "rich", "numpy"}
+
+
+def imports(path: Path, *, top_level: bool = False) -> set[str]:
+    """Dotted names a file imports; with top_level only those that run on import."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST, type_checking: bool) -> None:
+        for child in ast.iter_child_nodes(node):
+            guarded = type_checking or (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test))
+            if isinstance(child, ast.Import) and not (top_level and guarded):
+                found.update(alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom) and child.module and not (top_level and guarded):
+                assert child.level == 0, f"{path}: relative import of {child.module}"
+                found.add(child.module)
+                found.update(f"{child.module}.{alias.name}" for alias in child.names)
+            elif top_level and isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                continue
+            visit(child, guarded)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")), False)
+    return found
+
+
+def roots(names: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names}
+
+
+def stage_of(name: str) -> str | None:
+    parts = name.split(".")
+    return parts[1] if parts[0] == "components" and len(parts) > 1 and parts[1] in STAGES else None
+
+
+NOUNS = sorted(p for p in COMPONENTS.glob("*.py") if p.name != "__main__.py")
+STAGE_FILES = sorted(p for p in COMPONENTS.glob("*/*.py"))
+
+
+def test_all_stages_are_seen() -> None:
+    assert {"download", "train_teacher", "splat_fit", "train_adapter", "zero_shot_eval"} <= STAGES
+
+
+@pytest.mark.parametrize("path", NOUNS, ids=lambda p: p.name)
+def test_nouns_never_import_stages(path: Path) -> None:
+    assert {stage_of(name) for name in imports(path)} == {None} or not imports(path)
+
+
+@pytest.mark.parametrize("path", STAGE_FILES, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_a_stage_imports_no_other_stage_and_no_kfp(path: Path) -> None:
+    names = imports(path)
+    assert {stage_of(name) for name in names} <= {None, path.parent.name}
+    if path.name != "component.py":
+        assert "kfp" not in roots(names)
+
+
+@pytest.mark.parametrize("name", sorted(LEAN))
+def test_lean_modules_stay_lean(name: str) -> None:
+    names = imports(COMPONENTS / f"{name}.py")
+    assert roots(names) <= STDLIB | {"numpy", "yaml", "splat2d", "components"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "kernels/splat2d").glob("*.py")), ids=lambda p: p.name)
+def test_splat2d_knows_nothing_of_the_stages(path: Path) -> None:
+    assert not roots(imports(path)) & {"components", "pipelines"}
+    if path.name != "torch.py":
+        assert "torch" not in roots(imports(path, top_level=True))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*.py")), ids=lambda p: p.name)
+def test_pipelines_never_import_torch(path: Path) -> None:
+    assert "torch" not in roots(imports(path))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "kernels/include/splat2d").glob("*.h")), ids=lambda p: p.name)
+def test_headers_know_no_python(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert "pybind11" not in text
+    assert "Python.h" not in text
+    assert "torch" not in text
+
+
+def test_the_command_loads_nothing_heavy() -> None:
+    code = "import components.__main__, sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not HEAVY & set(loaded)
