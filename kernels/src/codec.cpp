@@ -1,0 +1,73 @@
+// Python's side of codec.h: arrays in, bytes out, and back.
+#include "splat2d/codec.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <optional>
+#include <string>
+
+namespace py = pybind11;
+
+namespace {
+
+namespace codec = splat2d::codec;
+using Array = py::array_t<float, py::array::c_style | py::array::forcecast>;
+
+std::string shape_of(const py::array& array) {
+    std::string text = "[";
+    for (py::ssize_t i = 0; i < array.ndim(); ++i) text += (i ? ", " : "") + std::to_string(array.shape(i));
+    return text + "]";
+}
+
+void expect(const py::array& array, const char* name, std::optional<py::ssize_t> rows, py::ssize_t columns) {
+    if (array.ndim() == 2 && array.shape(1) == columns && (!rows || array.shape(0) == *rows)) return;
+    throw std::invalid_argument("gs2d: expected " + std::string(name) + " [" + (rows ? std::to_string(*rows) : "n") +
+                                ", " + std::to_string(columns) + "], got " + shape_of(array));
+}
+
+py::tuple encode(const Array& means, const Array& cholesky, const Array& colors, std::int64_t width,
+                 std::int64_t height) {
+    expect(means, "means", std::nullopt, 2);
+    const py::ssize_t n = means.shape(0);
+    expect(cholesky, "cholesky", n, 3);
+    expect(colors, "colors", n, 3);
+    if (width < 0 || height < 0) throw std::invalid_argument("gs2d: width and height must be above 0");
+    codec::check_size(static_cast<std::uint64_t>(width), static_cast<std::uint64_t>(height),
+                      static_cast<std::uint64_t>(n));
+    py::bytes out(nullptr, codec::encoded_size(static_cast<std::size_t>(n)));
+    auto* to = reinterpret_cast<std::uint8_t*>(PyBytes_AS_STRING(out.ptr()));
+    const codec::Header header{static_cast<std::uint32_t>(width), static_cast<std::uint32_t>(height),
+                               static_cast<std::uint32_t>(n)};
+    const std::size_t num_clamped = codec::encode({means.data(), cholesky.data(), colors.data()}, header, to);
+    return py::make_tuple(std::move(out), num_clamped);
+}
+
+py::tuple decode(const py::buffer& data) {
+    const py::buffer_info info = data.request();
+    if (info.ndim != 1 || info.itemsize != 1 || (info.size > 1 && info.strides[0] != 1))
+        throw std::invalid_argument("gs2d: expected a contiguous buffer of bytes");
+    const auto* bytes = static_cast<const std::uint8_t*>(info.ptr);
+    const codec::Header header = codec::read_header(bytes, static_cast<std::size_t>(info.size));
+    const auto n = static_cast<py::ssize_t>(header.count);
+    Array means({n, py::ssize_t{2}}), cholesky({n, py::ssize_t{3}}), colors({n, py::ssize_t{3}});
+    codec::decode_values(bytes, header, {means.mutable_data(), cholesky.mutable_data(), colors.mutable_data()});
+    return py::make_tuple(std::move(means), std::move(cholesky), std::move(colors), header.width, header.height);
+}
+
+}  // namespace
+
+void register_codec(py::module_& m) {
+    const py::object decoded = py::module_::import("collections").attr("namedtuple")(
+        "Decoded", py::make_tuple("means", "cholesky", "colors", "width", "height"), py::arg("module") = "splat2d");
+    m.attr("Decoded") = decoded;
+    m.def("encode", &encode, py::arg("means"), py::arg("cholesky"), py::arg("colors"), py::arg("width"),
+          py::arg("height"),
+          "Write .gs2d version 1: means [n, 2], cholesky [n, 3], colors [n, 3] of a width x height picture.\n\n"
+          "Returns the bytes and how many values had to be stored clamped. ValueError on NaN, on l00 or l11 not above\n"
+          "0, and on shapes or sizes out of range (docs/splat-format.md).");
+    m.def(
+        "decode", [decoded](const py::buffer& data) { return decoded(*decode(data)); }, py::arg("data"),
+        "Read .gs2d version 1 from bytes, a memoryview or an mmap: Decoded(means, cholesky, colors, width, height).\n\n"
+        "ValueError, saying what and where, on anything that is not exactly such a file (docs/splat-format.md).");
+}
