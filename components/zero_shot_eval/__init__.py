@@ -1,0 +1,1 @@
+"""Score the teacher, its fair control and the splat reader on the same pictures."""
