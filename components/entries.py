@@ -1,0 +1,205 @@
+"""The records of what stages commit, and their JSON: canonical on writing, checked on reading."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar, get_type_hints
+
+from components.errors import PermanentError, UsageError
+from components.store import check_name
+
+FORMAT = 1
+OUTCOMES = ("skipped", "failed")
+T = TypeVar("T")
+
+
+def canonical(value: Any, *, indent: int | None = None) -> bytes:
+    """JSON with sorted keys and a newline at the end; PermanentError on NaN, infinity or a foreign type."""
+
+    def plain(item: Any) -> Any:
+        if hasattr(item, "item"):  # a NumPy or torch scalar
+            return item.item()
+        raise TypeError(f"{type(item).__name__} is no JSON value")
+
+    separators = (",", ":") if indent is None else (",", ": ")
+    try:
+        text = json.dumps(
+            value,
+            sort_keys=True,
+            indent=indent,
+            separators=separators,
+            allow_nan=False,
+            ensure_ascii=False,
+            default=plain,
+        )
+        return (text + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise PermanentError(f"these values cannot be recorded as JSON: {error}") from error
+
+
+def sha256_bytes(data: bytes) -> str:
+    """sha256 as hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """A committed file: its name under the prefix, sum and size."""
+
+    name: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleNote:
+    """A sample that is not ok. outcome: "skipped" (left out on purpose) or "failed"; reason: a short stable word."""
+
+    key: str
+    outcome: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry:
+    """A committed shard. samples: each one that is not ok, named; kept in its _done entry, not in the manifest."""
+
+    index: int
+    split: str
+    name: str
+    sha256: str
+    bytes: int
+    ok: int
+    skipped: dict[str, int]
+    failed: dict[str, int]
+    samples: list[SampleNote] = field(default_factory=list)
+    source: str | None
+    files: list[FileEntry]
+    metrics: dict[str, float]
+    backend: str
+    params_hash: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """All that a stage committed.
+
+    path: "<stage>/<key>" under the store's root. counts: in = ok + skipped + failed, and reasons.
+    """
+
+    format: int = FORMAT
+    stage: str
+    version: int
+    key: str
+    path: str
+    params: dict[str, Any]
+    params_hash: str
+    inputs: dict[str, dict[str, str]]
+    shards: list[ShardEntry]
+    files: list[FileEntry]
+    counts: dict[str, Any]
+    metrics: dict[str, Any]
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON."""
+        values = asdict(self)
+        for shard in values["shards"]:
+            del shard["samples"]
+        return canonical(values, indent=1)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> Manifest:
+        """Read and check a manifest; PermanentError naming `where` if it is damaged or of another format."""
+        remedy = "delete it and run the stage again"
+        try:
+            values = json.loads(data)
+            if not isinstance(values, dict):
+                raise TypeError("not a mapping")
+            if values.get("format") != FORMAT:
+                raise PermanentError(
+                    f"{where}: manifest format {values.get('format')!r}; this version reads format {FORMAT}: {remedy}"
+                )
+            values["shards"] = [shard_entry(shard) for shard in values["shards"]]
+            values["files"] = [_build(FileEntry, entry) for entry in values["files"]]
+            manifest = _build(cls, values)
+            _check_counts(manifest)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise PermanentError(f"{where}: not a valid manifest ({error}); {remedy}") from error
+        return manifest
+
+    @property
+    def sha256(self) -> str:
+        """Sum of its canonical bytes."""
+        return sha256_bytes(self.to_bytes())
+
+    def split(self, name: str) -> list[ShardEntry]:
+        """The shards of one split, by index; PermanentError if there is no such split."""
+        found = sorted((shard for shard in self.shards if shard.split == name), key=lambda shard: shard.index)
+        if not found:
+            raise PermanentError(f"{self.path} has no split {name!r}; it has: {', '.join(self.splits()) or 'none'}")
+        return found
+
+    def splits(self) -> list[str]:
+        """Names of the splits that have shards."""
+        return sorted({shard.split for shard in self.shards})
+
+
+def _build(cls: type[T], values: Any) -> T:
+    """A dataclass from a mapping of exactly its fields, simple types checked; raises TypeError."""
+    hints = get_type_hints(cls)
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    if not isinstance(values, dict) or set(values) != known:
+        found = sorted(set(values) ^ known) if isinstance(values, dict) else type(values).__name__
+        raise TypeError(f"{cls.__name__}: missing or unknown: {found}")
+    for name, value in values.items():
+        hint = hints[name]
+        if (hint in {int, str} and type(value) is not hint) or (
+            str(hint).startswith("dict") and not isinstance(value, dict)
+        ):
+            raise TypeError(f"{cls.__name__}.{name} is {value!r}")
+    if "name" in values:
+        try:
+            check_name(values["name"])
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+    return cls(**values)
+
+
+def shard_entry(values: Any) -> ShardEntry:
+    """A shard's entry from its JSON mapping; raises TypeError, ValueError or KeyError."""
+    if not isinstance(values, dict):
+        raise TypeError(f"a shard is {values!r}")
+    notes = [_build(SampleNote, note) for note in values.get("samples", [])]
+    files = [_build(FileEntry, entry) for entry in values["files"]]
+    return _build(ShardEntry, {**values, "samples": notes, "files": files})
+
+
+def count(shards: Sequence[ShardEntry]) -> dict[str, Any]:
+    """A manifest's counts."""
+    reasons: Counter[str] = Counter()
+    for shard in shards:
+        reasons.update(shard.skipped)
+        reasons.update(shard.failed)
+    ok = sum(shard.ok for shard in shards)
+    skipped, failed = (sum(sum(getattr(shard, outcome).values()) for shard in shards) for outcome in OUTCOMES)
+    return {
+        "in": ok + skipped + failed,
+        "ok": ok,
+        "skipped": skipped,
+        "failed": failed,
+        "reasons": dict(sorted(reasons.items())),
+    }
+
+
+def _check_counts(manifest: Manifest) -> None:
+    if manifest.counts != count(manifest.shards):
+        raise ValueError("its counts are not the sum of its shards'")
+    if manifest.path != f"{manifest.stage}/{manifest.key}":
+        raise ValueError("its path is not its stage and key")
+    if len({shard.index for shard in manifest.shards}) != len(manifest.shards):
+        raise ValueError("a shard is listed twice")

@@ -1,0 +1,250 @@
+"""What a stage has committed: entries while it works, and one manifest, written last, that lists all of it.
+
+A manifest holds no time, no speed and no address: the same work gives the same bytes in any store, resumed or not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from components.entries import (
+    OUTCOMES,
+    FileEntry,
+    Manifest,
+    SampleNote,
+    ShardEntry,
+    canonical,
+    count,
+    sha256_bytes,
+    shard_entry,
+)
+from components.errors import PermanentError, UsageError
+from components.store import Store, StoreNotFound, open_store, sha256_file
+
+__all__ = [
+    "Artifact",
+    "Commit",
+    "FileEntry",
+    "Manifest",
+    "SampleNote",
+    "ShardEntry",
+    "canonical",
+    "open_artifact",
+    "read_manifest",
+    "sha256_bytes",
+]
+MANIFEST = "manifest.json"
+DONE = "_done"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage's output: its manifest, and its prefix."""
+
+    manifest: Manifest
+    store: Store
+    url: str
+
+    def local(self, entry: ShardEntry | FileEntry | str) -> AbstractContextManager[Path]:
+        """A local path of a shard or file for the length of the context, checked by its sha256.
+
+        Raises PermanentError if the manifest does not list it or the content differs.
+        """
+        if isinstance(entry, str):
+            entry = self.entry(entry)
+        return self.store.local(entry.name, entry.sha256)
+
+    def entry(self, name: str) -> FileEntry:
+        """The entry of a listed file, a shard or a shard's side file; PermanentError if it is not listed."""
+        for shard in self.manifest.shards:
+            if shard.name == name:
+                return FileEntry(name=name, sha256=shard.sha256, bytes=shard.bytes)
+        side = (entry for shard in self.manifest.shards for entry in shard.files)
+        for entry in (*self.manifest.files, *side):
+            if entry.name == name:
+                return entry
+        raise PermanentError(f"{self.url}: its manifest lists no file {name!r}")
+
+    def has(self, name: str) -> bool:
+        """Whether the manifest lists a file (not a shard) of that name."""
+        return any(entry.name == name for entry in self.manifest.files)
+
+
+def read_manifest(store: Store) -> Manifest:
+    """The manifest at a prefix; PermanentError if there is none or it is damaged."""
+    try:
+        data = store.get_bytes(MANIFEST)
+    except StoreNotFound:
+        raise PermanentError(f"{store.url} has no {MANIFEST}: the stage has not finished; run it again") from None
+    return Manifest.from_bytes(data, f"{store.url}/{MANIFEST}")
+
+
+def open_artifact(ref: str, store: Store) -> Artifact:
+    """Open a finished stage's output.
+
+    ref: its prefix (a folder or s3://...), or a copy of its manifest.json (or a folder that holds only that copy),
+    whose `path` is then looked up under `store`. Raises PermanentError if it is not finished, damaged, or if the
+    store's manifest is another one than the copy.
+    """
+    if not ref:
+        raise UsageError("an input's address is empty; give a stage's prefix or its manifest.json")
+    if Path(ref).is_file():
+        manifest = Manifest.from_bytes(Path(ref).read_bytes(), ref)
+        place = open_store(str(Path(ref).parent)) if Path(ref).name == MANIFEST else None
+    else:
+        place = open_store(ref.rstrip("/").removesuffix(f"/{MANIFEST}") or ref)
+        manifest = read_manifest(place)
+    if place is not None:
+        listed = [shard.name for shard in manifest.shards] + [entry.name for entry in manifest.files]
+        if place.url.rstrip("/").endswith(f"/{manifest.path}") or (listed and place.exists(listed[0])):
+            return Artifact(manifest, place, place.url)
+    there = store.sub(manifest.path)
+    if read_manifest(there).sha256 != manifest.sha256:
+        raise PermanentError(f"{ref}: {there.url}/{MANIFEST} is another one; run the stage that made it again")
+    return Artifact(manifest, there, there.url)
+
+
+class Commit:
+    """One stage's write side, at `<store>/<stage>/<key>`.
+
+    key: of stage, version, params, the inputs' manifests and `source` (a fingerprint of what lies outside the store).
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        stage: str,
+        version: int,
+        params: dict[str, Any],
+        inputs: dict[str, Artifact],
+        source: str = "",
+    ) -> None:
+        self.stage, self.version, self.params = stage, version, params
+        self.inputs = {
+            name: {"path": given.manifest.path, "sha256": given.manifest.sha256}
+            for name, given in sorted(inputs.items())
+        }
+        sums = {name: given["sha256"] for name, given in self.inputs.items()}
+        whole = {"stage": stage, "version": version, "params": params, "inputs": sums, "source": source}
+        self.key = sha256_bytes(canonical(whole))[:16]
+        self.params_hash = sha256_bytes(canonical(params))
+        self.path = f"{stage}/{self.key}"
+        self.store = store.sub(self.path)
+        self.url = self.store.url
+
+    def finished(self) -> Artifact | None:
+        """What an earlier call finished, or None. Raises PermanentError if its manifest is damaged."""
+        if not self.store.exists(MANIFEST):
+            return None
+        return Artifact(read_manifest(self.store), self.store, self.url)
+
+    def done(self) -> dict[int, ShardEntry]:
+        """The committed shards by index; not those of other parameters or whose files are missing or of other size."""
+        found = {}
+        for name in self.store.list(f"{DONE}/"):
+            where = f"{self.url}/{name}"
+            try:
+                entry = shard_entry(json.loads(self.store.get_bytes(name)))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise PermanentError(
+                    f"{where}: not a valid entry ({error}); delete it and run the stage again"
+                ) from error
+            if entry.params_hash == self.params_hash and self._whole(entry):
+                found[entry.index] = entry
+        return found
+
+    def _whole(self, entry: ShardEntry) -> bool:
+        sizes = {entry.name: entry.bytes, **{file.name: file.bytes for file in entry.files}}
+        try:
+            return all(self.store.size(name) == size for name, size in sizes.items())
+        except StoreNotFound:
+            return False
+
+    def put_file(self, name: str, content: bytes | Path) -> FileEntry:
+        """Commit a file (a model, a table) under the prefix."""
+        if isinstance(content, Path):
+            entry = FileEntry(name=name, sha256=sha256_file(content), bytes=content.stat().st_size)
+            self.store.put_file(name, content)
+        else:
+            entry = FileEntry(name=name, sha256=sha256_bytes(content), bytes=len(content))
+            self.store.put_bytes(name, content)
+        return entry
+
+    def put_shard(
+        self,
+        file: Path,
+        *,
+        index: int,
+        split: str,
+        ok: int,
+        notes: Sequence[SampleNote] = (),
+        source: str | None = None,
+        side_files: Mapping[str, Path | bytes] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        backend: str = "",
+    ) -> ShardEntry:
+        """Commit a shard under a name made of its content, its side files (suffix -> content), then its entry."""
+        for note in notes:
+            if note.outcome not in OUTCOMES:
+                raise UsageError(f"sample {note.key!r}: outcome {note.outcome!r}; choose one of: {', '.join(OUTCOMES)}")
+        digest = sha256_file(file)
+        stem = f"{split}/{index:05d}-{digest[:12]}"
+        self.store.put_file(f"{stem}.tar", file)
+        files = [self.put_file(stem + suffix, content) for suffix, content in sorted((side_files or {}).items())]
+        counts = {
+            outcome: dict(sorted(Counter(note.reason for note in notes if note.outcome == outcome).items()))
+            for outcome in OUTCOMES
+        }
+        entry = ShardEntry(
+            index=index,
+            split=split,
+            name=f"{stem}.tar",
+            sha256=digest,
+            bytes=file.stat().st_size,
+            ok=ok,
+            skipped=counts["skipped"],
+            failed=counts["failed"],
+            samples=list(notes),
+            source=source,
+            files=files,
+            metrics=dict(metrics or {}),
+            backend=backend,
+            params_hash=self.params_hash,
+        )
+        self.store.put_bytes(f"{DONE}/{index:05d}.json", canonical(asdict(entry), indent=1))
+        return entry
+
+    def finalise(
+        self, *, shards: Sequence[ShardEntry], files: Sequence[FileEntry], metrics: Mapping[str, Any]
+    ) -> Artifact:
+        """Write manifest.json, which makes all of it visible. Raises PermanentError on entries that do not belong."""
+        repeated = [index for index, times in Counter(shard.index for shard in shards).items() if times > 1]
+        foreign = [shard.index for shard in shards if shard.params_hash != self.params_hash]
+        if repeated or foreign:
+            raise PermanentError(
+                f"{self.url}: shards listed twice {repeated} or of other parameters {foreign}; run it again"
+            )
+        manifest = Manifest(
+            stage=self.stage,
+            version=self.version,
+            key=self.key,
+            path=self.path,
+            params=self.params,
+            params_hash=self.params_hash,
+            inputs=self.inputs,
+            shards=sorted(shards, key=lambda shard: shard.index),
+            files=sorted(files, key=lambda entry: entry.name),
+            counts=count(shards),
+            metrics=dict(metrics),
+        )
+        data = manifest.to_bytes()
+        read = Manifest.from_bytes(data, f"{self.url}/{MANIFEST}")  # whatever is written can be read
+        self.store.put_bytes(MANIFEST, data)
+        return Artifact(read, self.store, self.url)

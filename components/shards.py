@@ -1,0 +1,213 @@
+"""Shards: tar files of samples as webdataset reads and writes them, and indexes that spare a walk through the tar.
+
+Samples are read in place; nothing is ever unpacked to disk.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import re
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from components.errors import PermanentError
+from components.tar import BLOCK, members, unsafe
+
+RECORD = 10240
+# webdataset's rule: split at the first dot of the last part
+_KEY_AND_EXT = re.compile(r"^((?:.*/|)[^./]+)[.]([^/]*)$", re.DOTALL)
+Layout = list[tuple[str, dict[str, tuple[int, int]]]]  # key, then extension -> (offset, size) in the tar
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample: its key, and extension without dot -> content."""
+
+    key: str
+    fields: dict[str, bytes] = field(repr=False)
+
+
+def _layout(data: bytes | mmap.mmap, where: str) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+    current: str | None = None
+    spans: dict[str, tuple[int, int]] = {}
+    for name, offset, size in members(data, where):
+        match = _KEY_AND_EXT.match(name)
+        if not match:  # a file without an extension belongs to no sample, as in webdataset
+            continue
+        key, ext = match[1].removeprefix("./"), match[2].lower()
+        if key != current:
+            if current is not None:
+                yield current, spans
+            current, spans = key, {}
+        if ext in spans:
+            raise PermanentError(f"{where}: member {name!r} is there twice; a sample has one file of a kind")
+        spans[ext] = (offset, size)
+    if current is not None:
+        yield current, spans
+
+
+def _map(path: Path) -> tuple[mmap.mmap | bytes, str]:
+    try:
+        with path.open("rb") as stream:
+            if path.stat().st_size == 0:
+                raise PermanentError(f"{path}: the file is empty, not a tar; fetch it again")
+            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), str(path)
+    except OSError as error:
+        raise PermanentError(f"{path}: cannot read the shard: {error.strerror}") from error
+
+
+def read_shard(path: Path) -> Iterator[Sample]:
+    """All samples of a tar in order, members grouped by key as webdataset does.
+
+    Raises PermanentError, naming the member, on links, devices, names that lead outside, duplicates and a damaged tar.
+    """
+    data, where = _map(path)
+    for key, spans in _layout(data, where):
+        yield Sample(key, {ext: bytes(data[offset : offset + size]) for ext, (offset, size) in spans.items()})
+
+
+def read_layout(path: Path) -> Layout:
+    """Keys and the places of their fields, in order; raises as read_shard does."""
+    data, where = _map(path)
+    return list(_layout(data, where))
+
+
+def _check_sample(sample: Sample) -> None:
+    for ext in sample.fields:
+        name = f"{sample.key}.{ext}"
+        match = _KEY_AND_EXT.match(name)
+        if not match or match[1] != sample.key or ext != ext.lower() or unsafe(name) or sample.key.startswith("./"):
+            raise PermanentError(
+                f"sample {name!r} cannot be written to a shard: a key has no dot in its last part and stays inside"
+            )
+
+
+def write_shard(path: Path, samples: Iterable[Sample]) -> Layout:
+    """Write samples to a tar at `path` and return where each field lies.
+
+    The bytes depend on the samples alone (time 0, owner 0, mode 644). Raises PermanentError on a key that a reader
+    would split differently, or one that is there twice.
+    """
+    layout: Layout = []
+    seen: set[str] = set()
+    position = 0
+    with path.open("wb") as stream:
+        for sample in samples:
+            _check_sample(sample)
+            if sample.key in seen:
+                raise PermanentError(f"sample key {sample.key!r} is there twice in one shard")
+            seen.add(sample.key)
+            spans = {}
+            for ext, content in sample.fields.items():
+                info = tarfile.TarInfo(f"{sample.key}.{ext}")
+                info.size = len(content)
+                header = info.tobuf(format=tarfile.PAX_FORMAT)
+                stream.write(header)
+                stream.write(content)
+                padding = -len(content) % BLOCK
+                stream.write(bytes(padding))
+                spans[ext] = (position + len(header), len(content))
+                position += len(header) + len(content) + padding
+            layout.append((sample.key, spans))
+        end = 2 * BLOCK + -(position + 2 * BLOCK) % RECORD
+        stream.write(bytes(end))
+    return layout
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Where each sample's fields lie in a tar: `fields[ext][i]` is (offset, size) of sample i, or None."""
+
+    keys: list[str]
+    fields: dict[str, list[tuple[int, int] | None]]
+
+    @classmethod
+    def of(cls, layout: Layout) -> ShardIndex:
+        """The index of what write_shard or read_layout returned."""
+        names = sorted({ext for _, spans in layout for ext in spans})
+        return cls([key for key, _ in layout], {ext: [spans.get(ext) for _, spans in layout] for ext in names})
+
+    def to_bytes(self) -> bytes:
+        """The `.idx` side file: JSON {"keys": [...], "fields": {"gs2d": [[offset, size] | null, ...], ...}}."""
+        return (
+            json.dumps({"keys": self.keys, "fields": self.fields}, sort_keys=True, separators=(",", ":")) + "\n"
+        ).encode()
+
+
+def write_index(path: Path, layout: Layout) -> None:
+    """Write the `.idx` side file of a shard."""
+    path.write_bytes(ShardIndex.of(layout).to_bytes())
+
+
+def read_index(path: Path) -> ShardIndex:
+    """Read an `.idx` side file; PermanentError if it is not one."""
+    try:
+        values = json.loads(path.read_bytes())
+        keys = [str(key) for key in values["keys"]]
+        fields = {
+            str(ext): [None if span is None else (int(span[0]), int(span[1])) for span in spans]
+            for ext, spans in values["fields"].items()
+        }
+        if any(len(spans) != len(keys) for spans in fields.values()):
+            raise ValueError("the lists differ in length")
+    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise PermanentError(f"{path}: not a shard's index ({error}); delete it and run the stage again") from error
+    return ShardIndex(keys, fields)
+
+
+class IndexedShard:
+    """A tar mapped into memory: fields by position, without a copy. Without an index the tar is walked once."""
+
+    def __init__(self, path: Path, index: ShardIndex | Path | None = None) -> None:
+        self._data, where = _map(path)
+        if index is None:
+            index = ShardIndex.of(list(_layout(self._data, where)))
+        self.index = read_index(index) if isinstance(index, Path) else index
+        total = len(self._data)
+        for spans in self.index.fields.values():
+            if any(span is not None and not 0 <= span[0] <= span[0] + span[1] <= total for span in spans):
+                raise PermanentError(
+                    f"{where}: its index points outside the file; delete the index and run the stage again"
+                )
+        self._view = memoryview(self._data)
+
+    @property
+    def keys(self) -> list[str]:
+        """The samples' keys, in order."""
+        return self.index.keys
+
+    def __len__(self) -> int:
+        return len(self.index.keys)
+
+    def has(self, i: int, ext: str) -> bool:
+        """Whether sample `i` has such a field."""
+        spans = self.index.fields.get(ext)
+        return spans is not None and spans[i] is not None
+
+    def field(self, i: int, ext: str) -> memoryview:
+        """The bytes of field `ext` of sample `i`, valid while the shard is open; KeyError if it has none."""
+        span = self.index.fields[ext][i]
+        if span is None:
+            raise KeyError(f"sample {self.keys[i]!r} has no field {ext!r}")
+        return self._view[span[0] : span[0] + span[1]]
+
+    def close(self) -> None:
+        """Let go of the file; views that are still held keep it mapped until they go."""
+        self._view.release()
+        if isinstance(self._data, mmap.mmap):
+            try:
+                self._data.close()
+            except BufferError:
+                return  # a caller's view is alive; the map goes with it
+
+    def __enter__(self) -> IndexedShard:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,259 @@
+"""A place for files: a folder, or a bucket and prefix on an S3 service.
+
+Writes are atomic: a reader sees the whole old file or the whole new one, also after kill -9 or a power cut.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from components.errors import PermanentError, TransientError, UsageError
+
+TEMP_PREFIX = ".tmp-"  # of the last part of a name; never listed, never a name of the caller's
+CHUNK = 1 << 20
+
+
+class StoreNotFound(PermanentError):
+    """There is no file of that name."""
+
+
+def check_name(name: str) -> str:
+    """Return `name` if it is a safe posix relative path; UsageError otherwise."""
+    parts = name.split("/")
+    if not name or name.startswith("/") or "\\" in name or any(part in {"", ".", ".."} for part in parts):
+        raise UsageError(
+            f"store name {name!r}: give a relative path with forward slashes and no '.', '..' or empty part"
+        )
+    if any(ord(char) < 32 or ord(char) == 127 for char in name):
+        raise UsageError(f"store name {name!r} holds a control character")
+    if parts[-1].startswith(TEMP_PREFIX):
+        raise UsageError(f"store name {name!r}: names that begin with {TEMP_PREFIX!r} are kept for files being written")
+    return name
+
+
+def sha256_file(path: Path) -> str:
+    """The file's sha256 as hex digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def mismatch(where: str, expected: str, found: str) -> PermanentError:
+    """The error of a file whose content is not what a manifest says."""
+    return PermanentError(
+        f"{where}: sha256 is {found}, expected {expected}: changed or damaged; delete it and run the stage again"
+    )
+
+
+class Store(ABC):
+    """Files by name; names are posix relative paths (UsageError if not)."""
+
+    url: str
+
+    @abstractmethod
+    def put_bytes(self, name: str, data: bytes) -> None:
+        """Write `data` under `name`, atomically; an existing file is replaced."""
+
+    @abstractmethod
+    def put_file(self, name: str, path: Path) -> None:
+        """Copy the local file `path` to `name`, atomically; `path` stays in place."""
+
+    @abstractmethod
+    def get_bytes(self, name: str) -> bytes:
+        """The content of `name`. Raises StoreNotFound."""
+
+    @abstractmethod
+    def local(self, name: str, sha256: str | None = None) -> AbstractContextManager[Path]:
+        """A readable local path of `name` for the length of the context.
+
+        With `sha256` the content is checked first; PermanentError naming both sums if it differs. Raises StoreNotFound.
+        """
+
+    @abstractmethod
+    def exists(self, name: str) -> bool:
+        """Whether there is a file `name`."""
+
+    @abstractmethod
+    def size(self, name: str) -> int:
+        """Bytes of `name`. Raises StoreNotFound."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> builtins.list[str]:
+        """All names that begin with `prefix`, sorted, at any depth; files still being written are not shown."""
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Remove `name`; nothing happens if it is not there."""
+
+    @abstractmethod
+    def sub(self, path: str) -> Store:
+        """The store of what lies under `path`."""
+
+    def not_found(self, name: str) -> StoreNotFound:
+        """The error of a missing file."""
+        return StoreNotFound(f"{self.url}: there is no file {name!r}")
+
+
+def _os_error(where: Path, error: OSError) -> PermanentError | TransientError:
+    reason = error.strerror or str(error)
+    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        return TransientError(f"{where}: {reason}; free some space and run the same command again")
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return PermanentError(f"{where}: {reason}; choose a folder you may write to, or change its permissions")
+    if error.errno in {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}:
+        return PermanentError(
+            f"{where}: {reason}; a file and a folder are in each other's place or the name is too long"
+        )
+    return TransientError(f"{where}: {reason}")
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _make_folder(folder: Path) -> None:
+    """Create `folder` and its parents so that they outlive a power cut."""
+    if folder.is_dir():
+        return
+    if folder.parent != folder:
+        _make_folder(folder.parent)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir()
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    _fsync_folder(folder.parent)
+
+
+class FolderStore(Store):
+    """A store in a folder, made at the first write."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.root = Path(url).expanduser()
+
+    def _path(self, name: str) -> Path:
+        return self.root / check_name(name)
+
+    def _write(self, name: str, fill: Callable[[BinaryIO], None]) -> None:
+        target = self._path(name)
+        # in the target's own folder: a rename is atomic only within one file system
+        temp = target.with_name(f"{TEMP_PREFIX}{os.getpid()}-{secrets.token_hex(6)}")
+        try:
+            _make_folder(target.parent)
+            try:
+                with temp.open("xb") as stream:
+                    fill(stream)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                temp.replace(target)
+            except BaseException:
+                temp.unlink(missing_ok=True)
+                raise
+            _fsync_folder(target.parent)
+        except OSError as error:
+            raise _os_error(target, error) from error
+
+    def put_bytes(self, name: str, data: bytes) -> None:
+        """See Store."""
+
+        def fill(stream: BinaryIO) -> None:
+            stream.write(data)
+
+        self._write(name, fill)
+
+    def put_file(self, name: str, path: Path) -> None:
+        """See Store."""
+
+        def fill(stream: BinaryIO) -> None:
+            with path.open("rb") as source:
+                shutil.copyfileobj(source, stream, CHUNK)
+
+        self._write(name, fill)
+
+    def get_bytes(self, name: str) -> bytes:
+        """See Store."""
+        path = self._path(name)
+        if not path.is_file():
+            raise self.not_found(name)
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            raise self.not_found(name) from None
+        except OSError as error:
+            raise _os_error(path, error) from error
+
+    @contextmanager
+    def local(self, name: str, sha256: str | None = None) -> Iterator[Path]:
+        """See Store; the path is the file itself: do not write to it."""
+        path = self._path(name)
+        if not path.is_file():
+            raise self.not_found(name)
+        if sha256 is not None and (found := sha256_file(path)) != sha256:
+            raise mismatch(str(path), sha256, found)
+        yield path
+
+    def exists(self, name: str) -> bool:
+        """See Store."""
+        return self._path(name).is_file()
+
+    def size(self, name: str) -> int:
+        """See Store."""
+        path = self._path(name)
+        if not path.is_file():
+            raise self.not_found(name)
+        return path.stat().st_size
+
+    def list(self, prefix: str = "") -> builtins.list[str]:
+        """See Store."""
+        folder = prefix.rpartition("/")[0]
+        top = self.root / check_name(folder) if folder else self.root
+        names = []
+        for where, _, files in os.walk(top):
+            inside = Path(where).relative_to(self.root)
+            names += [(inside / file).as_posix() for file in files if not file.startswith(TEMP_PREFIX)]
+        return sorted(name for name in names if name.startswith(prefix))
+
+    def delete(self, name: str) -> None:
+        """See Store."""
+        path = self._path(name)
+        try:
+            path.unlink(missing_ok=True)
+            if path.parent.is_dir():
+                _fsync_folder(path.parent)
+        except OSError as error:
+            raise _os_error(path, error) from error
+
+    def sub(self, path: str) -> Store:
+        """See Store."""
+        return FolderStore(f"{self.url.rstrip('/')}/{check_name(path)}")
+
+
+def open_store(url: str) -> Store:
+    """Open a folder (a path) or an S3 prefix (s3://bucket/prefix). Nothing is created or contacted yet.
+
+    For s3:// the environment says where and who: AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL (with http:// or https://),
+    AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION. Raises UsageError.
+    """
+    if not url:
+        raise UsageError("the store's address is empty; give a folder or s3://bucket/prefix")
+    if url.startswith("s3://"):
+        from components.store_s3 import open_s3
+
+        return open_s3(url)
+    if "://" in url:
+        raise UsageError(f"store {url!r}: give a folder or s3://bucket/prefix")
+    return FolderStore(url)
