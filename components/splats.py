@@ -59,7 +59,9 @@ class Splats:
         flat = (self.cholesky[:, [0, 2]] <= 0).any(axis=1)
         if flat.any():
             row = int(np.nonzero(flat)[0][0])
-            raise PermanentError(f"splats: cholesky[{row}] is {self.cholesky[row].tolist()}; l00 and l11 must be above 0")
+            raise PermanentError(
+                f"splats: cholesky[{row}] is {self.cholesky[row].tolist()}; l00 and l11 must be above 0"
+            )
 
     def __len__(self) -> int:
         return len(self.means)
