@@ -1,6 +1,9 @@
-"""SplatClip: a CLIP teacher that reads splats. A stem's latents stand in for the patch embeddings; the rest is the teacher's own.
+"""SplatClip: a CLIP teacher that reads splats.
 
-What trains is named by a freeze policy; everything else stays bit for bit the teacher's, and only trained tensors are stored.
+A stem's latents stand in for the patch embeddings; the rest is the teacher's own.
+
+What trains is named by a freeze policy; everything else stays bit for bit the teacher's, and only trained tensors are
+stored.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ FREEZE_POLICIES: dict[str, tuple[str, ...]] = {
 
 
 def check_teacher(clip: nn.Module) -> None:
-    """Raise PermanentError unless the vision tower is open_clip's VisionTransformer, whose parts are used one by one."""
+    """Raise PermanentError unless the vision tower is open_clip's VisionTransformer: its parts are used singly."""
     visual = getattr(clip, "visual", None)
     parts = ("conv1", "class_embedding", "positional_embedding", "ln_pre", "transformer", "ln_post", "proj")
     missing = [name for name in parts if not hasattr(visual, name)]
@@ -48,17 +51,17 @@ def check_teacher(clip: nn.Module) -> None:
         )
 
 
-def patch_embeddings(clip: nn.Module, images: Tensor) -> Tensor:
+def patch_embeddings(clip: Any, images: Tensor) -> Tensor:
     """The teacher's patch embeddings before the positional one: images [B, 3, H, W], normalised -> [B, L, width]."""
     embedded: Tensor = clip.visual.conv1(images)
     return embedded.flatten(2).transpose(1, 2)
 
 
-def encode_patches(clip: nn.Module, patches: Tensor) -> Tensor:
+def encode_patches(clip: Any, patches: Tensor) -> Tensor:
     """The teacher's vision tower from its patch embeddings on: [B, L, width] -> image features [B, D], not normalised.
 
-    With as many tokens as the teacher has patches this is open_clip's own VisionTransformer.forward after conv1. With another number
-    only the class token gets its positional embedding; the others bring their own.
+    With as many tokens as the teacher has patches this is open_clip's own VisionTransformer.forward after conv1. With
+    another number only the class token gets its positional embedding; the others bring their own.
     """
     visual: Any = clip.visual
     table = visual.positional_embedding.to(patches.dtype)
@@ -68,7 +71,7 @@ def encode_patches(clip: nn.Module, patches: Tensor) -> Tensor:
     else:
         x = torch.cat([token + table[0], patches], dim=1)
     x = visual.transformer(visual.ln_pre(visual.patch_dropout(x)))
-    pooled: Tensor = visual._pool(x)[0]  # noqa: SLF001 - its pooling has no public name
+    pooled: Tensor = visual._pool(x)[0]  # its pooling has no public name
     return pooled if visual.proj is None else pooled @ visual.proj
 
 
@@ -108,8 +111,8 @@ class SplatClip(nn.Module):
 class TrainedShare:
     """How many parameters train, of how many.
 
-    total: vision tower, stem and text tower without its token table; vision_total: vision tower and stem; all_total: everything,
-    token table too: the paper's 9.7 % is of that.
+    total: vision tower, stem and text tower without its token table; vision_total: vision tower and stem; all_total:
+    everything, token table too: the paper's 9.7 % is of that.
     """
 
     trained: int
@@ -175,12 +178,16 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_trained(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Put stored tensors into the model; exactly those that train in it must be there, else PermanentError naming `where`."""
+    """Put stored tensors into the model.
+
+    Exactly those that train in it must be there, else PermanentError naming `where`.
+    """
     wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
     wrong = sorted(wanted.keys() ^ state.keys())
     wrong += sorted(n for n in wanted.keys() & state.keys() if wanted[n].shape != state[n].shape)
     if wrong:
-        raise PermanentError(f"{where} does not fit the teacher: {', '.join(wrong[:3])} ({len(wrong)} tensors in all); use the teacher it was trained with")
+        named = f"{', '.join(wrong[:3])} ({len(wrong)} tensors in all)"
+        raise PermanentError(f"{where} does not fit the teacher: {named}; use the teacher it was trained with")
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(state[name])
@@ -210,10 +217,16 @@ def read_description(artifact: Artifact) -> dict[str, Any]:
         except ValueError as error:
             raise PermanentError(f"{where} is not JSON: {error}") from None
     if not isinstance(values, dict) or values.get("format") != ADAPTER_FORMAT:
-        raise PermanentError(f"{where}: not an adapter description of format {ADAPTER_FORMAT}; use the version that wrote it")
+        raise PermanentError(f"{where} is not of format {ADAPTER_FORMAT}; use the version that wrote it")
     if values.get("policy") not in FREEZE_POLICIES:
         raise PermanentError(f"{where}: unknown freeze policy {values.get('policy')!r}")
     return values
+
+
+def _load_file(model: nn.Module, artifact: Artifact, name: str) -> None:
+    where = f"{artifact.url}/{name}"
+    with artifact.local(name) as path:
+        load_trained(model, read_tensors(path, where), where)
 
 
 def load_adapter(artifact: Artifact, teacher: LoadedTeacher, device: torch.device | str = "cpu") -> SplatClip:
@@ -222,8 +235,7 @@ def load_adapter(artifact: Artifact, teacher: LoadedTeacher, device: torch.devic
     config = StemConfig.from_json(values.get("stem", {}), f"{artifact.url}/adapter.json")
     model = SplatClip(copy.deepcopy(teacher.model), config)
     apply_freeze_policy(model, values["policy"])
-    with artifact.local("adapter.safetensors") as path:
-        load_trained(model, read_tensors(path, f"{artifact.url}/adapter.safetensors"), f"{artifact.url}/adapter.safetensors")
+    _load_file(model, artifact, "adapter.safetensors")
     return model.to(device).eval()
 
 
@@ -239,6 +251,5 @@ def load_control(
         raise PermanentError(f"{artifact.url} has no {name}: it was trained without this control")
     model: nn.Module = copy.deepcopy(teacher.model)
     apply_control_policy(model, read_description(artifact)["policy"])
-    with artifact.local(name) as path:
-        load_trained(model, read_tensors(path, f"{artifact.url}/{name}"), f"{artifact.url}/{name}")
+    _load_file(model, artifact, name)
     return model.to(device).eval()

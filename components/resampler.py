@@ -1,8 +1,8 @@
 """Learned latents over per-Gaussian features: a Perceiver resampler, [B, N, W] -> [B, L, W].
 
-The paper's resampler (GaussianVision, arXiv 2509.22615): cross-attention from learned latents to the Gaussians, then an MLP,
-pre-norm, repeated. Each latent has a place in the picture, and each head prefers Gaussians near that place by a Gaussian window
-whose centre and width are learned: worth .3 to 1.4 points on CIFAR-10 against no such preference.
+The paper's resampler (GaussianVision, arXiv 2509.22615): cross-attention from learned latents to the Gaussians, then
+an MLP, pre-norm, repeated. Each latent has a place in the picture, and each head prefers Gaussians near that place by
+a Gaussian window whose centre and width are learned: worth .3 to 1.4 points on CIFAR-10 against no such preference.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ NOTHING = -2.0  # first logit of looking at no Gaussian at all
 def grid_centres(num_latents: int, grid: tuple[int, int] | None = None) -> Tensor:
     """Places of the latents, [L, 2] as (x, y) with the picture's edges at -1 and 1, row by row from the top left.
 
-    grid: (rows, columns), the teacher's patches; without one, the most nearly square grid of exactly num_latents places.
+    grid: (rows, columns), the teacher's patches; without one, the most nearly square grid of exactly num_latents
+    places.
     """
     if grid is None or grid[0] * grid[1] != num_latents:
         rows = next(n for n in range(math.isqrt(num_latents), 0, -1) if num_latents % n == 0)
@@ -36,10 +37,10 @@ def grid_centres(num_latents: int, grid: tuple[int, int] | None = None) -> Tenso
 class CrossAttention(nn.Module):
     """Latents [B, L, W] attend to Gaussians [B, N, W]; permutation-invariant over Gaussians.
 
-    A head's logits are query . key / sqrt(C) - |mu - p|^2 / (2 s^2), p the latent's centre and s the head's window, both learned.
-    The second term needs no [L, N] matrix: it is (p . mu - |mu|^2 / 2 - |p|^2 / 2) / s^2, a few more channels of query and key.
-    One more key stands for no Gaussian at all, with a learned logit and the value zero: a picture whose Gaussians were all pruned
-    (a black one) has an answer, and a head may say how much there is to see.
+    A head's logits are query . key / sqrt(C) - |mu - p|^2 / (2 s^2), p the latent's centre and s the head's window,
+    both learned. The second term needs no [L, N] matrix: it is (p . mu - |mu|^2 / 2 - |p|^2 / 2) / s^2, a few more
+    channels of query and key. One more key stands for no Gaussian at all, with a learned logit and the value zero: a
+    picture whose Gaussians were all pruned (a black one) has an answer, and a head may say how much there is to see.
     """
 
     def __init__(self, width: int, heads: int, centres: Tensor) -> None:
@@ -58,10 +59,11 @@ class CrossAttention(nn.Module):
         self.log_windows = nn.Parameter((spacing * WINDOW_NARROW * (WINDOW_WIDE / WINDOW_NARROW) ** ratio).log())
 
     def _heads(self, values: Tensor) -> Tensor:
-        return values.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        batch, count, _ = values.shape
+        return values.reshape(batch, count, self.heads, -1).transpose(1, 2)
 
     def forward(self, latents: Tensor, gaussians: Tensor, where: Tensor, mask: Tensor) -> Tensor:
-        """latents [B, L, W], gaussians [B, N, W], where [B, N, 2] (edges at -1 and 1), mask [B, N] bool -> [B, L, W]."""
+        """Latents [B, L, W], gaussians [B, N, W], where [B, N, 2] (edges at -1 and 1), mask [B, N] -> [B, L, W]."""
         batch, _, width = latents.shape
         query = self._heads(self.query(self.norm_latents(latents))) * (width // self.heads) ** -0.5
         keys, values = self.key_value(self.norm_gaussians(gaussians)).chunk(2, dim=-1)
@@ -75,8 +77,8 @@ class CrossAttention(nn.Module):
 
         lifted = [where, -0.5 * where.square().sum(-1, keepdim=True), torch.ones_like(where[..., :1])]
         seen = F.pad(torch.cat(lifted, dim=-1), (0, 1))[:, None].expand(-1, self.heads, -1, -1)
-        key = F.pad(torch.cat([key, seen], dim=-1), (0, 0, 0, 1))  # the last key: zeros ...
-        key = key + F.pad(key.new_ones(1, 1), (key.shape[-1] - 1, 0, key.shape[-2] - 1, 0))  # ... and a one for `nothing`
+        key = F.pad(torch.cat([key, seen], dim=-1), (0, 0, 0, 1))  # the last key stands for nothing: zeros ...
+        key = key + F.pad(key.new_ones(1, 1), (key.shape[-1] - 1, 0, key.shape[-2] - 1, 0))  # ... and a one
         value = F.pad(value, (0, 0, 0, 1))
         visible = F.pad(mask, (0, 1), value=True)[:, None, None, :]
         pooled = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=1.0)
@@ -103,7 +105,7 @@ class Resampler(nn.Module):
         self.mlps = nn.ModuleList(mlp(width, 4) for _ in range(layers))
 
     def forward(self, gaussians: Tensor, where: Tensor, mask: Tensor) -> Tensor:
-        """gaussians [B, N, W], where [B, N, 2] (edges at -1 and 1), mask [B, N] bool -> latents [B, L, W]."""
+        """Gaussians [B, N, W], where [B, N, 2] (edges at -1 and 1), mask [B, N] bool -> latents [B, L, W]."""
         latents = self.latents.expand(len(gaussians), -1, -1)
         for attention, feed in zip(self.attentions, self.mlps, strict=True):
             latents = latents + attention(latents, gaussians, where, mask)

@@ -48,31 +48,42 @@ class StemConfig:
     def from_json(cls, values: Mapping[str, Any], where: str) -> StemConfig:
         """Raises PermanentError naming `where` when a field is missing or wrong."""
         try:
-            plain = {name: values[name] for name in ("stem", "stem_width", "layers", "heads", "num_latents", "width")}
-            stats = {
-                name: FeatureStats(mean=tuple(map(float, values[name]["mean"])), std=tuple(map(float, values[name]["std"])))
-                for name in ("features", "tokens")
-            }
             rows, columns = (int(n) for n in values["grid"])
             across, down = (int(n) for n in values["picture"])
+            return cls(
+                stem=str(values["stem"]),
+                stem_width=int(values["stem_width"]),
+                layers=int(values["layers"]),
+                heads=int(values["heads"]),
+                num_latents=int(values["num_latents"]),
+                grid=(rows, columns),
+                width=int(values["width"]),
+                picture=(across, down),
+                features=_stats(values["features"]),
+                tokens=_stats(values["tokens"]),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise PermanentError(f"{where}: not a stem's description ({error!r}); train the adapter again") from None
-        return cls(**plain, **stats, grid=(rows, columns), picture=(across, down))
+
+
+def _stats(values: Mapping[str, Any]) -> FeatureStats:
+    return FeatureStats(mean=tuple(map(float, values["mean"])), std=tuple(map(float, values["std"])))
 
 
 class PaperStem(nn.Module):
-    """The paper's stem: log scales, Fourier features of position and covariance, normalised, projected; then a Perceiver resampler.
+    """The paper's stem: normalised features of each Gaussian, projected, then a Perceiver resampler.
 
-    A small MLP a Gaussian stands between projection and resampler (1.8 points on CIFAR-10). Gaussians keep stem_width channels;
-    only the pooled latents are widened to the teacher's width. Where there are not as many latents as patches, the teacher's
-    positional embedding has no place for them, and the stem carries one of its own.
+    A small MLP a Gaussian stands between projection and resampler (1.8 points on CIFAR-10). Gaussians keep stem_width
+    channels; only the pooled latents are widened to the teacher's width. Where there are not as many latents as
+    patches, the teacher's positional embedding has no place for them, and the stem carries one of its own.
     """
 
     def __init__(self, config: StemConfig) -> None:
         super().__init__()
         self.picture = config.picture
         inner, width = config.stem_width, config.width
-        self.embed = nn.Sequential(nn.Linear(NUM_FEATURES, inner), nn.LayerNorm(inner), nn.GELU(), nn.Linear(inner, inner))
+        first, second = nn.Linear(NUM_FEATURES, inner), nn.Linear(inner, inner)
+        self.embed = nn.Sequential(first, nn.LayerNorm(inner), nn.GELU(), second)
         self.refine = mlp(inner, 2)
         centres = grid_centres(config.num_latents, config.grid)
         self.resampler = Resampler(inner, layers=config.layers, heads=config.heads, centres=centres)
@@ -96,7 +107,7 @@ class PaperStem(nn.Module):
         gaussians = self.embed(features)
         gaussians = gaussians + self.refine(gaussians)
         where = torch.where(present, positions(splats.means, *self.picture), 0.0)
-        tokens = self.token_mean + self.token_std * self.out(self.resampler(gaussians, where, splats.mask))
+        tokens: Tensor = self.token_mean + self.token_std * self.out(self.resampler(gaussians, where, splats.mask))
         return tokens if self.positional_embedding is None else tokens + self.positional_embedding
 
 
@@ -104,7 +115,7 @@ STEMS: dict[str, Callable[[StemConfig], nn.Module]] = {"paper": PaperStem}
 
 
 def build_stem(config: StemConfig) -> nn.Module:
-    """The stem that `config` describes, freshly initialised from torch's generator; PermanentError for an unknown name."""
+    """The stem that `config` describes, freshly initialised; PermanentError for an unknown name."""
     if config.stem not in STEMS:
         raise PermanentError(f"unknown stem {config.stem!r}; this version knows: {', '.join(STEMS)}")
     return STEMS[config.stem](config)

@@ -1,9 +1,9 @@
 """Splats -> features [B, N, F]: the only place where features of Gaussians are defined.
 
-The set follows the paper's stem (GaussianVision, arXiv 2509.22615): log of the scales, Fourier features of position and
-covariance, normalisation; colours and a smooth orientation beside them. Everything is measured in units of half the
-picture's sides, so that features do not depend on the size in pixels. Nothing is clamped: a fifth of a fit's centres lie
-outside the picture and some colours are negative, and both mean something.
+The set follows the paper's stem (GaussianVision, arXiv 2509.22615): log of the scales, Fourier features of position
+and covariance, normalisation; colours and a smooth orientation beside them. Everything is measured in units of half
+the picture's sides, so that features do not depend on the size in pixels. Nothing is clamped: a fifth of a fit's
+centres lie outside the picture and some colours are negative, and both mean something.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def positions(means: Tensor, width: int, height: int) -> Tensor:
 def splat_features(means: Tensor, cholesky: Tensor, colors: Tensor, width: int, height: int) -> Tensor:
     """Features of every Gaussian, not yet normalised: [B, N, NUM_FEATURES].
 
-    means [B, N, 2], cholesky [B, N, 3], colors [B, N, 3] in pixels of a picture of width x height. In order: position (2) and its
-    Fourier features (20); sigma_x, sigma_y, rho (3) and their Fourier features (12); log eigen-scales, larger first (2);
-    orientation as anisotropy times cos and sin of twice the angle (2); colour (3).
+    means [B, N, 2], cholesky [B, N, 3], colors [B, N, 3] in pixels of a picture of width x height. In order: position
+    (2) and its Fourier features (20); sigma_x, sigma_y, rho (3) and their Fourier features (12); log eigen-scales,
+    larger first (2); orientation as anisotropy times cos and sin of twice the angle (2); colour (3).
     """
     sides = means.new_tensor([2.0 / width, 2.0 / height])
     l00, l10, l11 = cholesky[..., 0] * sides[0], cholesky[..., 1] * sides[1], cholesky[..., 2] * sides[1]
