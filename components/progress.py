@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 PLAIN_INTERVAL_S = 5.0
 
 
-class Bar:
+class Bar(ABC):
     """A counter of finished units; values such as a loss or a PSNR ride along."""
 
     def __init__(self, label: str, total: int, unit: str, start: int = 0) -> None:
@@ -30,11 +31,9 @@ class Bar:
         """Units a second since the bar was opened."""
         return (self.done - self.start) / max(time.monotonic() - self.started, 1e-9)
 
+    @abstractmethod
     def _show(self, values: dict[str, float]) -> None:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Write what is still to be shown."""
+        """Show the counter and `values`."""
 
 
 def _text(values: dict[str, float]) -> str:
@@ -60,6 +59,7 @@ class _PlainBar(Bar):
             self._line()
 
     def close(self) -> None:
+        """Write the last count."""
         self._line()
 
 
@@ -79,7 +79,7 @@ def progress(label: str, *, total: int, unit: str = "steps", start: int = 0) -> 
     """Open a progress display for `total` units, `start` of which are already done."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        bar: Bar = _PlainBar(label, total, unit, start)
+        bar = _PlainBar(label, total, unit, start)
         yield bar
         bar.close()
         return
