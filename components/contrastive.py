@@ -1,0 +1,53 @@
+"""CLIP's contrastive loss with several positives a row, and the prompt classifier.
+
+Letters: B pictures, U distinct texts, C classes, D embedding dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from components.openclip import Tokenizer
+
+PLACEHOLDER = "{c}"
+
+
+def clip_loss(image_features: Tensor, text_features: Tensor, logit_scale: Tensor, positives: Tensor) -> Tensor:
+    """Symmetric cross-entropy, with the target spread evenly over a row's positives; a scalar in float32.
+
+    image_features [B, D] and text_features [U, D], L2-normalised; logit_scale: a log, exponentiated here;
+    positives [B, U] bool, at least one in each row and column. With one positive each this is CLIP's loss.
+    """
+    logits = logit_scale.exp() * image_features.float() @ text_features.float().T
+    target = positives.to(logits.dtype)
+    by_image = -(logits.log_softmax(dim=1) * target).sum(dim=1) / target.sum(dim=1)
+    by_text = -(logits.log_softmax(dim=0) * target).sum(dim=0) / target.sum(dim=0)
+    return 0.5 * (by_image.mean() + by_text.mean())
+
+
+@torch.no_grad()
+def prompt_classifier(
+    model: Any, tokenizer: Tokenizer, class_names: Sequence[str], templates: Sequence[str], batch_size: int = 256
+) -> Tensor:
+    """CLIP's prompt ensemble: [D, C], the mean of a class's L2-normalised text features, normalised again.
+
+    model: an open_clip CLIP, or anything with its encode_text(tokens, normalize=True). templates hold {c} for the name.
+    """
+    device = next(model.parameters()).device
+    texts = [template.replace(PLACEHOLDER, name) for name in class_names for template in templates]
+    parts = [
+        model.encode_text(tokenizer(texts[start : start + batch_size]).to(device), normalize=True).float()
+        for start in range(0, len(texts), batch_size)
+    ]
+    features = torch.cat(parts).view(len(class_names), len(templates), -1).mean(dim=1)
+    return F.normalize(features, dim=-1).T.contiguous()
+
+
+def num_correct(image_features: Tensor, classifier: Tensor, classes: Tensor) -> int:
+    """How many of image_features [B, D] score highest in classifier [D, C] on their own class, classes [B]."""
+    return int(((image_features.float() @ classifier).argmax(dim=1) == classes).sum())
