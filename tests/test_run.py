@@ -1,0 +1,140 @@
+"""The whole flow from the command, at a size of seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+from PIL import Image
+
+TINY = ROOT / "tests/tiny.yaml"
+SECTIONS = ("download", "train_teacher", "splat_fit", "train_adapter", "zero_shot_eval")
+RUNNER = Path(sys.executable).parent
+
+
+def run(*command: str, cwd: Path = ROOT, ok: bool = True) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PATH": f"{RUNNER}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, check=False, timeout=300)
+    assert not ok or result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("run")
+    result = run("splatclip", "run", "--params", str(TINY), "--store", f"{folder}/store", "--out", f"{folder}/out")
+    return folder, result.stdout
+
+
+def test_a_run_ends_with_something_to_look_at(first: tuple[Path, str]) -> None:
+    folder, table = first
+    scores = json.loads((folder / "out/scores.json").read_text())
+    assert "teacher" in table
+    assert "splats" in table
+    assert "in-distribution" in json.dumps(scores)
+    with Image.open(folder / "out/contact_sheet.png") as sheet:
+        assert sheet.size[0] > 400
+    assert {p.stem for p in (folder / "out/manifests").iterdir()} == set(SECTIONS)
+
+
+def test_the_same_work_is_found_under_any_name(first: tuple[Path, str]) -> None:
+    folder, table = first
+    again = run("splatclip", "run", "--params", str(TINY), "--store", f"{folder}/store", "--out", f"{folder}/other")
+    assert again.stderr.count("found, nothing to do") == len(SECTIONS)
+    assert (folder / "other/scores.json").read_bytes() == (folder / "out/scores.json").read_bytes()
+    for name in SECTIONS:
+        manifests = [(folder / out / "manifests" / f"{name}.json").read_bytes() for out in ("out", "other")]
+        assert manifests[0] == manifests[1]
+    shown = run("splatclip", "show", f"{folder}/out")
+    assert shown.stdout.splitlines()[:4] == table.splitlines()[:4]
+
+
+def test_nothing_found_out_later_is_in_a_manifest(first: tuple[Path, str]) -> None:
+    folder, _ = first
+    for path in (folder / "out/manifests").iterdir():
+        assert str(folder) not in path.read_text()
+
+
+def test_a_parameter_changes_only_what_follows(first: tuple[Path, str]) -> None:
+    folder, _ = first
+    changed = ("--set", "splat_fit.num_gaussians=9", "--set", "train_adapter.control_with_stage1=false")
+    result = run(
+        "splatclip", "run", "--params", str(TINY), "--store", f"{folder}/store", "--out", f"{folder}/9", *changed
+    )
+    found = [line.partition(":")[0] for line in result.stderr.splitlines() if "found, nothing to do" in line]
+    assert found == ["download", "train_teacher"]
+    manifest = json.loads((folder / "9/manifests/splat_fit.json").read_text())
+    assert manifest["params"]["num_gaussians"] == 9
+    assert {shard["params_hash"] for shard in manifest["shards"]} == {manifest["params_hash"]}
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, first: tuple[Path, str]) -> Path:
+    """A checkout of its own, with tiny parameters and the first run's teacher and data already in the store."""
+    for name in run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").stdout.split("\0"):
+        if name.startswith(("components/", "kernels/", ".dvc", "dvc.yaml", ".gitignore")) and (ROOT / name).is_file():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(first[0] / "store/download", tmp_path / "runs/store/download")
+    shutil.copytree(first[0] / "store/train_teacher", tmp_path / "runs/store/train_teacher")
+    shutil.copy(TINY, tmp_path / "params.yaml")
+    run("git", "init", "-q", cwd=tmp_path)
+    return tmp_path
+
+
+def stages_run(output: str) -> list[str]:
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+
+
+def test_dvc_runs_only_what_changed(workspace: Path) -> None:
+    assert sorted(stages_run(run("dvc", "repro", cwd=workspace).stdout)) == sorted(SECTIONS)
+    assert stages_run(run("dvc", "repro", cwd=workspace).stdout) == []
+    params = yaml.safe_load((workspace / "params.yaml").read_text())
+    params["splat_fit"]["num_gaussians"] = 9
+    (workspace / "params.yaml").write_text(yaml.safe_dump(params))
+    assert stages_run(run("dvc", "repro", cwd=workspace).stdout) == ["splat_fit", "train_adapter", "zero_shot_eval"]
+    shown = json.loads(run("dvc", "metrics", "show", "--json", cwd=workspace).stdout)
+    files = shown[""]["data"]
+    assert any("psnr_db_mean" in json.dumps(values) for values in files.values())
+    assert (workspace / "runs/dvc/scores/scores.json").is_file()
+
+
+def test_dvc_goes_on_where_it_was_killed(workspace: Path) -> None:
+    params = yaml.safe_load((workspace / "params.yaml").read_text())
+    params["splat_fit"] |= {"num_iters": 20000, "threads": 1}
+    (workspace / "params.yaml").write_text(yaml.safe_dump(params))
+    env = {**os.environ, "PATH": f"{RUNNER}{os.pathsep}{os.environ['PATH']}"}
+    process = subprocess.Popen(
+        ["dvc", "repro", "splat_fit"], cwd=workspace, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    finished: set[Path] = set()
+    deadline = time.monotonic() + 120
+    while not finished and process.poll() is None and time.monotonic() < deadline:
+        finished = set(workspace.glob("runs/store/splat_fit/*/*/*.tar"))
+        time.sleep(0.02)
+    kill_tree(process.pid)
+    process.communicate()
+    assert finished, "no shard was finished before the kill"
+    assert not list(workspace.glob("runs/store/splat_fit/*/manifest.json")), "the kill came too late to show anything"
+    stamps = {path: path.stat().st_mtime_ns for path in finished}
+    run("dvc", "repro", "splat_fit", cwd=workspace)
+    assert {path: path.stat().st_mtime_ns for path in finished} == stamps
+    assert list(workspace.glob("runs/store/splat_fit/*/manifest.json"))
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL a process and all below it: DVC runs a stage through a shell."""
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        kill_tree(int(child))
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
