@@ -7,6 +7,8 @@
 #include <optional>
 #include <string>
 
+#include "bindings.h"
+
 namespace py = pybind11;
 
 namespace {
@@ -57,7 +59,7 @@ py::tuple decode(const py::buffer& data) {
 
 }  // namespace
 
-void register_codec(py::module_& m) {
+void splat2d::register_codec(py::module_& m) {
     const py::object decoded = py::module_::import("collections").attr("namedtuple")(
         "Decoded", py::make_tuple("means", "cholesky", "colors", "width", "height"), py::arg("module") = "splat2d");
     m.attr("Decoded") = decoded;
