@@ -1,0 +1,1 @@
+"""splat_fit: image shards -> splat shards (.gs2d)."""

@@ -1,0 +1,179 @@
+"""One image shard in, one splat shard out: decode, fit in chunks, pack, and measure what the file gives back."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import splat2d
+
+from components.config import SplatFitParams
+from components.errors import PermanentError
+from components.images import EXTENSIONS, ImageError, Pixels, decode_rgb
+from components.manifest import SampleNote, canonical
+from components.shards import Sample, ShardIndex, write_shard
+from components.splats import Splats, pad
+
+MAX_SIDE = 16384  # of .gs2d version 1
+MAX_PSNR_DB = 100.0  # what a picture counts that comes back without any error: JSON has no infinity
+CHUNK_PER_THREAD = 16
+CHUNK_PIXELS = 8_000_000
+KEPT_FIELDS = ("txt", "cls")
+
+Tick = Callable[[int, float], None]  # pictures done, their mean PSNR in dB; raises to stop the work
+
+
+@dataclass
+class _Fitted:
+    """One picture's file and the figures that go with it; kept are the sample's small fields."""
+
+    data: bytes
+    psnr_db: float
+    num_gaussians: int
+    num_clamped: int
+    raw_bytes: int
+    source_bytes: int = 0
+    kept: dict[str, bytes] = field(default_factory=dict)
+
+
+class ShardFitter:
+    """Fits the pictures of one shard as they come; no more than a chunk of each size is held decoded."""
+
+    def __init__(self, params: SplatFitParams, device: str, tick: Tick) -> None:
+        self._params, self._device, self._tick = params, device, tick
+        threads = params.threads or len(os.sched_getaffinity(0))
+        self._threads, self._chunk = threads, CHUNK_PER_THREAD * threads
+        self._waiting: dict[tuple[int, int], list[tuple[Sample, int, Pixels]]] = defaultdict(list)
+        self._fitted: dict[str, _Fitted] = {}
+        self._order: list[str] = []
+        self.notes: list[SampleNote] = []
+
+    def add(self, sample: Sample) -> None:
+        """Take one sample; fits a chunk when enough pictures of its size wait."""
+        try:
+            size, pixels = self._decode(sample)
+        except ImageError as error:
+            self.notes.append(SampleNote(key=sample.key, outcome="failed", reason=error.reason, detail=error.detail))
+            self._tick(1, math.nan)
+            return
+        small = Sample(sample.key, {ext: sample.fields[ext] for ext in (*KEPT_FIELDS, "json") if ext in sample.fields})
+        self._order.append(sample.key)
+        height, width = pixels.shape[:2]
+        group = self._waiting[height, width]
+        group.append((small, size, pixels))
+        if len(group) >= max(1, min(self._chunk, CHUNK_PIXELS // (height * width))):
+            self._flush((height, width))
+        elif sum(map(len, self._waiting.values())) >= 4 * self._chunk:
+            self.flush()
+
+    def flush(self) -> None:
+        """Fit all that waits."""
+        for size in list(self._waiting):
+            self._flush(size)
+
+    def _decode(self, sample: Sample) -> tuple[int, Pixels]:
+        ext = next((ext for ext in EXTENSIONS if ext in sample.fields), None)
+        if ext is None:
+            raise ImageError("missing", f"the sample has no picture, only: {', '.join(sample.fields)}")
+        pixels = decode_rgb(sample.fields[ext])
+        height, width = pixels.shape[:2]
+        if max(height, width) > MAX_SIDE:
+            raise ImageError("too_large", f"{width} x {height} pixels; a side has {MAX_SIDE} at most")
+        if self._params.num_gaussians > height * width:
+            detail = f"{width} x {height} = {height * width} pixels for {self._params.num_gaussians} Gaussians"
+            raise ImageError("too_few_pixels", detail)
+        return len(sample.fields[ext]), pixels
+
+    def _flush(self, size: tuple[int, int]) -> None:
+        group = self._waiting.pop(size)
+        if not group:
+            return
+        images = np.stack([pixels for _, _, pixels in group])
+        self._tick(0, math.nan)
+        params = self._params
+        result = splat2d.fit(
+            images,
+            params.num_gaussians,
+            recipe=params.recipe,
+            num_iters=params.num_iters or None,
+            seed=params.seed,
+            threads=params.threads,
+            device=self._device,
+            lambda_color=None if params.lambda_color == -1 else params.lambda_color,
+            prune_threshold=None if params.prune_threshold == -1 else params.prune_threshold,
+            progress=lambda _: self._tick(0, math.nan),
+        )
+        kept: list[int] = []
+        packed: list[tuple[bytes, int]] = []
+        for row, (sample, _, _) in enumerate(group):
+            count = int(result.counts[row])
+            parts = (result.means[row, :count], result.cholesky[row, :count], result.colors[row, :count])
+            if all(np.isfinite(part).all() for part in parts) and (parts[1][:, [0, 2]] > 0).all():
+                packed.append(Splats(*parts, width=size[1], height=size[0]).pack())
+                kept.append(row)
+            else:
+                note = SampleNote(key=sample.key, outcome="failed", reason="not_finite", detail="the fit diverged")
+                self.notes.append(note)
+        psnr = _psnr_after_file([data for data, _ in packed], images[kept], params.threads)
+        for row, (data, clamped), value in zip(kept, packed, psnr, strict=True):
+            sample, source_bytes, _ = group[row]
+            self._fitted[sample.key] = _Fitted(
+                data, value, int(result.counts[row]), clamped, size[0] * size[1] * 3, source_bytes, sample.fields
+            )
+        self._tick(len(group), math.fsum(psnr) / max(1, len(psnr)))
+
+    def write(self, path: Path, where: str) -> tuple[int, bytes, dict[str, float]]:
+        """Write the splat shard, in the image shard's order.
+
+        Returns the number of samples, the index's bytes, and sums over the samples (metrics of a shard entry).
+        """
+        self.flush()
+        self.notes.sort(key=lambda note: note.key)
+        done = [(key, self._fitted[key]) for key in self._order if key in self._fitted]
+        layout = write_shard(path, (Sample(key, _fields(key, one, where)) for key, one in done))
+        sums = {
+            "psnr_db_sum": math.fsum(one.psnr_db for _, one in done),
+            "num_gaussians": float(sum(one.num_gaussians for _, one in done)),
+            "num_clamped": float(sum(one.num_clamped for _, one in done)),
+            "gs2d_bytes": float(sum(len(one.data) for _, one in done)),
+            "image_bytes": float(sum(one.source_bytes for _, one in done)),
+            "raw_bytes": float(sum(one.raw_bytes for _, one in done)),
+        }
+        return len(done), ShardIndex.of(layout).to_bytes(), sums
+
+
+def _psnr_after_file(files: list[bytes], images: Pixels, threads: int) -> list[float]:
+    """PSNR in dB of what each file gives back against its picture (uint8 [B, H, W, 3]), at most MAX_PSNR_DB."""
+    if not files:
+        return []
+    splats = [Splats.unpack(data) for data in files]
+    batch = pad(splats, max(1, *map(len, splats)))
+    height, width = images.shape[1:3]
+    render = splat2d.render(
+        batch.means, batch.cholesky, batch.colors, height, width, counts=batch.counts, threads=threads
+    )
+    return [min(float(value), MAX_PSNR_DB) for value in splat2d.psnr(render, images)]
+
+
+def _fields(key: str, one: _Fitted, where: str) -> dict[str, bytes]:
+    try:
+        about: dict[str, Any] = json.loads(one.kept.get("json", b"{}"))
+        if not isinstance(about, dict):
+            raise TypeError("not a mapping")
+    except (ValueError, TypeError) as error:
+        raise PermanentError(f"{where}: {key}.json is no JSON mapping ({error}); run download again") from error
+    about |= {
+        "key": key,
+        "psnr_db": one.psnr_db,
+        "num_gaussians": one.num_gaussians,
+        "num_bytes": len(one.data),
+    }
+    kept: Iterable[str] = (ext for ext in KEPT_FIELDS if ext in one.kept)
+    return {"gs2d": one.data, **{ext: one.kept[ext] for ext in kept}, "json": canonical(about)}
