@@ -31,7 +31,7 @@ CurveRow = dict[str, float | int | str]
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Where and how often a run saves itself: each `every` steps and at its end, as `_checkpoint/<name>.safetensors`."""
+    """Where and how often a run is saved: each `every` steps and at its end, as _checkpoint/<name>.safetensors."""
 
     store: Store
     name: str
@@ -145,8 +145,9 @@ def train(
 
     step_fn(step) returns the step's loss, and values to log beside it if it likes. It must depend on the step's number
     alone; torch's global generator is seeded by (seed, step) before each call. A parameter named logit_scale is kept in
-    [0, ln 100], as CLIP does. A row every `log_every` steps and at the end: phase (the label), step, lr, and the
-    means of loss and values since the row before. validate() adds its values to the last row, and to one every `validate_every` steps.
+    [0, ln 100], as CLIP does. The curve has a row every `log_every` steps and at the end: phase (the label), step, lr,
+    and the means of loss and values since the row before. validate() adds its values to the last row, and to one every
+    `validate_every` steps.
 
     With a checkpoint there, the run goes on from it; a finished one returns at once, its parameters restored. SIGTERM
     or Ctrl-C: a checkpoint, then Interrupted. Raises PermanentError, naming the step, when the loss is not finite.

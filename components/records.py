@@ -1,0 +1,220 @@
+"""Samples as they lie in image and splat shards, paired by key, and their decoding."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from components.errors import PermanentError
+from components.images import ImageError, decode_rgb, fit_square
+from components.manifest import Artifact, ShardEntry
+from components.shards import IndexedShard
+from components.splats import PaddedSplats, Splats, pad
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+SPLAT_EXTENSION = "gs2d"
+INDEX_SUFFIX = ".idx"
+DECODE_THREADS = 4
+SPLAT_BYTES = 8 * 4 + 1  # a Gaussian decoded: eight float32 and its place in the mask
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample, still encoded. image, splats: None where not asked for; number: its class, or -1."""
+
+    key: str
+    image: bytes | None
+    splats: bytes | None
+    captions: list[str]
+    number: int
+
+
+def _texts(shard: IndexedShard, i: int, where: str) -> tuple[list[str], int]:
+    """A sample's captions and class number, from its json, txt and cls fields."""
+    try:
+        values: dict[str, Any] = json.loads(bytes(shard.field(i, "json"))) if shard.has(i, "json") else {}
+        captions = [str(caption) for caption in values.get("captions") or [] if caption]
+        if not captions and shard.has(i, "txt"):
+            captions = [text] if (text := bytes(shard.field(i, "txt")).decode("utf-8").strip()) else []
+        number = int(bytes(shard.field(i, "cls"))) if shard.has(i, "cls") else int(values.get("class", -1))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise PermanentError(f"{where}: sample {shard.keys[i]!r}: its json, txt or cls is damaged: {error}") from error
+    return captions, number
+
+
+def _image_field(shard: IndexedShard, i: int, where: str) -> bytes:
+    for extension in IMAGE_EXTENSIONS:
+        if shard.has(i, extension):
+            return bytes(shard.field(i, extension))
+    raise PermanentError(f"{where}: sample {shard.keys[i]!r} has no picture ({', '.join(IMAGE_EXTENSIONS)})")
+
+
+class ShardPairs:
+    """The image shards of a split and, where given, the splat shards fitted to them (the same index, split and order).
+
+    num_samples: how many records the manifests promise; missing: how many have no partner, counted as shards are read.
+    """
+
+    def __init__(
+        self, images: Artifact, split: str, splats: Artifact | None, *, want_images: bool, want_splats: bool
+    ) -> None:
+        self._images, self._splats = images, splats
+        self._want_images, self._want_splats = want_images, want_splats
+        self._image_shards = images.manifest.split(split)
+        self._splat_shards = {} if splats is None else {entry.index: entry for entry in splats.manifest.split(split)}
+        used = self._image_shards if splats is None else list(self._splat_shards.values())
+        self.num_samples = sum(entry.ok for entry in used)
+        self.image_size = int(images.manifest.metrics.get("image_size", images.manifest.params.get("image_size", 0)))
+        self.num_gaussians = 0 if splats is None else int(splats.manifest.params["num_gaussians"])
+        self.missing: Counter[str] = Counter({"image": 0, "splats": 0})
+        if splats is not None:
+            known = {entry.index for entry in self._image_shards}
+            strange = sorted(set(self._splat_shards) - known)
+            if strange:
+                raise PermanentError(f"{splats.url}: shards {strange} have no image shard; fit the splats again")
+
+    def _open(self, stack: ExitStack, artifact: Artifact, entry: ShardEntry) -> IndexedShard:
+        path = stack.enter_context(artifact.local(entry))
+        side = next((file for file in entry.files if file.name.endswith(INDEX_SUFFIX)), None)
+        index = stack.enter_context(artifact.local(side)) if side is not None else None
+        return stack.enter_context(IndexedShard(path, index))
+
+    def read(self, entry: ShardEntry) -> list[Record]:
+        """The records of one image shard, in its order; those without a partner are counted in `missing`."""
+        if self._splats is None:
+            with ExitStack() as stack:
+                shard = self._open(stack, self._images, entry)
+                return [self._record(shard, i, None, 0) for i in range(len(shard))]
+        partner = self._splat_shards.get(entry.index)
+        if partner is None:
+            self.missing["splats"] += entry.ok
+            return []
+        with ExitStack() as stack:
+            splats = self._open(stack, self._splats, partner)
+            if not self._want_images:
+                self.missing["splats"] += entry.ok - len(splats)
+                return [self._record(None, 0, splats, j) for j in range(len(splats))]
+            images = self._open(stack, self._images, entry)
+            places = {key: j for j, key in enumerate(splats.keys)}
+            pairs = [(i, places[key]) for i, key in enumerate(images.keys) if key in places]
+            self.missing["splats"] += len(images) - len(pairs)
+            self.missing["image"] += len(splats) - len(pairs)
+            return [self._record(images, i, splats, j) for i, j in pairs]
+
+    def _record(self, images: IndexedShard | None, i: int, splats: IndexedShard | None, j: int) -> Record:
+        wanted = splats if splats is not None and self._want_splats else None
+        data = None if wanted is None else bytes(wanted.field(j, SPLAT_EXTENSION))
+        if images is not None:
+            captions, number = _texts(images, i, self._images.url)
+            return Record(images.keys[i], _image_field(images, i, self._images.url), data, captions, number)
+        if splats is None or self._splats is None:
+            raise PermanentError("a record of neither picture nor splats")
+        captions, number = _texts(splats, j, self._splats.url)
+        return Record(splats.keys[j], None, data, captions, number)
+
+    def stream(self, limit: int, *, buffer: int, order: tuple[int, int] | None) -> Iterator[Record]:
+        """All records, the next shard read ahead; in the shards' order, or shuffled by order = (seed, epoch).
+
+        Shuffled, the shards' order is, and records within a buffer of `buffer`. Raises PermanentError where a shard
+        does not hold what its manifest promises: epochs would differ in length.
+        """
+        shards = list(self._image_shards)
+        chance = random.Random(f"{order}")
+        if limit:
+            shards = self._first(shards, limit)
+        if order is not None:
+            chance.shuffle(shards)
+        held: list[Record] = []
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(self._checked, shards[0], limit)
+            for position in range(len(shards)):
+                records = ahead.result()
+                if position + 1 < len(shards):
+                    ahead = pool.submit(self._checked, shards[position + 1], limit)
+                for record in records:
+                    held.append(record)
+                    if len(held) > buffer:
+                        yield _take(held, chance if order is not None else None)
+        while held:
+            yield _take(held, chance if order is not None else None)
+
+    def _promised(self, entry: ShardEntry) -> int:
+        if self._splats is None:
+            return entry.ok
+        return self._splat_shards[entry.index].ok if entry.index in self._splat_shards else 0
+
+    def _first(self, shards: Sequence[ShardEntry], limit: int) -> list[ShardEntry]:
+        kept, count = [], 0
+        for entry in shards:
+            if count < limit:
+                kept.append(entry)
+                count += self._promised(entry)
+        return kept
+
+    def _checked(self, entry: ShardEntry, limit: int) -> list[Record]:
+        records = self.read(entry)
+        if len(records) != self._promised(entry):
+            raise PermanentError(
+                f"{self._images.url}/{entry.name}: {len(records)} samples, where the manifests promise "
+                f"{self._promised(entry)}; the splats are of other pictures, or a shard was changed: fit them again"
+            )
+        if not limit:
+            return records
+        before = sum(self._promised(other) for other in self._image_shards if other.index < entry.index)
+        return records[: max(0, limit - before)]
+
+    def read_all(self, limit: int) -> Iterator[list[Record]]:
+        """Record lists of shard after shard, until `limit` records are read (0: all)."""
+        count = 0
+        for entry in self._image_shards:
+            records = self.read(entry)
+            yield records[: limit - count] if limit else records
+            count += len(records)
+            if limit and count >= limit:
+                return
+
+
+def _take(held: list[Record], chance: random.Random | None) -> Record:
+    if chance is None:
+        return held.pop(0)
+    place = chance.randrange(len(held))
+    held[place], held[-1] = held[-1], held[place]
+    return held.pop()
+
+
+class Decoder:
+    """Decodes records in a few threads. image_size, num_gaussians: 0 where pictures or splats are not wanted."""
+
+    def __init__(self, *, image_size: int, num_gaussians: int) -> None:
+        self._image_size, self._num_gaussians = image_size, num_gaussians
+        self.bytes_per_sample = image_size * image_size * 3 + num_gaussians * SPLAT_BYTES
+        self._pool = ThreadPoolExecutor(min(DECODE_THREADS, os.cpu_count() or 1), thread_name_prefix="decode")
+
+    def _image(self, record: Record) -> npt.NDArray[np.uint8]:
+        if record.image is None:
+            raise PermanentError(f"sample {record.key!r} has no picture")
+        try:
+            image = decode_rgb(record.image)
+        except ImageError as error:
+            raise PermanentError(f"sample {record.key!r}: {error}; run the download again") from error
+        if image.shape[:2] != (self._image_size, self._image_size):
+            image = fit_square(image, self._image_size)
+        return image
+
+    def images(self, records: Sequence[Record]) -> npt.NDArray[np.uint8]:
+        """[B, H, W, 3]; PermanentError naming the sample that cannot be decoded."""
+        return np.stack(list(self._pool.map(self._image, records)))
+
+    def splats(self, records: Sequence[Record]) -> PaddedSplats:
+        """Padded to num_gaussians; PermanentError naming the sample whose bytes are damaged."""
+        return pad([Splats.unpack(r.splats or b"", f"sample {r.key!r}") for r in records], self._num_gaussians)
