@@ -19,7 +19,10 @@ from components.errors import PermanentError, UsageError
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a picture of 256 MB
 # What is decoded; others that Pillow knows (EPS above all, which starts a program) stay shut.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+Image.init()
+FORMATS: list[str] = [
+    name for name in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF") if name in Image.OPEN
+]
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "avif")
 _OUT = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 _EXT = {pillow: ext for ext, pillow in _OUT.items()}

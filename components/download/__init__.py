@@ -1,0 +1,1 @@
+"""Stage `download`: photographs with captions or classes -> image shards."""

@@ -1,0 +1,275 @@
+"""Where a source's files lie: a folder, an S3 prefix or an http(s) address, read alike."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from pathlib import Path
+from types import TracebackType
+from urllib.parse import urlsplit
+
+import urllib3
+from urllib3.exceptions import HTTPError
+
+from components.errors import PermanentError, TransientError, UsageError
+from components.store import CHUNK, FolderStore, StoreNotFound, open_store, sha256_file
+from components.store_s3 import S3Store
+
+SPOOL_BYTES = 20 << 30  # of downloaded files kept on disk at a time
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_HTTP_NAMES = ("classnames.txt", "zeroshot_classification_templates.txt")
+_HTTP_SPLITS = ("train", "val", "test")
+
+
+def expand(pattern: str) -> list[str]:
+    """`{00000..00003}.tar` -> the four names; a name without braces -> itself. Raises UsageError on an empty range."""
+    match = _BRACES.search(pattern)
+    if not match:
+        return [pattern]
+    low, high = int(match[1]), int(match[2])
+    if high < low:
+        raise UsageError(f"download.path: the range {match[0]} is empty; write the lower number first")
+    numbers = (f"{number:0{len(match[1])}d}" for number in range(low, high + 1))
+    return [name for number in numbers for name in expand(pattern[: match.start()] + number + pattern[match.end() :])]
+
+
+class Tree(ABC):
+    """The files of a source by relative name; remote ones are kept in a temporary folder while the tree is open."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._spool = tempfile.TemporaryDirectory(prefix="splatclip-download-", ignore_cleanup_errors=True)
+        self._kept: OrderedDict[str, tuple[Path, int]] = OrderedDict()
+        self._sums: dict[str, str] = {}
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """All names, sorted; hidden files are left out."""
+
+    @abstractmethod
+    def remote_identity(self, name: str) -> tuple[int, str] | None:
+        """Size and ETag of `name` where they can be had without reading it."""
+
+    @abstractmethod
+    def _fetch(self, name: str, path: Path) -> None:
+        """Write `name`'s content to `path`; StoreNotFound if there is none."""
+
+    def identity(self, name: str) -> tuple[int, str]:
+        """Size, and `etag:...` or `sha256:...`: what changes when the content does."""
+        found = self.remote_identity(name)
+        if found is not None:
+            return found
+        path = self.path(name)
+        return path.stat().st_size, f"sha256:{sha256_file(path)}"
+
+    def path(self, name: str) -> Path:
+        """A local copy of `name`, valid until the next call of `path` for another name."""
+        if name in self._kept:
+            self._kept.move_to_end(name)
+            return self._kept[name][0]
+        path = Path(self._spool.name) / hashlib.sha256(name.encode()).hexdigest()[:32]
+        self._fetch(name, path)
+        digest = sha256_file(path)
+        if self._sums.setdefault(name, digest) != digest:
+            raise PermanentError(f"{self.url}: {name} changed while it was being read; run the command again")
+        self._kept[name] = (path, path.stat().st_size)
+        while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > SPOOL_BYTES:
+            _, (oldest, _) = self._kept.popitem(last=False)
+            oldest.unlink()
+        return path
+
+    def read(self, name: str) -> bytes:
+        """The content of `name`; StoreNotFound if there is none."""
+        return self.path(name).read_bytes()
+
+    def __enter__(self) -> Tree:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._spool.cleanup()
+
+    def fingerprint(self, names: list[str]) -> str:
+        """Of the files' names and contents, not of where they lie: sha256 as hex digits."""
+        digest = hashlib.sha256()
+        for name in sorted(names):
+            size, mark = self.identity(name)
+            digest.update(f"{name}\0{size}\0{mark}\n".encode())
+        return digest.hexdigest()
+
+
+class FolderTree(Tree):
+    """Files in a folder, read in place."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._store = FolderStore(url)
+        if not self._store.root.is_dir():
+            raise PermanentError(f"download.path {url!r}: there is no such folder; correct the path")
+
+    def names(self) -> list[str]:
+        """See Tree."""
+        return [name for name in self._store.list() if not any(part.startswith(".") for part in name.split("/"))]
+
+    def remote_identity(self, name: str) -> tuple[int, str] | None:
+        """See Tree."""
+        return None
+
+    def _fetch(self, name: str, path: Path) -> None:
+        with self._store.local(name) as source:
+            shutil.copyfile(source, path)
+
+    def path(self, name: str) -> Path:
+        """See Tree: the file itself."""
+        with self._store.local(name) as path:
+            return path
+
+
+class S3Tree(Tree):
+    """Files under an S3 prefix."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        store = open_store(url)
+        if not isinstance(store, S3Store):
+            raise UsageError(f"download.path {url!r}: expected s3://bucket/prefix")
+        self._store = store
+
+    def names(self) -> list[str]:
+        """See Tree."""
+        return [name for name in self._store.list() if not any(part.startswith(".") for part in name.split("/"))]
+
+    def remote_identity(self, name: str) -> tuple[int, str] | None:
+        """See Tree."""
+        size, etag = self._store.stat(name)
+        return (size, f"etag:{etag}") if etag else None
+
+    def _fetch(self, name: str, path: Path) -> None:
+        with self._store.local(name) as source:
+            shutil.move(source, path)
+            source.touch()  # the store removes it
+
+
+class HttpTree(Tree):
+    """Files under an http(s) address: those that nshards.txt announces, or the names given."""
+
+    def __init__(self, url: str, names: list[str] | None = None) -> None:
+        super().__init__(url)
+        self._names = names
+        retries = urllib3.Retry(total=5, redirect=5, backoff_factor=0.2, status_forcelist=[429, 500, 502, 503, 504])
+        timeout = urllib3.Timeout(connect=10.0, read=60.0)
+        self._http = urllib3.PoolManager(timeout=timeout, retries=retries)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.clear()
+        super().__exit__(kind, error, trace)
+
+    def _request(self, method: str, name: str, path: Path | None = None) -> tuple[int, dict[str, str]]:
+        url = f"{self.url.rstrip('/')}/{name}"
+        try:
+            answer = self._http.request(method, url, preload_content=False, headers={"Accept-Encoding": "identity"})
+            try:
+                if answer.status == 200 and path is not None:
+                    with path.open("wb") as stream:
+                        for chunk in answer.stream(CHUNK):
+                            stream.write(chunk)
+            finally:
+                answer.close()
+                answer.release_conn()
+        except HTTPError as error:
+            raise TransientError(
+                f"{url}: no whole answer ({type(error).__name__}); check the address or try again"
+            ) from error
+        return answer.status, {key.lower(): value for key, value in answer.headers.items()}
+
+    def _fetch(self, name: str, path: Path) -> None:
+        status, _ = self._request("GET", name, path)
+        if status in {404, 410}:
+            raise StoreNotFound(f"{self.url}: there is no {name!r} (HTTP {status}); correct download.path")
+        if status != 200:
+            raise PermanentError(
+                f"{self.url}/{name}: the server answered HTTP {status}; check the address and your rights"
+            )
+
+    def remote_identity(self, name: str) -> tuple[int, str] | None:
+        """See Tree."""
+        status, headers = self._request("HEAD", name)
+        etag = headers.get("etag", "").removeprefix("W/").strip('"')
+        length = headers.get("content-length", "")
+        return (int(length), f"etag:{etag}") if status == 200 and etag and length.isdigit() else None
+
+    def names(self) -> list[str]:
+        """See Tree."""
+        if self._names is not None:
+            return sorted(self._names)
+        found = [name for name in _HTTP_NAMES if self._has(name)]
+        for split in _HTTP_SPLITS:
+            name = f"{split}/nshards.txt"
+            if not self._has(name):
+                continue
+            text = self.read(name).decode("ascii", "replace").strip()
+            if not text.isdigit():
+                raise PermanentError(f"{self.url}/{name} holds {text[:40]!r}; expected the number of tars")
+            found += [name, *(f"{split}/{number}.tar" for number in range(int(text)))]
+        return sorted(found)
+
+    def _has(self, name: str) -> bool:
+        try:
+            self.path(name)
+        except StoreNotFound:
+            return False
+        return True
+
+
+def open_tree(url: str) -> Tree:
+    """Open a folder, s3://bucket/prefix, http(s) base, or one .tar or a {00000..00009}.tar pattern in any of them.
+
+    Raises UsageError or PermanentError if the address makes no sense.
+    """
+    scheme = urlsplit(url).scheme if "://" in url else ""
+    if scheme not in {"", "s3", "http", "https"}:
+        raise UsageError(f"download.path {url!r}: give a folder, s3://bucket/prefix or an http(s) address")
+    base, names = url, None
+    if url.endswith(".tar"):
+        base, _, last = url.rpartition("/")
+        base, names = base or ".", expand(last)
+    if scheme in {"http", "https"}:
+        return HttpTree(base, names)
+    tree = S3Tree(base) if scheme == "s3" else FolderTree(base)
+    return tree if names is None else _Only(tree, names)
+
+
+class _Only(Tree):
+    """Some files of a tree."""
+
+    def __init__(self, tree: Tree, names: list[str]) -> None:
+        super().__init__(tree.url)
+        self._tree, self._names = tree, names
+
+    def names(self) -> list[str]:
+        """See Tree."""
+        return sorted(self._names)
+
+    def remote_identity(self, name: str) -> tuple[int, str] | None:
+        """See Tree."""
+        return self._tree.remote_identity(name)
+
+    def _fetch(self, name: str, path: Path) -> None:
+        shutil.copyfile(self._tree.path(name), path)
+
+    def path(self, name: str) -> Path:
+        """See Tree."""
+        return self._tree.path(name)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._tree.__exit__(kind, error, trace)
+        super().__exit__(kind, error, trace)

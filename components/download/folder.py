@@ -1,0 +1,153 @@
+"""Source `folder`: pictures with captions.csv or captions.jsonl, or in sub-folders named after their classes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from components.download.fetch import Tree
+from components.download.sources import CLASSNAMES, SPLITS, TEMPLATES, Raw, Ref, Skip, Source, plain_key, rank, unique
+from components.download.webdataset import class_files
+from components.errors import PermanentError
+from components.images import EXTENSIONS, ImageError
+from components.store import StoreNotFound
+
+CAPTION_FILES = ("captions.csv", "captions.jsonl")
+_IMAGE_COLUMNS, _CAPTION_COLUMNS = ("image", "file", "filename"), ("caption", "captions")
+EXPECTED = (
+    "expected pictures with captions.csv (columns image, caption, perhaps class) or captions.jsonl beside them, "
+    "or sub-folders named after classes"
+)
+
+
+@dataclass
+class _Entry:
+    captions: list[str] = field(default_factory=list)
+    class_name: str = ""
+
+
+def _csv_rows(text: str, where: str) -> Iterator[tuple[str, list[str], str]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+    columns = [name.strip().lower() for name in reader.fieldnames or []]
+    reader.fieldnames = columns
+    image = next((name for name in _IMAGE_COLUMNS if name in columns), None)
+    caption = next((name for name in _CAPTION_COLUMNS if name in columns), None)
+    if image is None or (caption is None and "class" not in columns):
+        raise PermanentError(
+            f"{where}: its first line is {columns}; expected the columns image, caption and perhaps class"
+        )
+    try:
+        for row in reader:
+            captions = [row[caption] or ""] if caption else []
+            yield (row[image] or "").strip(), captions, (row.get("class") or "").strip()
+    except csv.Error as error:
+        raise PermanentError(f"{where}: line {reader.line_num} is not valid CSV: {error}") from error
+
+
+def _jsonl_rows(text: str, where: str) -> Iterator[tuple[str, list[str], str]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            image = next(str(row[name]) for name in _IMAGE_COLUMNS if name in row)
+            several = row.get("captions", [])
+            captions = [row.get("caption", ""), *(several if isinstance(several, list) else [several])]
+            if not all(isinstance(caption, str) for caption in captions):
+                raise TypeError("a caption is not a text")
+        except (ValueError, TypeError, AttributeError, StopIteration, RecursionError) as error:
+            raise PermanentError(
+                f'{where}: line {number} ({error or "no image"}): expected {{"image": ..., "caption": ...}}'
+            ) from None
+        yield image, captions, str(row.get("class", ""))
+
+
+class FolderSource(Source):
+    """Pictures of a folder. With sub-folders `train` and `test` these are the splits."""
+
+    def __init__(self, tree: Tree, seed: int) -> None:
+        self._tree = tree
+        names = tree.names()
+        pictures = [name for name in names if name.rpartition(".")[2].lower() in EXTENSIONS]
+        if not pictures:
+            raise PermanentError(f"download.path {tree.url!r}: no pictures there ({', '.join(EXTENSIONS)}); {EXPECTED}")
+        tops = {name.split("/")[0] for name in pictures if "/" in name}
+        self._in_splits = {"train", "test"} <= tops
+        files = [name for name in names if self._is_caption_file(name)]
+        self._entries: dict[str, _Entry] = {}
+        for name in files:
+            self._read(name)
+        if not files:
+            self._from_folders(pictures)
+        given, self.templates = class_files(tree, names)
+        found = sorted({entry.class_name for entry in self._entries.values() if entry.class_name})
+        self.class_names = given or found
+        if self.class_names and not self.templates:
+            self.templates = ["a photo of a {c}."]
+        self._labels = {name: label for label, name in enumerate(self.class_names)}
+        self._there = set(pictures)
+        self._names = sorted(self._there | set(self._entries))
+        if not files:  # sorted by class: deal them anew, or the shards would hold one class each
+            self._names.sort(key=lambda name: rank(seed, name))
+        texts = [name for name in (CLASSNAMES, TEMPLATES) if name in names]
+        self.fingerprint = tree.fingerprint([*pictures, *files, *texts])
+        self.refs = unique([self._ref(position, name) for position, name in enumerate(self._names)], [""])
+
+    def _is_caption_file(self, name: str) -> bool:
+        folder, _, last = name.rpartition("/")
+        return last in CAPTION_FILES and (not folder or (self._in_splits and folder in SPLITS))
+
+    def _read(self, name: str) -> None:
+        where = f"{self._tree.url}/{name}"
+        try:
+            text = self._tree.read(name).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise PermanentError(f"{where}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
+        folder = name.rpartition("/")[0]
+        rows = _csv_rows(text, where) if name.endswith(".csv") else _jsonl_rows(text, where)
+        for image, captions, class_name in rows:
+            path = image.replace("\\", "/").removeprefix("./")
+            entry = self._entries.setdefault(f"{folder}/{path}" if folder else path, _Entry())
+            entry.captions += [caption.strip() for caption in captions if caption.strip()]
+            entry.class_name = class_name or entry.class_name
+
+    def _from_folders(self, pictures: list[str]) -> None:
+        depth = 1 if self._in_splits else 0
+        for name in pictures:
+            parts = name.split("/")
+            if len(parts) < depth + 2:
+                raise PermanentError(
+                    f"download.path {self._tree.url!r}: {name} has no caption and no class; {EXPECTED}"
+                )
+            self._entries[name] = _Entry(class_name=parts[depth])
+
+    def _ref(self, position: int, name: str) -> Ref:
+        top = name.split("/", maxsplit=1)[0]
+        split = top if self._in_splits and top in SPLITS else ""
+        return Ref(plain_key(name.rpartition(".")[0] or name), split, 0, position)
+
+    def close(self) -> None:
+        """See Source."""
+        self._tree.__exit__(None, None, None)
+
+    def load(self, ref: Ref) -> Raw:
+        """See Source."""
+        name = self._names[ref.position]
+        entry = self._entries.get(name)
+        if entry is None:
+            raise Skip("no_caption", f"{name} is in no caption file")
+        if name not in self._there:
+            raise ImageError("missing", f"{name} is named by a caption but is not there, or is no picture's name")
+        label = self._labels.get(entry.class_name, -1)
+        if entry.class_name and label < 0:
+            raise Skip("bad_class", f"{name}: class {entry.class_name!r} is not in {CLASSNAMES}")
+        if not entry.captions and label < 0:
+            raise Skip("no_caption", f"{name} has an empty caption and no class")
+        try:
+            data = self._tree.read(name)
+        except StoreNotFound:
+            raise ImageError("missing", f"{name} went away") from None
+        return Raw(data, tuple(dict.fromkeys(entry.captions)), label, name)

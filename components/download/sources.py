@@ -1,0 +1,160 @@
+"""What a source of pictures offers to the stage, and how its pictures are dealt to the splits."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+
+from components.config import DownloadParams
+from components.errors import SplatClipError
+from components.images import Pixels
+
+SPLITS = ("train", "val", "test")
+CLASSNAMES = "classnames.txt"
+TEMPLATES = "zeroshot_classification_templates.txt"
+DEFAULT_TEMPLATES = ("a photo of a {c}.",)
+
+
+class Skip(SplatClipError):
+    """A sample that is left out on purpose, counted by its reason."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """One sample before it is read. split: "" where the source does not say; group, position: where it lies there."""
+
+    key: str
+    split: str
+    group: int
+    position: int
+
+
+@dataclass(frozen=True)
+class Raw:
+    """One sample as the source has it. image: encoded bytes, or pixels where the source draws them itself."""
+
+    image: bytes | Pixels
+    captions: tuple[str, ...] = ()
+    label: int = -1
+    origin: str = ""
+
+
+class Source(ABC):
+    """A source of pictures. It is a context manager; what it keeps on disk goes at the end."""
+
+    fingerprint: str = ""
+    refs: Sequence[Ref]
+    class_names: Sequence[str] = ()
+    templates: Sequence[str] = ()
+
+    @abstractmethod
+    def load(self, ref: Ref) -> Raw:
+        """Read one sample. Raises ImageError if it is broken or missing, Skip if it is to be left out."""
+
+    def close(self) -> None:  # noqa: B027  nothing to do for a source without files
+        """Let go of files."""
+
+    def group_name(self, group: int) -> str | None:
+        """Name of the input shard that a group stands for, where there is one."""
+        return None
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def plain_key(text: str) -> str:
+    """A key for a shard: no dot (it would end the key), no folder, nothing unprintable."""
+    return re.sub(r"[^\w\-]+", "-", text).strip("-") or "sample"
+
+
+def unique(refs: Sequence[Ref], group_names: Sequence[str]) -> list[Ref]:
+    """The same refs with unique keys: where two groups share a key all keys gain their group's name, then a number."""
+    if len({ref.key for ref in refs}) < len(refs):
+        refs = [replace(ref, key=plain_key(f"{group_names[ref.group]}-{ref.key}")) for ref in refs]
+    times: Counter[str] = Counter()
+    taken = {ref.key for ref in refs}
+    result = []
+    for ref in refs:
+        times[ref.key] += 1
+        key = ref.key
+        while times[ref.key] > 1 and key in taken:
+            key = f"{ref.key}-{times[ref.key]}"
+            times[ref.key] += key in taken
+        taken.add(key)
+        result.append(replace(ref, key=key))
+    return result
+
+
+def rank(seed: int, key: str) -> bytes:
+    """A sort key that deals samples at random, the same way every time."""
+    return hashlib.sha256(f"{seed}/{key}".encode()).digest()
+
+
+def _choose(refs: list[Ref], number: int, seed: int) -> tuple[list[Ref], list[Ref]]:
+    """`number` refs dealt at random, and the rest; both in the source's order."""
+    if number >= len(refs):
+        return refs, []
+    chosen = {ref.key for ref in sorted(refs, key=lambda ref: rank(seed, ref.key))[: max(number, 0)]}
+    return [ref for ref in refs if ref.key in chosen], [ref for ref in refs if ref.key not in chosen]
+
+
+def deal(refs: Sequence[Ref], params: DownloadParams) -> dict[str, list[Ref]]:
+    """Deal samples to train, val and test.
+
+    Splits that the source has are kept, each down to its number; otherwise num_test, then num_val are dealt out of the
+    rest, together no more than half of it, so that training is left something from small sets too.
+    """
+    pools = {split: [ref for ref in refs if ref.split == split] for split in ("", *SPLITS)}
+    rest = pools[""] + pools["train"]
+    num_test = 0 if pools["test"] else params.num_test
+    num_val = 0 if pools["val"] else params.num_val
+    if num_test + num_val > len(rest) // 2:
+        share = (len(rest) // 2) / (num_test + num_val)
+        num_test, num_val = min(num_test, -int(-num_test * share // 1)), int(num_val * share)
+        num_test = min(num_test, len(rest) // 2 - num_val)
+    if pools["test"]:
+        test, _ = _choose(pools["test"], params.num_test, params.seed)
+    else:
+        test, rest = _choose(rest, num_test, params.seed)
+    if pools["val"]:
+        val, _ = _choose(pools["val"], params.num_val, params.seed + 1)
+    else:
+        val, rest = _choose(rest, num_val, params.seed + 1)
+    train, _ = _choose(rest, params.num_train or len(rest), params.seed + 2)
+    return {"train": train, "val": val, "test": test}
+
+
+def open_source(params: DownloadParams) -> Source:
+    """The source that the parameters name. Raises UsageError or PermanentError."""
+    if params.source == "sample":
+        from components.download.sample import SampleSource
+
+        return SampleSource(params)
+    from components.download.fetch import open_tree
+
+    tree = open_tree(params.path)
+    try:
+        if params.source == "folder":
+            from components.download.folder import FolderSource
+
+            return FolderSource(tree, params.seed)
+        from components.download.webdataset import WebdatasetSource
+
+        return WebdatasetSource(tree)
+    except BaseException:
+        tree.__exit__(None, None, None)
+        raise

@@ -1,0 +1,187 @@
+"""Stage `download`: read a source, check and size its pictures, write image shards."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from components.config import DownloadParams, semantic
+from components.download.sources import CLASSNAMES, SPLITS, TEMPLATES, Raw, Ref, Skip, Source, deal, open_source
+from components.errors import PermanentError
+from components.images import ImageError, decode, encode, fit_square
+from components.manifest import Artifact, Commit, FileEntry, SampleNote, ShardEntry
+from components.progress import progress
+from components.report import Report
+from components.shards import Sample, write_shard
+from components.store import open_store
+
+VERSION = 1
+_BLOCK = 64  # samples in the hands of the threads at a time
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One shard to write: which samples go in, decided before any is read."""
+
+    index: int
+    split: str
+    refs: list[Ref]
+
+
+def plan(source: Source, params: DownloadParams) -> list[ShardPlan]:
+    """All shards, in the order train, val, test; a shard takes `shard_size` samples, good or bad."""
+    shards: list[ShardPlan] = []
+    dealt = deal(source.refs, params)
+    for split in SPLITS:
+        refs = dealt[split]
+        for start in range(0, len(refs), params.shard_size):
+            shards.append(ShardPlan(len(shards), split, refs[start : start + params.shard_size]))
+    return shards
+
+
+def make_sample(ref: Ref, raw: Raw, source: Source, params: DownloadParams) -> Sample:
+    """A sample as image shards hold it. Raises ImageError if the picture cannot be used."""
+    size = params.image_size
+    if isinstance(raw.image, np.ndarray):
+        height, width = raw.image.shape[:2]
+        ext, data = params.image_format, encode(raw.image, params.image_format, params.quality)
+    else:
+        decoded = decode(raw.image)
+        height, width = decoded.pixels.shape[:2]
+        if decoded.plain and height == width == size:  # untouched: no second loss
+            ext, data = decoded.format, raw.image
+        else:
+            ext = params.image_format
+            data = encode(fit_square(decoded.pixels, size), ext, params.quality)
+    caption = raw.captions[0] if raw.captions else ""
+    meta = {
+        "key": ref.key,
+        "caption": caption,
+        "captions": list(raw.captions),
+        "class": raw.label,
+        "class_name": source.class_names[raw.label] if raw.label >= 0 else "",
+        "width": size,
+        "height": size,
+        "original_width": width,
+        "original_height": height,
+        "source": raw.origin,
+    }
+    fields = {ext: data, "txt": caption.encode(), "json": json.dumps(meta, ensure_ascii=False, sort_keys=True).encode()}
+    if raw.label >= 0:
+        fields["cls"] = str(raw.label).encode()
+    return Sample(ref.key, fields)
+
+
+def _samples(
+    shard: ShardPlan, source: Source, params: DownloadParams, pool: ThreadPoolExecutor, notes: list[SampleNote]
+) -> Iterator[Sample]:
+    """The shard's good samples in order; the others go to `notes`."""
+
+    def work(job: tuple[Ref, Raw]) -> Sample | SampleNote:
+        ref, raw = job
+        try:
+            return make_sample(ref, raw, source, params)
+        except ImageError as error:
+            return SampleNote(key=ref.key, outcome="failed", reason=error.reason, detail=error.detail)
+
+    for start in range(0, len(shard.refs), _BLOCK):
+        jobs: list[tuple[Ref, Raw]] = []
+        early: dict[str, SampleNote] = {}
+        block = shard.refs[start : start + _BLOCK]
+        for ref in block:
+            try:
+                jobs.append((ref, source.load(ref)))
+            except (Skip, ImageError) as error:
+                outcome = "skipped" if isinstance(error, Skip) else "failed"
+                early[ref.key] = SampleNote(key=ref.key, outcome=outcome, reason=error.reason, detail=error.detail)
+        made = {result.key: result for result in pool.map(work, jobs)}
+        for ref in block:
+            result = early.get(ref.key) or made[ref.key]
+            if isinstance(result, SampleNote):
+                notes.append(result)
+            else:
+                yield result
+
+
+def _write(
+    commit: Commit, shard: ShardPlan, source: Source, params: DownloadParams, pool: ThreadPoolExecutor
+) -> ShardEntry:
+    notes: list[SampleNote] = []
+    with tempfile.TemporaryDirectory(prefix="splatclip-") as folder:
+        path = Path(folder) / "shard.tar"
+        layout = write_shard(path, _samples(shard, source, params, pool, notes))
+        groups = {source.group_name(ref.group) for ref in shard.refs}
+        origin = groups.pop() if len(groups) == 1 else None
+        return commit.put_shard(path, index=shard.index, split=shard.split, ok=len(layout), notes=notes, source=origin)
+
+
+def _class_files(commit: Commit, source: Source) -> list[FileEntry]:
+    if not source.class_names:
+        return []
+    texts = {CLASSNAMES: source.class_names, TEMPLATES: source.templates}
+    return [commit.put_file(name, "".join(f"{line}\n" for line in lines).encode()) for name, lines in texts.items()]
+
+
+def _report(artifact: Artifact, *, cached: bool, started: float, made: int) -> Report:
+    seconds = time.monotonic() - started
+    return Report(
+        stage="download",
+        url=artifact.url,
+        manifest_sha256=artifact.manifest.sha256,
+        cached=cached,
+        metrics=artifact.manifest.metrics,
+        seconds=seconds,
+        speeds={} if cached else {"images_per_s": made / max(seconds, 1e-9)},
+        manifest=artifact.manifest,
+    )
+
+
+def run(params: DownloadParams, *, store: str) -> Report:
+    """Read the source and commit image shards of it to `store`/download/<key>.
+
+    Shards that an earlier, interrupted call committed are kept. Every sample that is not ok is counted by reason in the
+    manifest and named in its shard's _done entry. Raises UsageError, PermanentError (nothing usable in the source) or
+    TransientError (network, store).
+    """
+    started = time.monotonic()
+    place = open_store(store)
+    with open_source(params) as source:
+        commit = Commit(
+            place, stage="download", version=VERSION, params=semantic(params), inputs={}, source=source.fingerprint
+        )
+        if (finished := commit.finished()) is not None:
+            return _report(finished, cached=True, started=started, made=0)
+        shards = plan(source, params)
+        done = commit.done()
+        kept = sum(len(shard.refs) for shard in shards if shard.index in done)
+        total = sum(len(shard.refs) for shard in shards)
+        entries: list[ShardEntry] = []
+        with (
+            progress("download", total=total, unit="images", start=kept) as bar,
+            ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 16)) as pool,
+        ):
+            for shard in shards:
+                if (entry := done.get(shard.index)) is None:
+                    entry = _write(commit, shard, source, params, pool)
+                    bar.advance(len(shard.refs))
+                entries.append(entry)
+        _check_usable(entries, params)
+        metrics = {"num_classes": len(source.class_names), "image_size": params.image_size, "dataset": params.dataset}
+        artifact = commit.finalise(shards=entries, files=_class_files(commit, source), metrics=metrics)
+    return _report(artifact, cached=False, started=started, made=total - kept)
+
+
+def _check_usable(entries: list[ShardEntry], params: DownloadParams) -> None:
+    if any(entry.ok for entry in entries):
+        return
+    notes = [note for entry in entries for note in entry.samples]
+    first = f"; the first: {notes[0].key} ({notes[0].reason}: {notes[0].detail})" if notes else ""
+    raise PermanentError(f"download.path {params.path!r}: none of its {len(notes)} samples can be used{first}")

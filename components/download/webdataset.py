@@ -1,0 +1,136 @@
+"""Source `webdataset`: tars as img2dataset or CLIP_benchmark write them, in a folder, on S3 or behind http(s)."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from components.download.fetch import Tree
+from components.download.sources import (
+    CLASSNAMES,
+    DEFAULT_TEMPLATES,
+    SPLITS,
+    TEMPLATES,
+    Raw,
+    Ref,
+    Skip,
+    Source,
+    plain_key,
+    unique,
+)
+from components.errors import PermanentError
+from components.images import EXTENSIONS, ImageError
+from components.shards import IndexedShard
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts 2.tar before 10.tar."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def read_lines(tree: Tree, name: str) -> list[str]:
+    """A text file's lines that are not empty."""
+    try:
+        return [line.strip() for line in tree.read(name).decode("utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise PermanentError(f"{tree.url}/{name}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
+
+
+def class_files(tree: Tree, names: list[str]) -> tuple[list[str], list[str]]:
+    """Class names and prompt templates that lie beside the data; both empty where there are none."""
+    class_names = read_lines(tree, CLASSNAMES) if CLASSNAMES in names else []
+    templates = read_lines(tree, TEMPLATES) if TEMPLATES in names else []
+    if bad := [line for line in templates if "{c}" not in line]:
+        raise PermanentError(f"{tree.url}/{TEMPLATES}: {bad[0]!r} has no {{c}}, the place of the class's name; add it")
+    return class_names, templates or (list(DEFAULT_TEMPLATES) if class_names else [])
+
+
+class WebdatasetSource(Source):
+    """Samples of tars, in the tars' order. `train`, `val` and `test` sub-folders are taken as splits."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        names = tree.names()
+        self._tars = sorted((name for name in names if name.endswith(".tar")), key=_natural)
+        in_splits = [name for name in self._tars if name.split("/")[0] in SPLITS and "/" in name]
+        if in_splits:  # the layout of splits; other folders' tars are not part of it
+            self._tars = in_splits
+        if not self._tars:
+            raise PermanentError(
+                f"download.path {tree.url!r}: no .tar files there; expected *.tar, or train/ and test/ with tars"
+            )
+        self.class_names, self.templates = class_files(tree, names)
+        texts = [name for name in (CLASSNAMES, TEMPLATES) if name in names]
+        self.fingerprint = tree.fingerprint([*self._tars, *texts])
+        self._open: tuple[int, IndexedShard] | None = None
+        refs = []
+        for group, name in enumerate(self._tars):
+            split = name.split("/")[0] if in_splits else ""
+            for position, key in enumerate(self._shard(group).keys):
+                refs.append(Ref(plain_key(key), split, group, position))
+        self.refs = unique(refs, [name.removesuffix(".tar") for name in self._tars])
+        if not refs:
+            raise PermanentError(f"download.path {tree.url!r}: its {len(self._tars)} tars hold no sample")
+
+    def _shard(self, group: int) -> IndexedShard:
+        if self._open is None or self._open[0] != group:
+            self._release()
+            self._open = (group, IndexedShard(self._tree.path(self._tars[group])))
+        return self._open[1]
+
+    def _release(self) -> None:
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
+
+    def close(self) -> None:
+        """See Source."""
+        self._release()
+        self._tree.__exit__(None, None, None)
+
+    def group_name(self, group: int) -> str | None:
+        """See Source."""
+        return self._tars[group]
+
+    def load(self, ref: Ref) -> Raw:
+        """See Source."""
+        shard = self._shard(ref.group)
+        images = [ext for ext in EXTENSIONS if shard.has(ref.position, ext)]
+        if not images:
+            raise ImageError("missing", f"{self._tars[ref.group]}: sample {shard.keys[ref.position]!r} has no picture")
+        meta = self._meta(shard, ref.position)
+        captions = _captions(meta)
+        if shard.has(ref.position, "txt"):
+            text = bytes(shard.field(ref.position, "txt")).decode("utf-8", "replace").strip()
+            captions = tuple(dict.fromkeys((text, *captions))) if text else captions
+        label = self._label(shard, ref.position)
+        if not captions and label < 0:
+            raise Skip("no_caption", "neither a caption nor a known class")
+        origin = f"{self._tars[ref.group]}/{shard.keys[ref.position]}.{images[0]}"
+        return Raw(bytes(shard.field(ref.position, images[0])), captions, label, origin)
+
+    def _label(self, shard: IndexedShard, position: int) -> int:
+        if not self.class_names or not shard.has(position, "cls"):
+            return -1
+        text = bytes(shard.field(position, "cls")).decode("ascii", "replace").strip()
+        if not text.isdigit() or int(text) >= len(self.class_names):
+            raise Skip("bad_class", f"class {text[:40]!r}; {CLASSNAMES} has {len(self.class_names)}")
+        return int(text)
+
+    def _meta(self, shard: IndexedShard, position: int) -> Any:
+        if not shard.has(position, "json"):
+            return {}
+        try:
+            return json.loads(bytes(shard.field(position, "json")))
+        except (ValueError, RecursionError) as error:
+            raise Skip("bad_json", str(error)[:200]) from None
+
+
+def _captions(meta: Any) -> tuple[str, ...]:
+    if not isinstance(meta, dict):
+        return ()
+    several = meta.get("captions")
+    found = [meta.get("caption"), *(several if isinstance(several, list) else [])]
+    texts = (text.strip() for text in found if isinstance(text, str))
+    return tuple(dict.fromkeys(text for text in texts if text))
