@@ -62,27 +62,29 @@ class CrossAttention(nn.Module):
         batch, count, _ = values.shape
         return values.reshape(batch, count, self.heads, -1).transpose(1, 2)
 
-    def forward(self, latents: Tensor, gaussians: Tensor, where: Tensor, mask: Tensor) -> Tensor:
-        """Latents [B, L, W], gaussians [B, N, W], where [B, N, 2] (edges at -1 and 1), mask [B, N] -> [B, L, W]."""
-        batch, _, width = latents.shape
-        query = self._heads(self.query(self.norm_latents(latents))) * (width // self.heads) ** -0.5
-        keys, values = self.key_value(self.norm_gaussians(gaussians)).chunk(2, dim=-1)
-        key, value = self._heads(keys), self._heads(values)
-
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, where: Tensor, mask: Tensor) -> Tensor:
         one = torch.ones_like(self.centres[:, :1])
         places = torch.cat([self.centres, one, -0.5 * self.centres.square().sum(-1, keepdim=True)], dim=-1)
         window = (-2.0 * self.log_windows).exp()[:, None, None] * places  # [heads, L, 4]
         nothing = self.nothing[:, None, None].expand(-1, len(places), 1)
-        query = torch.cat([query, torch.cat([window, nothing], dim=-1).expand(batch, -1, -1, -1)], dim=-1)
+        query = torch.cat([query, torch.cat([window, nothing], dim=-1).expand(len(query), -1, -1, -1)], dim=-1)
 
         lifted = [where, -0.5 * where.square().sum(-1, keepdim=True), torch.ones_like(where[..., :1])]
-        seen = F.pad(torch.cat(lifted, dim=-1), (0, 1))[:, None].expand(-1, self.heads, -1, -1)
-        key = F.pad(torch.cat([key, seen], dim=-1), (0, 0, 0, 1))  # the last key stands for nothing: zeros ...
+        places_seen = F.pad(torch.cat(lifted, dim=-1), (0, 1))[:, None].expand(-1, self.heads, -1, -1)
+        key = F.pad(torch.cat([key, places_seen], dim=-1), (0, 0, 0, 1))  # the last key stands for nothing: zeros ...
         key = key + F.pad(key.new_ones(1, 1), (key.shape[-1] - 1, 0, key.shape[-2] - 1, 0))  # ... and a one
-        value = F.pad(value, (0, 0, 0, 1))
         visible = F.pad(mask, (0, 1), value=True)[:, None, None, :]
-        pooled = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=1.0)
-        attended: Tensor = self.out(pooled.transpose(1, 2).flatten(2))
+        return F.scaled_dot_product_attention(query, key, F.pad(value, (0, 0, 0, 1)), attn_mask=visible, scale=1.0)
+
+    def forward(self, latents: Tensor, gaussians: Tensor, where: Tensor, mask: Tensor) -> Tensor:
+        """Latents [B, L, W], gaussians [B, N, W], where [B, N, 2] (edges at -1 and 1), mask [B, N] -> [B, L, W]."""
+        width = latents.shape[-1]
+        query = self._heads(self.query(self.norm_latents(latents))) * (width // self.heads) ** -0.5
+        keys, values = self.key_value(self.norm_gaussians(gaussians)).chunk(2, dim=-1)
+        # Far from the centre the window's terms are large and cancel: float32, whatever the rest runs in.
+        with torch.autocast(latents.device.type, enabled=False):
+            seen = self._attend(query.float(), self._heads(keys).float(), self._heads(values).float(), where, mask)
+        attended: Tensor = self.out(seen.transpose(1, 2).flatten(2))
         return attended
 
 

@@ -1,0 +1,156 @@
+"""What every phase trains on: augmented batches by step number, the teacher's embeddings, text features.
+
+Student and control draw from here with the same seed and so see the same pictures in the same order, mirrored alike,
+with the same texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from components.device import mixed_precision
+from components.openclip import normalize_images
+from components.progress import progress
+from components.train_adapter.augment import coins, flip_images, flip_splats
+
+if TYPE_CHECKING:
+    from components.loader import Batch, ImageSet, SplatBatch
+    from components.openclip import LoadedTeacher
+    from components.texts import TextBank, TextBatch
+
+MAX_CACHED_BYTES = 2 << 30  # of teacher embeddings; above it they are computed batch by batch
+MAX_CACHED_TEXTS = 100_000
+TEXT_CHUNK = 64
+EMBED_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Given:
+    """One augmented batch.
+
+    images [B, 3, H, W], normalised, and splats: on the device, both mirrored where flip [B] says so.
+    batch: what it was made of, on the CPU, not mirrored.
+    """
+
+    batch: Batch
+    epoch: int
+    flip: Tensor
+    images: Tensor
+    splats: SplatBatch
+
+
+class Stream:
+    """A split's batches by step number; each epoch is a new order, decided by (seed, epoch).
+
+    picture: width in pixels of the pictures that the splats were fitted to.
+    """
+
+    def __init__(
+        self,
+        pictures: ImageSet,
+        teacher: LoadedTeacher,
+        device: torch.device,
+        *,
+        picture: int,
+        batch_size: int,
+        seed: int,
+        flips: bool,
+    ) -> None:
+        self._pictures, self._teacher, self._device = pictures, teacher, device
+        self._picture, self._seed, self._flips = picture, seed, flips
+        batch_size = min(batch_size, len(pictures))
+        self.steps_per_epoch = pictures.steps_per_epoch(batch_size)
+        self._feed = pictures.feed(batch_size, seed=seed)
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def at(self, step: int) -> Given:
+        """The batch of a step: a function of the step alone; cheap when steps follow each other."""
+        batch, epoch = self._feed(step)
+        flip = torch.zeros(len(batch), dtype=torch.bool)
+        if self._flips:
+            flip = coins(batch.keys, seed=self._seed, epoch=epoch)
+        return self._given(batch, epoch, flip)
+
+    def in_order(self, batch_size: int) -> Iterator[Given]:
+        """All pictures once, in the set's order, none mirrored."""
+        for batch in self._pictures.batches(batch_size, shuffle=False, drop_last=False):
+            yield self._given(batch, 0, torch.zeros(len(batch), dtype=torch.bool))
+
+    def _given(self, batch: Batch, epoch: int, flip: Tensor) -> Given:
+        if batch.images is None or batch.splats is None:
+            raise RuntimeError("batches of training hold pictures and splats")
+        chosen = flip.to(self._device)
+        pixels = flip_images(batch.images.to(self._device), chosen)
+        images = normalize_images(pixels, self._teacher.mean, self._teacher.std)
+        splats = flip_splats(batch.splats.to(self._device), chosen, self._picture)
+        return Given(batch, epoch, flip, images, splats)
+
+
+def embed(clip: Any, images: Tensor) -> Tensor:
+    """L2-normalised image features in float32: images [B, 3, H, W], normalised -> [B, D]."""
+    with mixed_precision(images.device):
+        features = clip.encode_image(images)
+    return F.normalize(features.float(), dim=-1)
+
+
+class TeacherEmbeddings:
+    """The teacher's embedding of every picture of a set and of its mirror image, computed once where memory allows."""
+
+    def __init__(self, stream: Stream, clip: Any, size: int, dim: int, *, flips: bool) -> None:
+        self._clip = clip
+        self._rows: dict[str, int] = {}
+        sides = 2 if flips else 1
+        self._cached = torch.empty(0)
+        if size * dim * sides * 4 > MAX_CACHED_BYTES:
+            return
+        self._cached = torch.empty(sides, size, dim)
+        with progress("teacher's embeddings", total=size, unit="pictures") as bar:
+            for given in stream.in_order(EMBED_BATCH):
+                start, count = len(self._rows), len(given.batch)
+                self._rows.update(zip(given.batch.keys, range(start, start + count), strict=True))
+                for side in range(sides):
+                    images = given.images.flip(3) if side else given.images
+                    with torch.no_grad():
+                        self._cached[side, start : start + count] = embed(clip, images).cpu()
+                bar.advance(count)
+
+    def of(self, given: Given) -> Tensor:
+        """[B, D] L2-normalised, of the pictures as they are mirrored."""
+        if not self._rows:
+            with torch.no_grad():
+                return embed(self._clip, given.images)
+        rows = torch.tensor([self._rows[key] for key in given.batch.keys])
+        return self._cached[given.flip.long(), rows].to(given.images.device)
+
+
+class TextFeatures:
+    """Features of drawn texts from the frozen text tower, kept by text."""
+
+    def __init__(self, clip: Any, bank: TextBank) -> None:
+        self._clip, self.bank = clip, bank
+        self._known: dict[str, Tensor] = {}
+
+    def draw(self, given: Given) -> tuple[TextBatch, Tensor]:
+        """The batch's texts and their L2-normalised features [U, D]."""
+        text = self.bank.draw(given.batch, epoch=given.epoch).to(given.images.device)
+        missing = [place for place, name in enumerate(text.texts) if name not in self._known]
+        if len(self._known) + len(missing) > MAX_CACHED_TEXTS:
+            self._known.clear()
+            missing = list(range(len(text.texts)))
+        # Chunks of one size, filled up: a text's features then do not depend on the texts beside it.
+        for start in range(0, len(missing), TEXT_CHUNK):
+            places = missing[start : start + TEXT_CHUNK]
+            padded = places + places[:1] * (TEXT_CHUNK - len(places))
+            with torch.no_grad(), mixed_precision(text.tokens.device):
+                features = self._clip.encode_text(text.tokens[padded])
+            features = F.normalize(features.float(), dim=-1)
+            self._known.update({text.texts[place]: features[row] for row, place in enumerate(places)})
+        return text, torch.stack([self._known[name] for name in text.texts])

@@ -1,0 +1,242 @@
+"""Teach a frozen CLIP to read splats, and train the fair control that it is measured against."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import functools
+import io
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from components.adapter import (
+    SplatClip,
+    apply_control_policy,
+    apply_freeze_policy,
+    check_teacher,
+    describe,
+    patch_embeddings,
+)
+from components.config import TrainAdapterParams, semantic
+from components.contrastive import prompt_classifier
+from components.device import pick_device
+from components.errors import PermanentError, UsageError
+from components.loader import ImageSet
+from components.manifest import Artifact, Commit, FileEntry, open_artifact
+from components.openclip import LoadedTeacher, load_teacher, save_model
+from components.prompts import Prompts, load_prompts
+from components.report import Report
+from components.stems import StemConfig
+from components.store import open_store
+from components.texts import TextBank
+from components.tokens import FeatureStats, feature_stats
+from components.train_adapter.data import Stream, TeacherEmbeddings, TextFeatures
+from components.train_adapter.phases import Phases, Trained, encode_images
+from components.train_adapter.validate import Validation
+from components.trainer import CurveRow, delete_checkpoints
+
+STAGE = "train_adapter"
+VERSION = 1
+STATS_PICTURES = 10_000  # that the normalisation statistics are taken from: the first ones of the first epoch
+CURVE_COLUMNS = ("phase", "step", "lr", "loss", "tokens", "distance", "contrastive", "val_accuracy", "val_loss")
+
+
+def run(params: TrainAdapterParams, *, images: str, teacher: str, splats: str, store: str) -> Report:
+    """Train the adapter and its control on the `train` split; choose learning rates on `val`; never look at `test`.
+
+    images, teacher, splats: outputs of download, train_teacher and splat_fit. Commits adapter.safetensors (the tensors
+    that train), adapter.json, control.safetensors and control_stage1.safetensors where asked for, curve.csv.
+    A stopped run goes on from its last checkpoint; finished phases are not repeated.
+    Raises UsageError for parameters that do not fit the inputs, PermanentError for inputs that do not fit each other,
+    Interrupted on SIGTERM or Ctrl-C.
+    """
+    started = time.monotonic()
+    root = open_store(store)
+    given = {"images": images, "teacher": teacher, "splats": splats}
+    stages = {"images": "download", "teacher": "train_teacher", "splats": "splat_fit"}
+    inputs = {name: open_artifact(ref, root) for name, ref in given.items()}
+    for name, artifact in inputs.items():
+        if artifact.manifest.stage != stages[name]:
+            raise UsageError(
+                f"{name} is {given[name]}, the output of {artifact.manifest.stage}; give the output of {stages[name]}"
+            )
+    commit = Commit(root, stage=STAGE, version=VERSION, params=semantic(params), inputs=inputs)
+    finished = commit.finished()
+    if finished is not None:
+        delete_checkpoints(commit.store)  # a stop between the manifest and this left them
+        return _report(finished, started, cached=True)
+    device = pick_device(params.device, params.threads)
+    artifact = _train(params, inputs, commit, device)
+    delete_checkpoints(commit.store)
+    return _report(artifact, started, cached=False)
+
+
+def _report(artifact: Artifact, started: float, *, cached: bool) -> Report:
+    manifest = artifact.manifest
+    return Report(
+        stage=STAGE,
+        url=artifact.url,
+        manifest_sha256=manifest.sha256,
+        cached=cached,
+        metrics=manifest.metrics,
+        seconds=time.monotonic() - started,
+        speeds={},
+        manifest=manifest,
+    )
+
+
+def _train(params: TrainAdapterParams, inputs: dict[str, Artifact], commit: Commit, device: torch.device) -> Artifact:
+    teacher = load_teacher(inputs["teacher"], device)
+    teacher.model.requires_grad_(False)
+    check_teacher(teacher.model)
+    stream, val = _streams(params, inputs, teacher, device)
+    prompts = load_prompts(inputs["images"])
+    texts = TextFeatures(teacher.model, _bank(teacher, prompts, params.seed))
+    classifier = None
+    if prompts is not None:
+        classifier = prompt_classifier(teacher.model, teacher.tokenizer, prompts.class_names, prompts.templates)
+    validation = Validation(val, texts, classifier)
+
+    @functools.cache
+    def targets() -> TeacherEmbeddings:
+        dim = teacher.config["embed_dim"]
+        return TeacherEmbeddings(stream, teacher.model, len(stream), dim, flips=params.augment)
+
+    phases = Phases(
+        params=params,
+        teacher=teacher,
+        stream=stream,
+        targets=targets,
+        texts=texts,
+        validation=validation,
+        checkpoints=commit.store,
+    )
+    student = _student(params, teacher, stream, _side(inputs["images"]), device)
+    after_stage1 = phases.stage1(student)
+    share = apply_freeze_policy(student, params.freeze_policy)
+    results = {"student": phases.stage2(student)}
+    if params.control:
+        results["control"] = phases.control(with_stage1=False)
+    if params.control_with_stage1:
+        results["control_stage1"] = phases.control(with_stage1=True)
+
+    control_share = apply_control_policy(copy.deepcopy(teacher.model), params.freeze_policy)
+    metrics: dict[str, Any] = {
+        "trained": share.trained,
+        "stem_parameters": sum(p.numel() for p in student.stem.parameters()),
+        "trained_share": share.share,
+        "trained_vision_share": share.vision_share,
+        "trained_all_share": share.all_share,
+        "control_trained_share": control_share.share,
+        "stage1_steps": phases.steps(params.stage1_token_epochs) + phases.steps(params.stage1_cls_epochs),
+        "stage2_steps": phases.steps(params.stage2_epochs),
+        **{f"stage1_{name}": value for name, value in after_stage1.items()},
+        **{f"teacher_{name}": value for name, value in validation.of(teacher.model, encode_images).items()},
+    }
+    for name, trained in results.items():
+        metrics[f"{name}_learning_rate"] = trained.learning_rate
+        metrics |= {f"{name}_{key}": value for key, value in trained.validation.items()}
+    rates = {name: trained.learning_rate for name, trained in results.items()}
+    description = describe(student.config, params.freeze_policy, teacher=teacher.model_name, learning_rates=rates)
+    files = _put(commit, results, phases.rows, description)
+    return commit.finalise(shards=[], files=files, metrics=metrics)
+
+
+def _streams(
+    params: TrainAdapterParams, inputs: dict[str, Artifact], teacher: LoadedTeacher, device: torch.device
+) -> tuple[Stream, Stream | None]:
+    """Training and validation batches; no validation stream where that split is empty."""
+    images = inputs["images"]
+    val = any(shard.ok for shard in images.manifest.split("val"))
+    if not val and len(params.stage2_learning_rates) > 1:
+        raise UsageError(
+            "train_adapter.stage2_learning_rates has several to choose from, but there are no validation pictures to "
+            "choose on; set download.num_val, or give one learning rate"
+        )
+    side = _side(images)
+
+    def stream(split: str, *, flips: bool) -> Stream:
+        pictures = ImageSet(images, split, splats=inputs["splats"], image_size=teacher.image_size)
+        return Stream(
+            pictures, teacher, device, picture=side, batch_size=params.batch_size, seed=params.seed, flips=flips
+        )
+
+    return stream("train", flips=params.augment), stream("val", flips=False) if val else None
+
+
+def _side(images: Artifact) -> int:
+    """Side in pixels of the pictures that the splats were fitted to."""
+    side = images.manifest.params.get("image_size")
+    if not isinstance(side, int) or side < 1:
+        raise PermanentError(f"{images.url}: its manifest does not say image_size; run download again")
+    return side
+
+
+def _bank(teacher: LoadedTeacher, prompts: Prompts | None, seed: int) -> TextBank:
+    if prompts is None:
+        return TextBank(teacher.tokenizer, seed=seed)
+    return TextBank(teacher.tokenizer, prompts.class_names, prompts.templates, seed=seed)
+
+
+@torch.no_grad()
+def _student(
+    params: TrainAdapterParams, teacher: LoadedTeacher, stream: Stream, side: int, device: torch.device
+) -> SplatClip:
+    """The untrained student: the teacher's copy behind a fresh stem, with statistics of the first training batches."""
+    visual: Any = teacher.model.visual
+    rows, columns = visual.grid_size
+    num_latents = params.num_latents or rows * columns
+    if num_latents != rows * columns and params.stage1_token_epochs > 0:
+        raise UsageError(
+            f"train_adapter.num_latents is {num_latents}, but the teacher has {rows * columns} patches, so that latents "
+            "cannot be matched to patches one by one; set stage1_token_epochs to 0, or num_latents to 0"
+        )
+    steps = min(stream.steps_per_epoch, -(-STATS_PICTURES // params.batch_size))
+    features = feature_stats((stream.at(step).splats for step in range(steps)), side, side)
+    count, total, squares = 0, torch.zeros(visual.conv1.out_channels, dtype=torch.float64), torch.zeros(1)
+    for step in range(steps):
+        tokens = patch_embeddings(teacher.model, stream.at(step).images).flatten(0, 1).double().cpu()
+        count, total, squares = count + len(tokens), total + tokens.sum(0), squares + tokens.square().sum(0)
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_min(1e-12).sqrt()
+    config = StemConfig(
+        stem=params.stem,
+        stem_width=params.stem_width,
+        layers=params.resampler_layers,
+        heads=params.resampler_heads,
+        num_latents=num_latents,
+        grid=(int(rows), int(columns)),
+        width=int(visual.conv1.out_channels),
+        picture=(side, side),
+        features=features,
+        tokens=FeatureStats(mean=tuple(mean.tolist()), std=tuple(std.tolist())),
+    )
+    torch.manual_seed(params.seed)
+    return SplatClip(copy.deepcopy(teacher.model), config).to(device).eval()
+
+
+def _put(
+    commit: Commit,
+    results: dict[str, Trained],
+    rows: Sequence[CurveRow],
+    description: bytes,
+) -> list[FileEntry]:
+    """Commit the trained tensors, their description and the curve."""
+    files = []
+    with TemporaryDirectory(prefix="splatclip-") as folder:
+        for name, trained in results.items():
+            file = f"{'adapter' if name == 'student' else name}.safetensors"
+            save_model(trained.state, Path(folder) / file)
+            files.append(commit.put_file(file, Path(folder) / file))
+    files.append(commit.put_file("adapter.json", description))
+    table = io.StringIO()
+    writer = csv.DictWriter(table, CURVE_COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    files.append(commit.put_file("curve.csv", table.getvalue().encode()))
+    return files
