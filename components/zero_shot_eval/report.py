@@ -94,20 +94,12 @@ def _facts(scores: Mapping[str, Any]) -> list[tuple[str, str]]:
             f".gs2d {sizes['gs2d']:,.0f} | stored {stored} {sizes['stored']:,.0f} | "
             f"JPEG quality 90 {sizes['jpeg90']:,.0f} | raw RGB {sizes['raw']:,.0f}",
         ),
-        (
-            "compression",
-            f"{ratios['paper']:.2f}x against raw RGB by the paper's count (16 bytes a Gaussian, no header)",
-        ),
+        ("compression", f"{ratios['paper']:.2f}x against raw RGB by the paper's count (16 bytes a Gaussian)"),
         ("", f"as files: {_against('raw RGB', ratios['raw'])}, {_against('JPEG quality 90', ratios['jpeg90'])}"),
     ]
-    if trained:
-        facts.append(
-            (
-                "trained",
-                f"{100 * trained['share']:.1f} % of the model without its token table, "
-                f"{100 * trained['vision_share']:.1f} % of the vision side",
-            )
-        )
+    if "trained_share" in trained:
+        share = f"{100 * trained['trained_share']:.1f} % of the parameters (the token table left out)"
+        facts.append(("trained", f"{share}, {100 * trained['trained_vision_share']:.1f} % of the vision side"))
     left_out = {reason: count for reason, count in scores["left_out"]["counts"].items() if count}
     if left_out:
         facts.append(("left out", ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())))

@@ -1,0 +1,121 @@
+"""Image and text features of every row, in one pass over the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from components.adapter import load_adapter, load_control
+from components.loader import Batch, ImageSet
+from components.manifest import Artifact
+from components.openclip import LoadedTeacher, Tokenizer, normalize_images
+from components.progress import progress
+from components.signals import Stop
+
+Features = NDArray[np.float32]
+TEXT_BATCH = 256
+CONTROLS = ("control", "control_stage1")
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One row's model. clip: the open_clip CLIP whose text tower it uses; encode: batch -> L2-normalised [B, D]."""
+
+    name: str
+    model: nn.Module
+    clip: nn.Module
+    encode: Callable[[Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """keys [n]; features: row -> [n, D]; classes [n], -1 where there is none; captions [n]."""
+
+    keys: list[str]
+    features: dict[str, Features]
+    classes: NDArray[np.int64]
+    captions: list[list[str]]
+
+
+def build_readers(adapter: Artifact, teacher: LoadedTeacher, device: torch.device) -> list[Reader]:
+    """The rows' models: teacher, the controls that the adapter artifact holds, splats."""
+
+    def rgb(clip: Any) -> Callable[[Batch], Tensor]:
+        def encode(batch: Batch) -> Tensor:
+            if batch.images is None:
+                raise RuntimeError("the image set was opened without photographs")
+            images = normalize_images(batch.images.to(device), teacher.mean, teacher.std)
+            features: Tensor = clip.encode_image(images, normalize=True)
+            return features
+
+        return encode
+
+    readers = [Reader("teacher", teacher.model, teacher.model, rgb(teacher.model))]
+    for which in CONTROLS:
+        if adapter.has(f"{which}.safetensors"):
+            control = load_control(adapter, teacher, which, device)
+            readers.append(Reader(which, control, control, rgb(control)))
+    student = load_adapter(adapter, teacher, device)
+
+    def read_splats(batch: Batch) -> Tensor:
+        if batch.splats is None:
+            raise RuntimeError("the image set was opened without splats")
+        return student.encode_splats(batch.splats.to(device))
+
+    readers.append(Reader("splats", student, student.clip, read_splats))
+    return readers
+
+
+def embed_images(readers: Sequence[Reader], pictures: ImageSet, batch_size: int, stop: Stop) -> Embedded:
+    """Features of all pictures under all readers. Raises Interrupted when a stop is asked for."""
+    keys: list[str] = []
+    classes: list[Tensor] = []
+    captions: list[list[str]] = []
+    parts: dict[str, list[Features]] = {reader.name: [] for reader in readers}
+    with torch.inference_mode(), progress("zero-shot-eval", total=len(pictures), unit="pictures") as bar:
+        for batch in pictures.batches(batch_size, seed=0, epoch=0, shuffle=False, drop_last=False):
+            for reader in readers:
+                parts[reader.name].append(reader.encode(batch).float().cpu().numpy())
+            keys += batch.keys
+            captions += batch.captions
+            classes.append(batch.classes.cpu())
+            stop.check("scoring keeps nothing half done; run the same command again")
+            bar.advance(len(batch.keys))
+    features = {name: np.concatenate(part) for name, part in parts.items()}
+    return Embedded(keys, features, torch.cat(classes).numpy().astype(np.int64), captions)
+
+
+def _text_state(clip: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in clip.state_dict().items() if not name.startswith("visual.")}
+
+
+def _same_text_tower(one: nn.Module, other: nn.Module) -> bool:
+    first, second = _text_state(one), _text_state(other)
+    same = first.keys() == second.keys()
+    return same and all(torch.equal(first[name], second[name]) for name in first if name != "logit_scale")
+
+
+def text_features(readers: Sequence[Reader], encode: Callable[[Reader], Features]) -> Mapping[str, Features]:
+    """Row -> encode(row's reader), worked out once for all rows whose text towers are bit for bit the same."""
+    found: dict[str, Features] = {}
+    for i, reader in enumerate(readers):
+        twin = next((other for other in readers[:i] if _same_text_tower(reader.clip, other.clip)), None)
+        found[reader.name] = encode(reader) if twin is None else found[twin.name]
+    return found
+
+
+def encode_texts(reader: Reader, tokenizer: Tokenizer, texts: Sequence[str], device: torch.device) -> Features:
+    """L2-normalised features [T, D] of texts."""
+    parts = []
+    clip: Any = reader.clip
+    with torch.inference_mode():
+        for start in range(0, len(texts), TEXT_BATCH):
+            tokens = tokenizer(list(texts[start : start + TEXT_BATCH])).to(device)
+            parts.append(clip.encode_text(tokens, normalize=True).float().cpu().numpy())
+    return np.concatenate(parts)

@@ -1,0 +1,147 @@
+"""Which pictures count, how each row was tested, and its hits: classification or retrieval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from components.contrastive import prompt_classifier
+from components.errors import PermanentError
+from components.manifest import Artifact, open_artifact
+from components.openclip import LoadedTeacher
+from components.prompts import Prompts, load_prompts
+from components.scores import FloatArray
+from components.store import Store
+from components.zero_shot_eval import rows, wording
+from components.zero_shot_eval.embed import Embedded, Features, Reader, encode_texts, text_features
+from components.zero_shot_eval.inventory import Inventory
+
+
+@dataclass(frozen=True)
+class Judged:
+    """task: "classification" or "retrieval"; rows; chance by metric; weights: metric -> what a picture weighs [n]."""
+
+    task: str
+    rows: list[rows.Row]
+    chance: dict[str, float]
+    weights: dict[str, FloatArray]
+
+
+def select(
+    embedded: Embedded, inventory: Inventory, class_names: tuple[str, ...], where: str
+) -> tuple[Embedded, Inventory]:
+    """Leave out pictures without a class (or, without class_names, without a caption) and count them in left_out.
+
+    Raises PermanentError for a class number without a name, and where nothing is left.
+    """
+    if set(embedded.keys) != set(inventory.photographs):
+        raise PermanentError(
+            f"{where}: {len(embedded.keys)} pictures were read, {len(inventory.keys)} are listed; make the set again"
+        )
+    captions = [[text for text in given if text.strip()] for given in embedded.captions]
+    if class_names:
+        beyond = np.flatnonzero(embedded.classes >= len(class_names))
+        if len(beyond):
+            raise PermanentError(
+                f"{where}: picture {embedded.keys[beyond[0]]!r} is of class {embedded.classes[beyond[0]]}, but "
+                f"classnames.txt names {len(class_names)} classes (0..{len(class_names) - 1})"
+            )
+        usable, reason = embedded.classes >= 0, "without a class"
+    else:
+        usable, reason = np.array([len(given) > 0 for given in captions]), "without a caption"
+    kept = np.flatnonzero(usable)
+    if not len(kept):
+        raise PermanentError(f"{where}: all {len(embedded.keys)} pictures are {reason}; nothing can be scored")
+    inventory = inventory.without((embedded.keys[i] for i in np.flatnonzero(~usable)), reason)
+    features = {name: values[kept] for name, values in embedded.features.items()}
+    keys, given = [embedded.keys[i] for i in kept], [captions[i] for i in kept]
+    return Embedded(keys, features, embedded.classes[kept], given), inventory
+
+
+def _trained_classes(made: Artifact, images: Artifact, own: list[str], store: Store) -> list[str] | None:
+    """Class names that the training of `made` has seen; None where its image set cannot be looked up any more."""
+    source = made.manifest.inputs.get("images")
+    if source is None:
+        return own
+    if source["sha256"] == images.manifest.sha256:
+        found = load_prompts(images)
+    else:
+        try:
+            found = load_prompts(open_artifact(store.sub(source["path"]).url, store))
+        except PermanentError:
+            return own or None
+    return own + (list(found.class_names) if found is not None else [])
+
+
+def settings(
+    inputs: Mapping[str, Artifact], teacher: LoadedTeacher, prompts: Prompts | None, store: Store
+) -> dict[str, str]:
+    """In which sense the row "teacher" and the rows of "adapter" were tested."""
+    images = inputs["images"]
+    own = teacher.class_names_trained if teacher.trained_here else []
+    found = {}
+    for name, trained_here in (("teacher", teacher.trained_here), ("adapter", True)):
+        if prompts is not None:
+            seen = _trained_classes(inputs[name], images, own, store) if trained_here else []
+            found[name] = wording.classification_setting(prompts.class_names, seen)
+        else:
+            source = inputs[name].manifest.inputs.get("images", {}).get("sha256")
+            found[name] = wording.retrieval_setting(trained_here, source == images.manifest.sha256)
+    return found
+
+
+def _setting(reader: Reader, found: Mapping[str, str]) -> str:
+    return found["teacher" if reader.name == "teacher" else "adapter"]
+
+
+def classify(
+    readers: list[Reader], embedded: Embedded, teacher: LoadedTeacher, prompts: Prompts, found: Mapping[str, str]
+) -> Judged:
+    """Prompt ensembles over the set's classes; found: what `settings` returned."""
+
+    def classifier(reader: Reader) -> Features:
+        clip: Any = reader.clip
+        made = prompt_classifier(clip, teacher.tokenizer, prompts.class_names, prompts.templates)
+        array: Features = made.cpu().numpy()
+        return array
+
+    columns = text_features(readers, classifier)
+    scored = [
+        rows.classification_row(
+            reader.name,
+            _setting(reader, found),
+            embedded.features[reader.name] @ columns[reader.name],
+            embedded.classes,
+        )
+        for reader in readers
+    ]
+    return Judged("classification", scored, rows.classification_chance(len(prompts.class_names)), {})
+
+
+def retrieve(
+    readers: list[Reader],
+    embedded: Embedded,
+    teacher: LoadedTeacher,
+    found: Mapping[str, str],
+    device: torch.device,
+) -> Judged:
+    """Captions and pictures searched for one another."""
+    texts = [text for captions in embedded.captions for text in captions]
+    counts = [len(captions) for captions in embedded.captions]
+    owners = np.repeat(np.arange(len(counts)), counts)
+    features = text_features(readers, lambda reader: encode_texts(reader, teacher.tokenizer, texts, device))
+    scored = [
+        rows.retrieval_row(
+            reader.name,
+            _setting(reader, found),
+            features[reader.name] @ embedded.features[reader.name].T,
+            owners,
+        )
+        for reader in readers
+    ]
+    weights = {f"image_retrieval_recall@{k}": np.asarray(counts, dtype=np.float64) for k in rows.RECALL_AT}
+    return Judged("retrieval", scored, rows.retrieval_chance(owners), weights)
