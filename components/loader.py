@@ -58,6 +58,20 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def pixels(self) -> Tensor:
+        """The images, of a batch that has some."""
+        if self.images is None:
+            raise UsageError("this batch was made without images (want_images=False)")
+        return self.images
+
+    @property
+    def gaussians(self) -> SplatBatch:
+        """The splats, of a batch that has some."""
+        if self.splats is None:
+            raise UsageError("this batch was made without splats")
+        return self.splats
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on a device."""
         images = None if self.images is None else self.images.to(device)

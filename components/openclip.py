@@ -91,7 +91,7 @@ def _check_config(config: Any, where: str) -> dict[str, Any]:
     if not isinstance(config, dict) or not all(key in config for key in ("embed_dim", "vision_cfg", "text_cfg")):
         raise UsageError(f"{where}: not an open_clip configuration; it needs embed_dim, vision_cfg and text_cfg")
     special = [key for key in ("custom_text", "multimodal_cfg") if config.get(key)]
-    special += [key for key in ("timm_model_name",) if config["vision_cfg"].get(key)]
+    special += [key for key in ("timm_model_name", "output_tokens") if config["vision_cfg"].get(key)]
     special += [key for key in ("hf_model_name", "hf_tokenizer_name") if config["text_cfg"].get(key)]
     if special or isinstance(config["vision_cfg"].get("layers"), list):
         raise UsageError(
@@ -109,7 +109,13 @@ def _instantiate(config: Mapping[str, Any], mean: Any = None, std: Any = None) -
         raise UsageError(f"open_clip cannot build a model from this configuration: {error}; {dict(config)}") from error
     stats = {"mean": mean or open_clip.OPENAI_DATASET_MEAN, "std": std or open_clip.OPENAI_DATASET_STD}
     open_clip.model.set_model_preprocess_cfg(clip, {**stats, "size": clip.visual.image_size})
+    clip.splatclip_config = dict(config)
     return clip
+
+
+def built_config(clip: CLIP) -> dict[str, Any]:
+    """The open_clip configuration that `build` made the model from, a tag's activation included."""
+    return deepcopy(dict(clip.splatclip_config))
 
 
 def _pretrained(model: str, pretrained: str) -> tuple[Path, dict[str, Any]]:

@@ -6,10 +6,12 @@ function of its number, so that a run resumed from a checkpoint is the undisturb
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +49,16 @@ def delete_checkpoints(store: Store) -> None:
     """Remove all checkpoints under a prefix: for after the stage's manifest is written."""
     for name in store.list(f"{CHECKPOINTS}/"):
         store.delete(name)
+
+
+def curve_csv(rows: Sequence[CurveRow]) -> bytes:
+    """Curve rows as CSV; columns in order of appearance, empty where a row has no such value."""
+    columns = list(dict.fromkeys(["phase", "step", "lr", "loss", *(name for row in rows for name in row)]))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
 
 
 def learning_rate(step: int, *, steps: int, peak: float, warmup: int) -> float:
