@@ -166,7 +166,7 @@ def draw(what: Scene, size: int, noise: NDArray[np.float32]) -> Pixels:
     # a light object is shaded by darkening, a dark one by lightening
     textured = np.where(light[..., None] > 0, body + light[..., None] * (1 - body), body * (1 + 1.6 * light[..., None]))
     image += mask[..., None] * (textured - image)
-    image += noise * np.float32(0.012 + 0.02 * d[29])
+    image += noise * np.float32(0.006 + 0.014 * d[29])
     pixels: Pixels = (np.clip(image, 0, 1) * 255 + np.float32(0.5)).astype(np.uint8)
     return pixels
 
