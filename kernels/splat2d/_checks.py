@@ -1,0 +1,81 @@
+"""Checks at the boundary: both what was expected and what was given are named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+MAX_SIDE = 32768
+"""Rows and columns are kept in 16 bits."""
+
+
+def described(array: npt.NDArray[Any]) -> str:
+    """For messages: "float32 [3, 4]"."""
+    return f"{array.dtype} {list(array.shape)}"
+
+
+def images_of(images: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+    """Pictures as contiguous uint8 [B, H, W, 3]; a single [H, W, 3] becomes a batch of one."""
+    array = np.asarray(images)
+    if array.ndim == 3 and array.shape[-1] == 3 and array.dtype == np.uint8:
+        array = array[None]
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape[1:]:
+        raise ValueError(f"expected images uint8 [B, H, W, 3], got {described(np.asarray(images))}")
+    size_of(array.shape[1], array.shape[2])
+    return np.ascontiguousarray(array)
+
+
+def size_of(height: int, width: int) -> None:
+    """Refuse pictures without pixels and those too large for the kernels."""
+    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+        raise ValueError(f"expected height and width in 1..{MAX_SIDE}, got {height} and {width}")
+
+
+def whole(value: Any, name: str, low: int) -> int:
+    """An integer argument of at least `low`; floats and booleans are refused."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
+        raise ValueError(f"expected {name}: an integer >= {low}, got {value!r}")
+    return int(value)
+
+
+def gaussians_of(num_gaussians: int, height: int, width: int) -> int:
+    """1 <= N <= H W, or ValueError."""
+    number = whole(num_gaussians, "num_gaussians", 1)
+    if number > height * width:
+        raise ValueError(
+            f"expected num_gaussians of at most the picture's {height} x {width} = {height * width} pixels,"
+            f" got {number}"
+        )
+    return number
+
+
+def splats_of(
+    means: npt.ArrayLike, cholesky: npt.ArrayLike, colors: npt.ArrayLike
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Splats as contiguous, finite float32 [B, N, 2], [B, N, 3], [B, N, 3]."""
+    arrays = [np.asarray(values) for values in (means, cholesky, colors)]
+    shape = arrays[0].shape
+    out = []
+    for array, name, last in zip(arrays, ("means", "cholesky", "colors"), (2, 3, 3), strict=True):
+        if array.ndim != 3 or array.shape[:2] != shape[:2] or array.shape[2] != last or array.dtype.kind != "f":
+            raise ValueError(f"expected {name} float [B, N, {last}] with B, N of means, got {described(array)}")
+        if array.shape[1] == 0:
+            raise ValueError(f"expected {name} of at least one Gaussian, got {described(array)}")
+        floats = np.ascontiguousarray(array, dtype=np.float32)
+        if not np.isfinite(floats).all():
+            raise ValueError(f"expected finite {name}, got NaN or infinity among {described(array)}")
+        out.append(floats)
+    return out[0], out[1], out[2]
+
+
+def device_of(device: str, *, built: bool) -> None:
+    """Refuse devices that this build or machine does not have, naming the remedy."""
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f'expected device "cpu" or "cuda", got {device!r}')
+    if device == "cuda" and not built:
+        raise RuntimeError(
+            'device="cuda" needs splat2d built with CUDA: install again with nvcc at hand and'
+            " CMAKE_ARGS=-DSPLAT2D_CUDA=ON, or use device=\"cpu\""
+        )

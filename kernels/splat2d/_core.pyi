@@ -1,0 +1,27 @@
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_F = npt.NDArray[np.float32]
+_I = npt.NDArray[np.int32]
+
+def fit(
+    images: npt.NDArray[np.uint8],
+    num_gaussians: int,
+    settings: dict[str, Any],
+    threads: int,
+    progress: Callable[[int], None] | None,
+) -> tuple[_F, _F, _F, _I, _F]: ...
+def render(means: _F, cholesky: _F, colors: _F, height: int, width: int, counts: _I, threads: int) -> _F: ...
+def render_backward(means: _F, cholesky: _F, colors: _F, v_pictures: _F, threads: int) -> tuple[_F, _F, _F]: ...
+def loss_and_grad(
+    means: _F,
+    cholesky: _F,
+    colors: _F,
+    images: npt.NDArray[np.uint8],
+    lambda_color: float,
+    threads: int,
+) -> tuple[_F, _F, _F, _F]: ...
+def backend() -> str: ...

@@ -1,0 +1,55 @@
+#include "bind_arrays.h"
+#include "bindings.h"
+
+namespace splat2d {
+namespace {
+
+FitOptions options_of(const py::dict& settings) {
+  FitOptions o;
+  const std::string init = settings["init"].cast<std::string>();
+  const std::string optimizer = settings["optimizer"].cast<std::string>();
+  o.init = init == "grid" ? Init::grid : Init::adaptive;
+  o.optimizer = optimizer == "adam" ? Optimizer::adam : Optimizer::natural;
+  o.num_iters = settings["num_iters"].cast<int>();
+  o.lr_position = settings["lr_position"].cast<float>();
+  o.lr_shape = settings["lr_shape"].cast<float>();
+  o.lr_color = settings["lr_color"].cast<float>();
+  o.lr_final = settings["lr_final"].cast<float>();
+  o.beta1 = settings["beta1"].cast<float>();
+  o.beta2 = settings["beta2"].cast<float>();
+  o.epsilon = settings["epsilon"].cast<float>();
+  o.lambda_color = settings["lambda_color"].cast<float>();
+  o.prune_threshold = settings["prune_threshold"].cast<float>();
+  o.refit_iters = settings["refit_iters"].cast<int>();
+  o.color_steps = settings["color_steps"].cast<int>();
+  o.scale_min = settings["scale_min"].cast<float>();
+  o.seed = settings["seed"].cast<std::uint64_t>();
+  return o;
+}
+
+py::tuple fit_arrays(const Array<std::uint8_t>& images, int num_gaussians, const py::dict& settings, int threads,
+                     const py::object& progress) {
+  expect(images, {-1, -1, -1, 3}, "images uint8 [B, H, W, 3]");
+  const py::ssize_t batch = images.shape(0), n = num_gaussians;
+  Array<float> means({batch, n, py::ssize_t{2}}), cholesky({batch, n, py::ssize_t{3}});
+  Array<float> colors({batch, n, py::ssize_t{3}}), psnr(batch);
+  Array<std::int32_t> counts(batch);
+  const FitOutput out{means.mutable_data(), cholesky.mutable_data(), colors.mutable_data(), counts.mutable_data(),
+                      psnr.mutable_data()};
+  const FitOptions options = options_of(settings);
+  const PictureShape shape = picture_shape(images);
+  without_gil(progress, [&](const Poll& poll) {
+    fit(images.data(), shape, num_gaussians, options, threads, out, poll);
+  });
+  return py::make_tuple(means, cholesky, colors, counts, psnr);
+}
+
+}  // namespace
+
+void register_fit(py::module_& module) {
+  module.def("fit", &fit_arrays, py::arg("images"), py::arg("num_gaussians"), py::arg("settings"),
+             py::arg("threads"), py::arg("progress"));
+  module.def("backend", &backend);
+}
+
+}  // namespace splat2d

@@ -1,0 +1,82 @@
+// The hot loops as a table of plain functions: one table for each instruction set, chosen at run time.
+//
+// Includes nothing that instantiates templates: this header and what it includes are compiled with every
+// instruction set, and the linker keeps only one copy of such code.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace splat2d {
+
+constexpr int kMaxLanes = 16;
+
+// What the kernels read of one Gaussian: one cache line.
+struct alignas(64) Packed {
+  float x, y, a, b, c, red, green, blue;
+  float decay;         // exp(-(b^2 + c^2)): how the row-to-row ratio of the Gaussian shrinks
+  float h;             // b^2 + c^2
+  float top;           // dx of the ellipse's lowest row bound, -3 b / (a c)
+  float ab, ac2, inverse_h;
+  std::int32_t first_strip, last_strip;  // first > last: not in the picture
+};
+
+struct Entry {
+  std::int32_t index;
+  std::uint16_t first_row, last_row;
+};
+
+// One picture in the hands of one thread. The picture is cut into columns of `lanes` pixels ("strips"):
+// planes are [strip][row][channel][lane]. Arrays over Gaussians are padded to a multiple of 16.
+struct Workspace {
+  int height, width, lanes, strips;
+  int count;      // Gaussians in use
+  int padded;     // count rounded up to 16
+  bool cholesky;  // param[2..4] holds (l00, l10, l11); otherwise (a, b, c)
+  float* param[8];
+  float* adam_m[8];
+  float* adam_v[8];
+  float* color_override[3];  // colours that `pack` uses instead of param[5..7] where not null
+  Packed* packed;
+  float* moments;             // [padded][8]
+  float* base;                // plane: minus the target, or a given gradient
+  float* strip;               // one strip: [row][channel][lane]
+  std::int32_t* order;        // Gaussians by row, so that neighbours share cache lines
+  std::int32_t* strip_start;  // [strips + 1] offsets into entries
+  Entry* entries;
+  std::size_t entry_capacity;
+  void* owner;
+  void (*grow_entries)(Workspace&, std::size_t);
+};
+
+// Passes over one picture: what a strip starts from, what is done, where the strip goes.
+struct Pass {
+  const float* base;  // plane, or null for zeros
+  float* out;         // plane, or null
+  bool forward;       // add the Gaussians
+  bool backward;      // moments of what the strip then holds
+};
+
+struct StepArguments;  // StepSettings of update.h: same layout in every instruction set
+
+struct Engine {
+  const char* name;
+  int lanes;
+  void (*pack)(Workspace&);               // param -> packed
+  void (*list)(Workspace&);               // packed -> entries of every strip
+  void (*run)(Workspace&, const Pass&);   // needs pack and list
+  void (*adam)(Workspace&, const StepArguments*);
+  void (*natural)(Workspace&, const StepArguments*);
+};
+
+const Engine& engine_portable();
+#if defined(SPLAT2D_X86)
+const Engine& engine_avx2();
+const Engine& engine_avx512();
+#endif
+
+// The engine in use: SPLAT2D_BACKEND names it, otherwise the best one this processor runs. Throws on a name that is
+// unknown or not supported here.
+const Engine& engine();
+
+}  // namespace splat2d

@@ -1,0 +1,6 @@
+// The hot loops for one instruction set; CMakeLists.txt gives this file its compiler flags.
+#define SPLAT2D_TARGET avx2
+#define SPLAT2D_LANES 8
+#include "engine_impl.h"
+
+SPLAT2D_DEFINE_ENGINE(engine_avx2, "avx2")

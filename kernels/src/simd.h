@@ -1,0 +1,88 @@
+// Vectors of kLanes floats in GCC's vector extension, their exp and a transposing sum.
+#pragma once
+
+#include <cstdint>
+
+#include "splat2d/config.h"
+
+namespace splat2d {
+inline namespace SPLAT2D_TARGET {
+
+#define SPLAT2D_INLINE inline __attribute__((always_inline))
+
+constexpr int kLanes = SPLAT2D_LANES;
+typedef float VF __attribute__((vector_size(4 * SPLAT2D_LANES)));
+typedef std::int32_t VI __attribute__((vector_size(4 * SPLAT2D_LANES)));
+
+SPLAT2D_INLINE VF all(float value) { return VF{} + value; }
+
+SPLAT2D_INLINE VF lane_numbers() {
+  VF out;
+  for (int i = 0; i < kLanes; ++i) out[i] = static_cast<float>(i);
+  return out;
+}
+
+SPLAT2D_INLINE VF load(const float* from) { return *reinterpret_cast<const VF*>(from); }
+SPLAT2D_INLINE void store(float* to, VF value) { *reinterpret_cast<VF*>(to) = value; }
+
+// exp with relative error under 3e-7 for -87 <= x <= 87; arguments outside are moved to those ends.
+SPLAT2D_INLINE VF exp(VF x) {
+  x = x < -87.0f ? all(-87.0f) : x;
+  x = x > 87.0f ? all(87.0f) : x;
+  const VF shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum's low bits are the nearest integer
+  const VF whole = shifted - 12582912.0f;
+  const VF f = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+  VF p = f * 1.9875691e-4f + 1.3981999e-3f;
+  p = p * f + 8.3334519e-3f;
+  p = p * f + 4.1665796e-2f;
+  p = p * f + 1.6666665e-1f;
+  p = p * f + 0.5f;
+  p = p * f * f + f + 1.0f;
+  const VI exponent = (VI)shifted << 23;
+  return (VF)((VI)p + exponent);
+}
+
+// out[j] = sum of the lanes of v[j], for 8 vectors at once.
+#if SPLAT2D_LANES == 16
+typedef float V8 __attribute__((vector_size(32), aligned(4)));
+
+SPLAT2D_INLINE VF halves(VF p, VF q) {
+  return __builtin_shufflevector(p, q, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+         __builtin_shufflevector(p, q, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+}
+SPLAT2D_INLINE VF quarters(VF p, VF q) {
+  return __builtin_shufflevector(p, q, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+         __builtin_shufflevector(p, q, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+}
+SPLAT2D_INLINE VF eighths(VF p, VF q) {
+  return __builtin_shufflevector(p, q, 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
+         __builtin_shufflevector(p, q, 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
+}
+SPLAT2D_INLINE V8 lane_sums(const VF (&v)[8]) {
+  const VF low = quarters(halves(v[0], v[1]), halves(v[2], v[3]));
+  const VF high = quarters(halves(v[4], v[5]), halves(v[6], v[7]));
+  const VF pairs = eighths(low, high);
+  return __builtin_shufflevector(pairs, pairs, 0, 2, 4, 6, 8, 10, 12, 14) +
+         __builtin_shufflevector(pairs, pairs, 1, 3, 5, 7, 9, 11, 13, 15);
+}
+#else
+typedef float V8 __attribute__((vector_size(32), aligned(4)));
+
+SPLAT2D_INLINE VF halves(VF p, VF q) {
+  return __builtin_shufflevector(p, q, 0, 1, 2, 3, 8, 9, 10, 11) +
+         __builtin_shufflevector(p, q, 4, 5, 6, 7, 12, 13, 14, 15);
+}
+SPLAT2D_INLINE VF quarters(VF p, VF q) {
+  return __builtin_shufflevector(p, q, 0, 1, 4, 5, 8, 9, 12, 13) +
+         __builtin_shufflevector(p, q, 2, 3, 6, 7, 10, 11, 14, 15);
+}
+SPLAT2D_INLINE V8 lane_sums(const VF (&v)[8]) {
+  const VF low = quarters(halves(v[0], v[1]), halves(v[2], v[3]));
+  const VF high = quarters(halves(v[4], v[5]), halves(v[6], v[7]));
+  return __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14) +
+         __builtin_shufflevector(low, high, 1, 3, 5, 7, 9, 11, 13, 15);
+}
+#endif
+
+}  // namespace SPLAT2D_TARGET
+}  // namespace splat2d
