@@ -22,7 +22,6 @@ from components.shards import Sample, ShardIndex, write_shard
 from components.splats import Splats, pad
 
 MAX_SIDE = 16384  # of .gs2d version 1
-MAX_PSNR_DB = 100.0  # what a picture counts that comes back without any error: JSON has no infinity
 CHUNK_PER_THREAD = 16
 CHUNK_PIXELS = 8_000_000
 KEPT_FIELDS = ("txt", "cls")
@@ -150,7 +149,7 @@ class ShardFitter:
 
 
 def _psnr_after_file(files: list[bytes], images: Pixels, threads: int) -> list[float]:
-    """PSNR in dB of what each file gives back against its picture (uint8 [B, H, W, 3]), at most MAX_PSNR_DB."""
+    """PSNR in dB of what each file gives back against its picture (uint8 [B, H, W, 3])."""
     if not files:
         return []
     splats = [Splats.unpack(data) for data in files]
@@ -159,7 +158,7 @@ def _psnr_after_file(files: list[bytes], images: Pixels, threads: int) -> list[f
     render = splat2d.render(
         batch.means, batch.cholesky, batch.colors, height, width, counts=batch.counts, threads=threads
     )
-    return [min(float(value), MAX_PSNR_DB) for value in splat2d.psnr(render, images)]
+    return [float(value) for value in splat2d.psnr(render, images)]
 
 
 def _fields(key: str, one: _Fitted, where: str) -> dict[str, bytes]:
