@@ -18,10 +18,23 @@ import numpy.typing as npt
 
 from splat2d import _core
 from splat2d._checks import described, device_of, gaussians_of, images_of, size_of, splats_of, whole
+from splat2d._core import Decoded, decode, encode
 from splat2d.recipe import RECIPES, Recipe, recipe_of
 
 __version__ = "0.1.0"
-__all__ = ["RECIPES", "FitResult", "Recipe", "backend", "fit", "has_cuda", "psnr", "render"]
+__all__ = [
+    "RECIPES",
+    "Decoded",
+    "FitResult",
+    "Recipe",
+    "backend",
+    "decode",
+    "encode",
+    "fit",
+    "has_cuda",
+    "psnr",
+    "render",
+]
 
 CUTOFF = 3.0
 """Mahalanobis distance at which a Gaussian ends."""

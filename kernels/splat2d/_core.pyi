@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,3 +25,15 @@ def loss_and_grad(
     threads: int,
 ) -> tuple[_F, _F, _F, _F]: ...
 def backend() -> str: ...
+
+class Decoded(NamedTuple):
+    means: _F
+    cholesky: _F
+    colors: _F
+    width: int
+    height: int
+
+def encode(
+    means: npt.ArrayLike, cholesky: npt.ArrayLike, colors: npt.ArrayLike, width: int, height: int
+) -> tuple[bytes, int]: ...
+def decode(data: bytes | memoryview) -> Decoded: ...

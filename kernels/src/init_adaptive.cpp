@@ -90,7 +90,9 @@ Fields structure(const std::uint8_t* image, int height, int width) {
 
 // Scales the density to sum n with no pixel above 1, so that no pixel is drawn twice.
 void limit(std::vector<float>& density, int n) {
-  double scale = 1.0;
+  double total = 0.0;
+  for (const float d : density) total += static_cast<double>(d);
+  double scale = n / total;
   for (int round = 0; round < 20; ++round) {
     double free = 0.0, full = 0.0;
     for (const float d : density) {
