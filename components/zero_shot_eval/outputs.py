@@ -37,12 +37,9 @@ def size_figures(inventory: Inventory, jpeg90: tuple[float, int], budget: int) -
     raw = _mean([one.raw_bytes for one in photographs])
     stored = _mean([one.stored_bytes for one in photographs])
     gaussians = _mean([one.num_gaussians for one in files])
-    ratios = {
-        "paper": compression_ratio(1, 1, gaussians) * raw / 3,  # W * H = raw / 3
-        "raw": raw / gs2d,
-        "stored": stored / gs2d,
-        "jpeg90": jpeg90[0] / gs2d,
-    }
+    ratios = {"raw": raw / gs2d, "stored": stored / gs2d, "jpeg90": jpeg90[0] / gs2d}
+    if gaussians > 0:  # black pictures may keep none
+        ratios["paper"] = compression_ratio(1, 1, gaussians) * raw / 3  # W * H = raw / 3
     return {
         "splats": {
             "num_gaussians_budget": budget,

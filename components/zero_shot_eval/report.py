@@ -94,7 +94,7 @@ def _facts(scores: Mapping[str, Any]) -> list[tuple[str, str]]:
             f".gs2d {sizes['gs2d']:,.0f} | stored {stored} {sizes['stored']:,.0f} | "
             f"JPEG quality 90 {sizes['jpeg90']:,.0f} | raw RGB {sizes['raw']:,.0f}",
         ),
-        ("compression", f"{ratios['paper']:.2f}x against raw RGB by the paper's count (16 bytes a Gaussian)"),
+        ("compression", f"{ratios.get('paper', 0):.2f}x against raw RGB by the paper's count (16 bytes a Gaussian)"),
         ("", f"as files: {_against('raw RGB', ratios['raw'])}, {_against('JPEG quality 90', ratios['jpeg90'])}"),
     ]
     if "trained_share" in trained:
