@@ -129,7 +129,7 @@ def _splats(draw: st.DrawFn) -> tuple[Parts, int, int]:
     return (means, cholesky, colors), draw(sides), draw(sides)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(_splats())
 def test_round_trip_and_agreement_with_the_oracle(case: tuple[Parts, int, int]) -> None:
     parts, width, height = case

@@ -15,7 +15,7 @@ from components.errors import PermanentError
 from components.images import decode_rgb, fit_square
 from components.splats import Splats, compression_ratio, pad
 
-MEANS = np.array([[1.0, 2.0], [5.5, 3.0]], np.float32)
+MEANS = np.array([[1.25, 2.125], [5.5, 3.25]], np.float32)
 CHOLESKY = np.array([[1.5, 0.25, 1.0], [2.0, -0.5, 0.75]], np.float32)
 COLORS = np.array([[0.5, 0.25, 0.125], [-0.25, 1.0, 0.5]], np.float32)
 SOME = Splats(MEANS, CHOLESKY, COLORS, 9, 7)
