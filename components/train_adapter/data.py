@@ -17,6 +17,7 @@ from torch import Tensor
 from components.device import mixed_precision
 from components.openclip import normalize_images
 from components.progress import progress
+from components.signals import Stop
 from components.train_adapter.augment import coins, flip_images, flip_splats
 
 if TYPE_CHECKING:
@@ -85,12 +86,10 @@ class Stream:
             yield self._given(batch, 0, torch.zeros(len(batch), dtype=torch.bool))
 
     def _given(self, batch: Batch, epoch: int, flip: Tensor) -> Given:
-        if batch.images is None or batch.splats is None:
-            raise RuntimeError("batches of training hold pictures and splats")
         chosen = flip.to(self._device)
-        pixels = flip_images(batch.images.to(self._device), chosen)
+        pixels = flip_images(batch.pixels.to(self._device), chosen)
         images = normalize_images(pixels, self._teacher.mean, self._teacher.std)
-        splats = flip_splats(batch.splats.to(self._device), chosen, self._picture)
+        splats = flip_splats(batch.gaussians.to(self._device), chosen, self._picture)
         return Given(batch, epoch, flip, images, splats)
 
 
@@ -104,7 +103,7 @@ def embed(clip: Any, images: Tensor) -> Tensor:
 class TeacherEmbeddings:
     """The teacher's embedding of every picture of a set and of its mirror image, computed once where memory allows."""
 
-    def __init__(self, stream: Stream, clip: Any, size: int, dim: int, *, flips: bool) -> None:
+    def __init__(self, stream: Stream, clip: Any, size: int, dim: int, *, flips: bool, stop: Stop) -> None:
         self._clip = clip
         self._rows: dict[str, int] = {}
         sides = 2 if flips else 1
@@ -121,6 +120,7 @@ class TeacherEmbeddings:
                     with torch.no_grad():
                         self._cached[side, start : start + count] = embed(clip, images).cpu()
                 bar.advance(count)
+                stop.check("finished phases are kept; run the same command again to go on")
 
     def of(self, given: Given) -> Tensor:
         """[B, D] L2-normalised, of the pictures as they are mirrored."""

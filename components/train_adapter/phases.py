@@ -31,6 +31,7 @@ from components.config import TrainAdapterParams
 from components.contrastive import clip_loss
 from components.device import mixed_precision
 from components.openclip import LoadedTeacher
+from components.signals import Stop
 from components.store import Store
 from components.train_adapter.data import Given, Stream, TeacherEmbeddings, TextFeatures
 from components.train_adapter.loss import embedding_distance, token_loss
@@ -75,9 +76,11 @@ class Phases:
         texts: TextFeatures,
         validation: Validation,
         checkpoints: Store,
+        stop: Stop,
     ) -> None:
         self.params, self.teacher, self.stream, self.texts = params, teacher, stream, texts
         self.validation, self.checkpoints, self._targets = validation, checkpoints, targets
+        self._stop = stop
         self.rows: list[CurveRow] = []
 
     def steps(self, epochs: float) -> int:
@@ -98,6 +101,7 @@ class Phases:
         if steps == 0:
             return {}
         params = self.params
+        self._stop.check("finished phases are kept; run the same command again to go on")
         rows = train(
             step_fn,
             {key: p for key, p in model.named_parameters() if p.requires_grad},

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import csv
 import functools
-import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +29,7 @@ from components.manifest import Artifact, Commit, FileEntry, open_artifact
 from components.openclip import LoadedTeacher, load_teacher, save_model
 from components.prompts import Prompts, load_prompts
 from components.report import Report
+from components.signals import Stop, stop_on_sigterm
 from components.stems import StemConfig
 from components.store import open_store
 from components.texts import TextBank
@@ -38,12 +37,11 @@ from components.tokens import FeatureStats, feature_stats
 from components.train_adapter.data import Stream, TeacherEmbeddings, TextFeatures
 from components.train_adapter.phases import Phases, Trained, encode_images
 from components.train_adapter.validate import Validation
-from components.trainer import CurveRow, delete_checkpoints
+from components.trainer import CurveRow, curve_csv, delete_checkpoints
 
 STAGE = "train_adapter"
 VERSION = 1
 STATS_PICTURES = 10_000  # that the normalisation statistics are taken from: the first ones of the first epoch
-CURVE_COLUMNS = ("phase", "step", "lr", "loss", "tokens", "distance", "contrastive", "val_accuracy", "val_loss")
 
 
 def run(params: TrainAdapterParams, *, images: str, teacher: str, splats: str, store: str) -> Report:
@@ -71,7 +69,8 @@ def run(params: TrainAdapterParams, *, images: str, teacher: str, splats: str, s
         delete_checkpoints(commit.store)  # a stop between the manifest and this left them
         return _report(finished, started, cached=True)
     device = pick_device(params.device, params.threads)
-    artifact = _train(params, inputs, commit, device)
+    with stop_on_sigterm() as stop:
+        artifact = _train(params, inputs, commit, device, stop)
     delete_checkpoints(commit.store)
     return _report(artifact, started, cached=False)
 
@@ -90,7 +89,9 @@ def _report(artifact: Artifact, started: float, *, cached: bool) -> Report:
     )
 
 
-def _train(params: TrainAdapterParams, inputs: dict[str, Artifact], commit: Commit, device: torch.device) -> Artifact:
+def _train(
+    params: TrainAdapterParams, inputs: dict[str, Artifact], commit: Commit, device: torch.device, stop: Stop
+) -> Artifact:
     teacher = load_teacher(inputs["teacher"], device)
     teacher.model.requires_grad_(False)
     check_teacher(teacher.model)
@@ -105,7 +106,7 @@ def _train(params: TrainAdapterParams, inputs: dict[str, Artifact], commit: Comm
     @functools.cache
     def targets() -> TeacherEmbeddings:
         dim = teacher.config["embed_dim"]
-        return TeacherEmbeddings(stream, teacher.model, len(stream), dim, flips=params.augment)
+        return TeacherEmbeddings(stream, teacher.model, len(stream), dim, flips=params.augment, stop=stop)
 
     phases = Phases(
         params=params,
@@ -115,6 +116,7 @@ def _train(params: TrainAdapterParams, inputs: dict[str, Artifact], commit: Comm
         texts=texts,
         validation=validation,
         checkpoints=commit.store,
+        stop=stop,
     )
     student = _student(params, teacher, stream, _side(inputs["images"]), device)
     after_stage1 = phases.stage1(student)
@@ -193,8 +195,8 @@ def _student(
     num_latents = params.num_latents or rows * columns
     if num_latents != rows * columns and params.stage1_token_epochs > 0:
         raise UsageError(
-            f"train_adapter.num_latents is {num_latents}, but the teacher has {rows * columns} patches, so that latents "
-            "cannot be matched to patches one by one; set stage1_token_epochs to 0, or num_latents to 0"
+            f"train_adapter.num_latents is {num_latents}, but the teacher has {rows * columns} patches: they cannot be "
+            "matched one by one; set stage1_token_epochs to 0, or num_latents to 0"
         )
     steps = min(stream.steps_per_epoch, -(-STATS_PICTURES // params.batch_size))
     features = feature_stats((stream.at(step).splats for step in range(steps)), side, side)
@@ -234,9 +236,5 @@ def _put(
             save_model(trained.state, Path(folder) / file)
             files.append(commit.put_file(file, Path(folder) / file))
     files.append(commit.put_file("adapter.json", description))
-    table = io.StringIO()
-    writer = csv.DictWriter(table, CURVE_COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    files.append(commit.put_file("curve.csv", table.getvalue().encode()))
+    files.append(commit.put_file("curve.csv", curve_csv(rows)))
     return files

@@ -1,4 +1,4 @@
-"""Scores on the validation split: the prompt classifier's accuracy, or the contrastive loss where there are no classes."""
+"""Scores on the validation split: the prompt classifier's accuracy, or the contrastive loss without classes."""
 
 from __future__ import annotations
 

@@ -1,0 +1,282 @@
+"""train_adapter on a real, tiny flow: what it trains, what it leaves alone, how it stops and goes on."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from components.adapter import apply_freeze_policy, load_adapter, load_control
+from components.config import DownloadParams, SplatFitParams, TrainAdapterParams
+from components.contrastive import clip_loss
+from components.download.stage import run as download
+from components.errors import Interrupted, PermanentError, UsageError
+from components.loader import ImageSet
+from components.manifest import Commit, open_artifact
+from components.openclip import build, load_teacher, model_config, preprocess_stats
+from components.signals import Stop
+from components.splat_fit.stage import run as splat_fit
+from components.store import open_store
+from components.train_adapter.augment import coins
+from components.train_adapter.data import Stream, TeacherEmbeddings, embed
+from components.train_adapter.loss import embedding_distance, token_loss
+from components.train_adapter.stage import run
+
+CONFIG = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 16, "layers": 3, "width": 32, "head_width": 16, "patch_size": 4},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+CALL = """
+import json, sys
+from components.config import TrainAdapterParams, section_from_dict
+from components.train_adapter.stage import run
+params, inputs = json.loads(sys.argv[1])
+run(section_from_dict(TrainAdapterParams, params, "params"), **inputs)
+"""
+PARAMS = TrainAdapterParams(
+    stem_width=32,
+    resampler_layers=1,
+    stage1_token_epochs=2,
+    stage1_cls_epochs=1,
+    stage2_epochs=2,
+    stage2_learning_rates=(1e-3, 1e-2),
+    batch_size=16,
+    warmup_steps=2,
+    checkpoint_steps=3,
+    control_with_stage1=True,
+    device="cpu",
+    threads=1,
+)
+
+
+def put_teacher(store: str, folder: Path) -> str:
+    """A teacher artifact with random weights."""
+    (folder / "tiny.json").write_text(json.dumps(CONFIG))
+    torch.manual_seed(0)
+    clip = build(str(folder / "tiny.json"), "")
+    mean, std = preprocess_stats(clip)
+    more = {"model": "tiny", "pretrained": "", "trained_here": True, "class_names": [], "mean": mean, "std": std}
+    commit = Commit(open_store(store), stage="train_teacher", version=1, params={}, inputs={})
+    save_file(clip.state_dict(), folder / "model.safetensors")
+    config = json.dumps({**model_config(str(folder / "tiny.json")), **more}).encode()
+    files = [commit.put_file("config.json", config), commit.put_file("model.safetensors", folder / "model.safetensors")]
+    return commit.finalise(shards=[], files=files, metrics={}).url
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("flow")
+    store = str(folder / "store")
+    images = download(
+        DownloadParams(image_size=16, num_train=50, num_val=20, num_test=4, shard_size=25), store=store
+    ).url
+    splats = splat_fit(SplatFitParams(num_gaussians=8, num_iters=15, threads=1), images=images, store=store).url
+    return {"images": images, "teacher": put_teacher(store, folder), "splats": splats, "store": store}
+
+
+@pytest.fixture(scope="module")
+def report(flow: dict[str, str]) -> Iterator[Any]:
+    return run(PARAMS, **flow)
+
+
+def digests(url: str) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(Path(url).iterdir()) if p.is_file()}
+
+
+def test_it_commits_what_it_says(report: Any) -> None:
+    tensors = {f"{name}.safetensors" for name in ("adapter", "control", "control_stage1")}
+    assert {entry.name for entry in report.manifest.files} == tensors | {"adapter.json", "curve.csv"}
+    metrics = report.metrics
+    assert metrics["student_learning_rate"] in PARAMS.stage2_learning_rates
+    assert 0 < metrics["trained_share"] < 1
+    assert metrics["stage1_steps"] == 9
+    assert metrics["stage2_steps"] == 6
+    with (Path(report.url) / "curve.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    last = {row["phase"]: row for row in rows}
+    assert list(last) == [
+        "stage1_tokens", "stage1_cls", "stage2_lr0.001", "stage2_lr0.01", "control_lr0.001", "control_lr0.01",
+        "control_stage1_lr0.001", "control_stage1_lr0.01",
+    ]  # fmt: skip
+    assert int(last["control_stage1_lr0.01"]["step"]) == 15
+    for who, phase in (("student", "stage2"), ("control", "control"), ("control_stage1", "control_stage1")):
+        scores = {rate: float(last[f"{phase}_lr{rate:g}"]["val_accuracy"]) for rate in PARAMS.stage2_learning_rates}
+        assert metrics[f"{who}_val_accuracy"] == pytest.approx(max(scores.values()), rel=1e-5)
+        assert scores[metrics[f"{who}_learning_rate"]] == max(scores.values())
+    assert not (Path(report.url) / "_checkpoint").exists() or not list((Path(report.url) / "_checkpoint").iterdir())
+
+
+def test_again_is_cached(report: Any, flow: dict[str, str]) -> None:
+    again = run(PARAMS, **flow)
+    assert again.cached
+    assert again.manifest_sha256 == report.manifest_sha256
+
+
+def test_frozen_weights_are_bit_identical_and_freed_ones_moved(report: Any, flow: dict[str, str]) -> None:
+    store = open_store(flow["store"])
+    teacher, artifact = load_teacher(open_artifact(flow["teacher"], store), "cpu"), open_artifact(report.url, store)
+    with open_artifact(flow["teacher"], store).local("model.safetensors") as path:
+        before = load_file(path)
+    student = load_adapter(artifact, teacher)
+    freed = {n.removeprefix("clip.") for n, p in student.named_parameters() if p.requires_grad and "stem." not in n}
+    after = {name.removeprefix("clip."): value for name, value in student.state_dict().items() if "stem." not in name}
+    assert after.keys() == before.keys()
+    for name, value in before.items():
+        assert torch.equal(value, after[name]) == (name not in freed), name
+    for which in ("control", "control_stage1"):
+        control = load_control(artifact, teacher, which)
+        for name, value in control.state_dict().items():
+            assert torch.equal(value, before[name]) == (name not in freed | {"visual.conv1.weight"}), name
+    for name, value in teacher.model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_loaded_student_scores_what_training_saw(report: Any, flow: dict[str, str]) -> None:
+    store = open_store(flow["store"])
+    teacher, artifact = load_teacher(open_artifact(flow["teacher"], store), "cpu"), open_artifact(report.url, store)
+    student = load_adapter(artifact, teacher)
+    assert apply_freeze_policy(student, "paper").trained == report.metrics["trained"]
+    batch = next(
+        ImageSet(open_artifact(flow["images"], store), "val", splats=open_artifact(flow["splats"], store)).batches(
+            20, shuffle=False, drop_last=False
+        )
+    )
+    with torch.no_grad():
+        features = student.encode_splats(batch.splats)
+    assert features.shape == (20, 24)
+    assert features.isfinite().all()
+
+
+def test_a_stop_goes_on_to_the_same_bytes(report: Any, flow: dict[str, str], tmp_path: Path) -> None:
+    """SIGTERM in two phases, each followed by the same call; the end is the undisturbed run's."""
+    inputs = {**flow, "store": str(tmp_path / "store")}
+    for phase in ("stage1_cls", "control_lr0.001"):
+        sender = threading.Thread(target=stop_in, args=(phase, tmp_path), daemon=True)
+        handler = signal.signal(signal.SIGTERM, lambda *_: None)  # a late signal must not end the tests
+        sender.start()
+        try:
+            with pytest.raises(Interrupted):
+                run(PARAMS, **inputs)
+        finally:
+            sender.join()
+            signal.signal(signal.SIGTERM, handler)
+    assert digests(run(PARAMS, **inputs).url) == digests(report.url)
+
+
+def stop_in(phase: str, folder: Path) -> None:
+    """Send this process SIGTERM once a phase has saved its first checkpoint."""
+    while not list(folder.rglob(f"_checkpoint/{phase}.safetensors")):
+        time.sleep(0.002)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.full
+def test_killed_it_goes_on_to_the_same_bytes(report: Any, flow: dict[str, str], tmp_path: Path) -> None:
+    inputs = {**flow, "store": str(tmp_path / "store")}
+    call = [sys.executable, "-c", CALL, json.dumps([asdict(PARAMS), inputs])]
+    for delay in (6.0, 7.5, 9.0):
+        process = subprocess.Popen(call, cwd=Path(__file__).resolve().parent.parent)
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+    subprocess.run(call, check=True, cwd=Path(__file__).resolve().parent.parent)
+    assert digests(run(PARAMS, **inputs).url) == digests(report.url)
+
+
+def test_flips_agree_in_splats_pixels_and_targets(flow: dict[str, str]) -> None:
+    store = open_store(flow["store"])
+    teacher = load_teacher(open_artifact(flow["teacher"], store), "cpu")
+    pictures = ImageSet(open_artifact(flow["images"], store), "train", splats=open_artifact(flow["splats"], store))
+    made = {"picture": 16, "batch_size": 16, "seed": 3}
+    flipped = Stream(pictures, teacher, torch.device("cpu"), **made, flips=True)
+    plain = Stream(pictures, teacher, torch.device("cpu"), **made, flips=False)
+    a, b = flipped.at(4), plain.at(4)
+    assert a.batch.keys == b.batch.keys
+    assert 0 < a.flip.sum() < 16
+    assert torch.equal(a.images[a.flip], b.images[a.flip].flip(3))
+    assert torch.equal(a.images[~a.flip], b.images[~a.flip])
+    assert torch.equal(a.splats.means[a.flip][..., 0], 15 - b.splats.means[a.flip][..., 0])
+    assert torch.equal(a.splats.means[~a.flip], b.splats.means[~a.flip])
+    targets = TeacherEmbeddings(flipped, teacher.model, len(pictures), 24, flips=True, stop=Stop())
+    with torch.no_grad():
+        assert torch.allclose(targets.of(a), embed(teacher.model, a.images), atol=0.02)
+    again = Stream(pictures, teacher, torch.device("cpu"), **made, flips=True).at(4)
+    assert torch.equal(again.images, a.images)
+
+
+def test_coins_are_fair_and_belong_to_key_and_epoch() -> None:
+    keys = [f"{i:05d}" for i in range(2000)]
+    first = coins(keys, seed=0, epoch=0)
+    assert 900 < first.sum() < 1100
+    assert torch.equal(coins(keys[500:600], seed=0, epoch=0), first[500:600])
+    assert not torch.equal(coins(keys, seed=0, epoch=1), first)
+    assert not torch.equal(coins(keys, seed=1, epoch=0), first)
+
+
+def test_losses() -> None:
+    patches = torch.randn(64, 16, 8) * 3 + 1
+    scale = patches.std((0, 1))
+    mean = patches.mean((0, 1)).expand_as(patches)
+    assert token_loss(patches, patches, scale) == 0
+    assert token_loss(mean, patches, scale) == pytest.approx(1.0, rel=0.02)
+    a, b = torch.randn(5, 8), torch.nn.functional.normalize(torch.randn(5, 8), dim=-1)
+    cosine = torch.nn.functional.cosine_similarity(a, b)
+    assert embedding_distance(a, b) == pytest.approx(float((2 - 2 * cosine).mean()), rel=1e-5)
+    assert embedding_distance(7 * b, b) == pytest.approx(0.0, abs=1e-6)
+    assert clip_loss(b, b, torch.tensor(4.6), torch.eye(5, dtype=torch.bool)) < 0.5
+
+
+def test_fewer_latents_and_no_control(flow: dict[str, str]) -> None:
+    params = replace(
+        PARAMS, num_latents=6, stage1_token_epochs=0, stage2_epochs=1, stage2_learning_rates=(1e-3,), control=False,
+        control_with_stage1=False, freeze_policy="stem", augment=False,
+    )  # fmt: skip
+    made = run(params, **flow)
+    store = open_store(flow["store"])
+    artifact, teacher = open_artifact(made.url, store), load_teacher(open_artifact(flow["teacher"], store), "cpu")
+    assert load_adapter(artifact, teacher).stem.positional_embedding.shape == (6, 32)
+    with pytest.raises(PermanentError, match="without this control"):
+        load_control(artifact, teacher)
+    with pytest.raises(UsageError, match="stage1_token_epochs"):
+        run(replace(params, stage1_token_epochs=1), **flow)
+
+
+def test_inputs_must_be_what_they_are_called(flow: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="splats is"):
+        run(PARAMS, **{**flow, "splats": flow["images"]})
+
+
+def test_another_teacher_does_not_fit(report: Any, flow: dict[str, str]) -> None:
+    store = open_store(flow["store"])
+    teacher = load_teacher(open_artifact(flow["teacher"], store), "cpu")
+    other = build("ViT-S-32-alt", "", "cpu")
+    with pytest.raises(PermanentError, match="does not fit the teacher"):
+        load_adapter(open_artifact(report.url, store), replace(teacher, model=other))
+
+
+def test_token_phase_learns(flow: dict[str, str]) -> None:
+    """On fifty pictures the token loss must fall well below the mean token's 1."""
+    made = run(
+        replace(PARAMS, stage1_token_epochs=40, stage1_cls_epochs=0, stage2_epochs=0, control=False,
+                control_with_stage1=False, augment=False, stage2_learning_rates=(1e-3,)),
+        **flow,
+    )  # fmt: skip
+    with (Path(made.url) / "curve.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["phase"] == "stage1_tokens"]
+    assert float(rows[-1]["loss"]) < 0.6
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
