@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import threading
 import warnings
@@ -75,10 +76,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _failure(error: BaseException) -> ImageError:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return ImageError(
-        "truncated" if "truncat" in text.lower() else "unreadable", text.replace("<_io.BytesIO object at ", "<")[:200]
-    )
+    text = " ".join(re.sub(r"<[^>]* at 0x[0-9a-f]+>", "", str(error)).split()) or type(error).__name__  # no addresses
+    return ImageError("truncated" if "truncat" in text.lower() else "unreadable", text[:200])
 
 
 def _over_white(image: Image.Image) -> Pixels:

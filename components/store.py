@@ -35,8 +35,8 @@ def check_name(name: str) -> str:
         raise UsageError(
             f"store name {name!r}: give a relative path with forward slashes and no '.', '..' or empty part"
         )
-    if any(ord(char) < 32 or ord(char) == 127 for char in name):
-        raise UsageError(f"store name {name!r} holds a control character")
+    if any(ord(char) < 32 or ord(char) == 127 or 0xD800 <= ord(char) < 0xE000 for char in name):
+        raise UsageError(f"store name {name!r} holds a control character or half a surrogate pair")
     if parts[-1].startswith(TEMP_PREFIX):
         raise UsageError(f"store name {name!r}: names that begin with {TEMP_PREFIX!r} are kept for files being written")
     return name

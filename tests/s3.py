@@ -1,11 +1,13 @@
-"""A real S3 server for tests: moto, in this process, on a free port."""
+"""S3 servers for tests: moto, in this process, on a free port; and one that misbehaves."""
 
 from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from minio import Minio
@@ -46,3 +48,47 @@ def new_bucket(client: Minio | None = None) -> str:
     name = f"test-{secrets.token_hex(6)}"
     (client or connect()).make_bucket(bucket_name=name)
     return f"s3://{name}"
+
+
+class FaultyServer:
+    """An HTTP server that misbehaves as told.
+
+    answer(number of the request, method) -> (status, body); cut(number): say the whole length, send half, hang up.
+    """
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.answer: Callable[[int, str], tuple[int, bytes]] = lambda number, method: (200, b"")
+        self.cut: Callable[[int], bool] = lambda number: False
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def _reply(self) -> None:
+                outer.requests += 1
+                self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                status, body = outer.answer(outer.requests, self.command)
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.send_header("Content-Type", "application/xml")
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body[: len(body) // 2] if outer.cut(outer.requests) else body)
+                self.close_connection = True
+
+            do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = _reply
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Say nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> FaultyServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

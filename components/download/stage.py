@@ -21,6 +21,7 @@ from components.manifest import Artifact, Commit, FileEntry, SampleNote, ShardEn
 from components.progress import progress
 from components.report import Report
 from components.shards import Sample, write_shard
+from components.signals import stop_on_sigterm
 from components.store import open_store
 
 VERSION = 1
@@ -148,8 +149,8 @@ def run(params: DownloadParams, *, store: str) -> Report:
     """Read the source and commit image shards of it to `store`/download/<key>.
 
     Shards that an earlier, interrupted call committed are kept. Every sample that is not ok is counted by reason in the
-    manifest and named in its shard's _done entry. Raises UsageError, PermanentError (nothing usable in the source) or
-    TransientError (network, store).
+    manifest and named in its shard's _done entry. Raises UsageError, PermanentError (nothing usable in the source),
+    TransientError (network, store), or Interrupted after SIGTERM or Ctrl-C, when the shard in hand is committed.
     """
     started = time.monotonic()
     place = open_store(store)
@@ -167,8 +168,10 @@ def run(params: DownloadParams, *, store: str) -> Report:
         with (
             progress("download", total=total, unit="images", start=kept) as bar,
             ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 16)) as pool,
+            stop_on_sigterm() as stop,
         ):
             for shard in shards:
+                stop.check(f"{len(entries)} of {len(shards)} shards are kept; run the same command again to go on")
                 if (entry := done.get(shard.index)) is None:
                     entry = _write(commit, shard, source, params, pool)
                     bar.advance(len(shard.refs))
