@@ -168,11 +168,18 @@ def put_teacher(store: Path, tmp: Path, images: Artifact, *, trained_here: bool 
 
 
 def put_adapter(
-    store: Path, tmp: Path, images: Artifact, teacher: Artifact, splats: Artifact, *, control: bool = True
+    store: Path,
+    tmp: Path,
+    images: Artifact,
+    teacher: Artifact,
+    splats: Artifact,
+    *,
+    control: bool = True,
+    picture: int = SIZE,
 ) -> Artifact:
     """An adapter with random weights, and a control whose tensors are the teacher's own."""
     inputs = {"images": images, "teacher": teacher, "splats": splats}
-    params = {"control": control}
+    params = {"control": control, "picture": picture}
     commit = Commit(open_store(str(store)), stage="train_adapter", version=1, params=params, inputs=inputs)
     loaded = load_teacher(teacher)
     zero, one = (0.0,) * NUM_FEATURES, (1.0,) * NUM_FEATURES
@@ -184,7 +191,7 @@ def put_adapter(
         num_latents=16,
         grid=(4, 4),
         width=32,
-        picture=(SIZE, SIZE),
+        picture=(picture, picture),
         features=FeatureStats(zero, one),
         tokens=FeatureStats((0.0,) * 32, (1.0,) * 32),
     )
@@ -398,6 +405,12 @@ def test_what_does_not_belong_together_is_refused(world: World, tmp_path: Path) 
     assert world.images.manifest.sha256 in str(error.value)
     with pytest.raises(UsageError, match=r"teacher: .* was made by download; give train_teacher's output"):
         world.run(teacher=world.images)
+
+
+def test_splats_of_another_size_are_refused(world: World, tmp_path: Path) -> None:
+    adapter = put_adapter(world.store, tmp_path, world.images, world.teacher, world.splats, picture=64)
+    with pytest.raises(PermanentError, match="reads splats of 64 x 64 pixels, these are of 32 x 32"):
+        world.run(adapter=adapter)
 
 
 def test_a_missing_split_is_refused(world: World) -> None:

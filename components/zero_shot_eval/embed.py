@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from components.adapter import load_adapter, load_control
+from components.errors import PermanentError
 from components.loader import Batch, ImageSet
 from components.manifest import Artifact
 from components.openclip import LoadedTeacher, Tokenizer, normalize_images
@@ -43,8 +44,12 @@ class Embedded:
     captions: list[list[str]]
 
 
-def build_readers(adapter: Artifact, teacher: LoadedTeacher, device: torch.device) -> list[Reader]:
-    """The rows' models: teacher, the controls that the adapter artifact holds, splats."""
+def build_readers(adapter: Artifact, teacher: LoadedTeacher, side: int, device: torch.device) -> list[Reader]:
+    """The rows' models: teacher, the controls that the adapter artifact holds, splats.
+
+    side: of the pictures that the splats were fitted to, in pixels. Raises PermanentError where the adapter was trained
+    on splats of pictures of another size: their coordinates would mean other places.
+    """
 
     def rgb(clip: Any) -> Callable[[Batch], Tensor]:
         def encode(batch: Batch) -> Tensor:
@@ -62,6 +67,12 @@ def build_readers(adapter: Artifact, teacher: LoadedTeacher, device: torch.devic
             control = load_control(adapter, teacher, which, device)
             readers.append(Reader(which, control, control, rgb(control)))
     student = load_adapter(adapter, teacher, device)
+    if student.config.picture != (side, side):
+        width, height = student.config.picture
+        raise PermanentError(
+            f"adapter: {adapter.url} reads splats of {width} x {height} pixels, these are of {side} x {side}; "
+            f"set download.image_size to {width}"
+        )
 
     def read_splats(batch: Batch) -> Tensor:
         if batch.splats is None:

@@ -75,6 +75,8 @@ def _table(scores: Mapping[str, Any], metric: str) -> Table:
 
 def _against(name: str, ratio: float) -> str:
     """How large the splats are beside another form of the same picture."""
+    if 0.995 <= ratio < 1.005:
+        return f"as large as {name}"
     if ratio >= 1:
         return f"{ratio:.2f}x smaller than {name}"
     return f"{1 / ratio:.2f}x LARGER than {name}"

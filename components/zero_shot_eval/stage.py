@@ -100,7 +100,8 @@ def _evaluate(
     class_names = () if prompts is None else prompts.class_names
     inventory = take_inventory(images, splats, params.split)
     teacher = load_teacher(inputs["teacher"], device)
-    readers = build_readers(adapter, teacher, device)
+    side = int(images.manifest.metrics["image_size"])
+    readers = build_readers(adapter, teacher, side, device)
     pictures = ImageSet(images, params.split, splats=splats, image_size=teacher.image_size)
     embedded = embed_images(readers, pictures, params.batch_size, stop)
     embedded, inventory = judge.select(embedded, inventory, class_names, f"{images.url}, split {params.split}")
