@@ -28,7 +28,7 @@ from components.splats import BYTES_PER_PARAMETER, PARAMETERS_PER_GAUSSIAN
 from components.store import open_store
 
 STAGE = "splat_fit"
-VERSION = 1
+VERSION = 1  # goes up when the same parameters give other bytes, be it by a change of this stage or of splat2d
 
 
 def run(params: SplatFitParams, *, images: str, store: str) -> Report:

@@ -202,7 +202,7 @@ inline std::size_t encode(const ConstSplats& splats, const Header& header, std::
             if ((bits & 0x7FFFFFFFu) > 0x7F800000u)
                 detail::refuse(std::string(kPlaneNames[plane]) + " of Gaussian " + std::to_string(i) + " is NaN");
             if (diagonal && (bits == 0 || bits >> 31)) {
-                char text[96];
+                char text[160];
                 std::snprintf(text, sizeof text, "%s of Gaussian %zu is %g; it must be above 0", kPlaneNames[plane], i,
                               static_cast<double>(value));
                 detail::refuse(text);
@@ -242,7 +242,7 @@ inline Header read_header(const std::uint8_t* data, std::size_t size) {
     const std::uint32_t stored = detail::get32(data + 20);
     const std::uint32_t computed = crc32(data + kHeaderBytes, size - kHeaderBytes, crc32(data, 20));
     if (stored != computed) {
-        char text[96];
+        char text[160];
         std::snprintf(text, sizeof text, "CRC-32 at byte 20 is %08x, the content's is %08x: the file is damaged",
                       static_cast<unsigned>(stored), static_cast<unsigned>(computed));
         refuse(text);
@@ -274,7 +274,7 @@ inline void decode_values(const std::uint8_t* data, const Header& header, const 
         for (std::size_t i = 0; bad && i < n; ++i) {
             const unsigned half = detail::get16(plane_at + 2 * i), magnitude = half & mask;
             if (magnitude >= least && magnitude <= kHalfMax) continue;
-            char text[96];
+            char text[160];
             std::snprintf(text, sizeof text, "%s of Gaussian %zu (byte %zu) is the half 0x%04x, which is not %s",
                           kPlaneNames[plane], i, static_cast<std::size_t>(plane_at - data) + 2 * i, half,
                           least ? "a positive normal number" : "finite");
