@@ -81,7 +81,7 @@ def test_one_splat_shard_an_image_shard_with_all_it_should_hold(tmp_path: Path) 
             assert (decoded.height, decoded.width) == pixels.shape[:2]
             assert (len(decoded), len(one.fields["gs2d"])) == (about["num_gaussians"], about["num_bytes"])
             error = decoded.render().astype(np.float64) - pixels / 255
-            assert about["psnr_db"] == pytest.approx(-10 * np.log10(np.mean(error**2)), abs=1e-3)
+            assert about["psnr_db"] == pytest.approx(-10 * np.log10(np.mean(error**2)), abs=1e-5)
             psnr.setdefault(entry.split, []).append(about["psnr_db"])
     metrics = manifest.metrics
     every = [one for split in psnr.values() for one in split]
