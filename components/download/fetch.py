@@ -9,7 +9,6 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from pathlib import Path
-from types import TracebackType
 from urllib.parse import urlsplit
 
 import urllib3
@@ -42,7 +41,7 @@ class Tree(ABC):
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._spool = tempfile.TemporaryDirectory(prefix="splatclip-download-", ignore_cleanup_errors=True)
+        self._spool: tempfile.TemporaryDirectory[str] | None = None
         self._kept: OrderedDict[str, tuple[Path, int]] = OrderedDict()
         self._sums: dict[str, str] = {}
 
@@ -71,6 +70,8 @@ class Tree(ABC):
         if name in self._kept:
             self._kept.move_to_end(name)
             return self._kept[name][0]
+        if self._spool is None:
+            self._spool = tempfile.TemporaryDirectory(prefix="splatclip-download-", ignore_cleanup_errors=True)
         path = Path(self._spool.name) / hashlib.sha256(name.encode()).hexdigest()[:32]
         self._fetch(name, path)
         digest = sha256_file(path)
@@ -86,13 +87,12 @@ class Tree(ABC):
         """The content of `name`; StoreNotFound if there is none."""
         return self.path(name).read_bytes()
 
-    def __enter__(self) -> Tree:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._spool.cleanup()
+    def close(self) -> None:
+        """Remove the temporary copies."""
+        if self._spool is not None:
+            self._spool.cleanup()
+            self._spool = None
+            self._kept.clear()
 
     def fingerprint(self, names: list[str]) -> str:
         """Of the files' names and contents, not of where they lie: sha256 as hex digits."""
@@ -165,11 +165,10 @@ class HttpTree(Tree):
         timeout = urllib3.Timeout(connect=10.0, read=60.0)
         self._http = urllib3.PoolManager(timeout=timeout, retries=retries)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """See Tree."""
         self._http.clear()
-        super().__exit__(kind, error, trace)
+        super().close()
 
     def _request(self, method: str, name: str, path: Path | None = None) -> tuple[int, dict[str, str]]:
         url = f"{self.url.rstrip('/')}/{name}"
@@ -268,8 +267,6 @@ class _Only(Tree):
         """See Tree."""
         return self._tree.path(name)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._tree.__exit__(kind, error, trace)
-        super().__exit__(kind, error, trace)
+    def close(self) -> None:
+        """See Tree."""
+        self._tree.close()

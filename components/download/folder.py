@@ -131,7 +131,7 @@ class FolderSource(Source):
 
     def close(self) -> None:
         """See Source."""
-        self._tree.__exit__(None, None, None)
+        self._tree.close()
 
     def load(self, ref: Ref) -> Raw:
         """See Source."""

@@ -156,5 +156,5 @@ def open_source(params: DownloadParams) -> Source:
 
         return WebdatasetSource(tree)
     except BaseException:
-        tree.__exit__(None, None, None)
+        tree.close()
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import OrderedDict
 from typing import Any
 
 from components.download.fetch import Tree
@@ -22,6 +23,8 @@ from components.download.sources import (
 from components.errors import PermanentError
 from components.images import EXTENSIONS, ImageError
 from components.shards import IndexedShard
+
+MAX_OPEN = 64  # tars mapped at a time: a split's samples may be scattered over all of them
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -63,7 +66,7 @@ class WebdatasetSource(Source):
         self.class_names, self.templates = class_files(tree, names)
         texts = [name for name in (CLASSNAMES, TEMPLATES) if name in names]
         self.fingerprint = tree.fingerprint([*self._tars, *texts])
-        self._open: tuple[int, IndexedShard] | None = None
+        self._open: OrderedDict[int, IndexedShard] = OrderedDict()
         refs = []
         for group, name in enumerate(self._tars):
             split = name.split("/")[0] if in_splits else ""
@@ -74,20 +77,18 @@ class WebdatasetSource(Source):
             raise PermanentError(f"download.path {tree.url!r}: its {len(self._tars)} tars hold no sample")
 
     def _shard(self, group: int) -> IndexedShard:
-        if self._open is None or self._open[0] != group:
-            self._release()
-            self._open = (group, IndexedShard(self._tree.path(self._tars[group])))
-        return self._open[1]
-
-    def _release(self) -> None:
-        if self._open is not None:
-            self._open[1].close()
-            self._open = None
+        if group not in self._open:
+            self._open[group] = IndexedShard(self._tree.path(self._tars[group]))
+            if len(self._open) > MAX_OPEN:
+                self._open.popitem(last=False)[1].close()
+        self._open.move_to_end(group)
+        return self._open[group]
 
     def close(self) -> None:
         """See Source."""
-        self._release()
-        self._tree.__exit__(None, None, None)
+        while self._open:
+            self._open.popitem()[1].close()
+        self._tree.close()
 
     def group_name(self, group: int) -> str | None:
         """See Source."""
