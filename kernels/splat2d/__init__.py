@@ -106,8 +106,8 @@ def render(
 ) -> npt.NDArray[np.float32]:
     """The pictures [B, H, W, 3] of splats, float32, not clamped.
 
-    counts [B]: only the first counts[b] Gaussians are drawn. A Gaussian ends at Mahalanobis distance 3; one whose l00 or
-    l11 is 0 draws nothing. Raises ValueError on wrong shapes and on values that are not finite.
+    counts [B]: only the first counts[b] Gaussians are drawn. A Gaussian ends at Mahalanobis distance 3; one whose l00
+    or l11 is 0 draws nothing. Raises ValueError on wrong shapes and on values that are not finite.
     """
     arrays = splats_of(means, cholesky, colors)
     batch, number, _ = arrays[0].shape
@@ -136,7 +136,10 @@ def psnr(render: npt.ArrayLike, images: npt.ArrayLike) -> npt.NDArray[np.float32
 
 
 def backend() -> str:
-    """The CPU code in use: "avx512", "avx2" or "portable". SPLAT2D_BACKEND forces one; RuntimeError if it cannot run."""
+    """The CPU code in use: "avx512", "avx2" or "portable".
+
+    The environment variable SPLAT2D_BACKEND forces one; RuntimeError where it cannot run.
+    """
     return _core.backend()
 
 

@@ -77,5 +77,5 @@ def device_of(device: str, *, built: bool) -> None:
     if device == "cuda" and not built:
         raise RuntimeError(
             'device="cuda" needs splat2d built with CUDA: install again with nvcc at hand and'
-            " CMAKE_ARGS=-DSPLAT2D_CUDA=ON, or use device=\"cpu\""
+            ' CMAKE_ARGS=-DSPLAT2D_CUDA=ON, or use device="cpu"'
         )

@@ -19,8 +19,9 @@ class Recipe:
     name: str
     """Shown in reports."""
     init: Literal["grid", "adaptive"]
-    """grid: uniform grid, largest circle in a cell, colour = mean of the cell (the paper's). adaptive: a density from
-    a smoothed structure tensor, sampled along a Hilbert curve, one weighted Lloyd step, shapes stretched along edges."""
+    """grid: uniform grid, largest circle in a cell, colour = mean of the cell (the paper's). adaptive: a density
+    from a smoothed structure tensor, sampled along a Hilbert curve, one weighted Lloyd step, shapes stretched along
+    edges."""
     optimizer: Literal["adam", "natural"]
     """adam: on means, cholesky and colours. natural: Adam in a frame where each Gaussian's own block of the
     Gauss-Newton matrix is the identity."""

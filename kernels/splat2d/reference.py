@@ -25,7 +25,7 @@ class Gradients(NamedTuple):
 
 
 def _whitened(mean: Float, cholesky: Float, height: int, width: int) -> tuple[Float, Float]:
-    """w = L^-1 (pixel - mean), each [H, W]."""
+    """W = L^-1 (pixel - mean), each [H, W]."""
     x = np.arange(width, dtype=np.float64)[None, :] - mean[0]
     y = np.arange(height, dtype=np.float64)[:, None] - mean[1]
     l00, l10, l11 = cholesky
@@ -43,11 +43,9 @@ def values(means: Float, cholesky: Float, height: int, width: int, cutoff: float
     return out
 
 
-def render(
-    means: Float, cholesky: Float, colors: Float, height: int, width: int, *, cutoff: float = 3.0
-) -> Float:
+def render(means: Float, cholesky: Float, colors: Float, height: int, width: int, *, cutoff: float = 3.0) -> Float:
     """The picture [H, W, 3] of means [N, 2], cholesky [N, 3], colors [N, 3]."""
-    return np.einsum("nhw,nc->hwc", values(means, cholesky, height, width, cutoff), colors)
+    return np.asarray(np.einsum("nhw,nc->hwc", values(means, cholesky, height, width, cutoff), colors))
 
 
 def render_backward(

@@ -14,21 +14,23 @@ from splat2d._checks import splats_of
 
 class _Render(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, means: torch.Tensor, cholesky: torch.Tensor, colors: torch.Tensor, height: int, width: int, threads: int
+    def forward(
+        ctx: Any, means: torch.Tensor, cholesky: torch.Tensor, colors: torch.Tensor, size: tuple[int, int, int]
     ) -> torch.Tensor:
+        height, width, threads = size
         ctx.save_for_backward(means, cholesky, colors)
         ctx.threads = threads
-        arrays = (tensor.detach().numpy() for tensor in (means, cholesky, colors))
-        return torch.from_numpy(render_arrays(*arrays, height, width, threads=threads))
+        means_array, cholesky_array, colors_array = (t.detach().numpy() for t in (means, cholesky, colors))
+        picture = render_arrays(means_array, cholesky_array, colors_array, height, width, threads=threads)
+        return torch.from_numpy(picture)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, v_pictures: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        arrays = splats_of(*(tensor.detach().numpy() for tensor in ctx.saved_tensors))
+    def backward(ctx: Any, v_pictures: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        means, cholesky, colors = splats_of(*(tensor.detach().numpy() for tensor in ctx.saved_tensors))
         v = np.ascontiguousarray(v_pictures.detach().numpy(), dtype=np.float32)
-        v_means, v_cholesky, v_colors = map(torch.from_numpy, _core.render_backward(*arrays, v, ctx.threads))
-        return v_means, v_cholesky, v_colors, None, None, None
+        v_splats = _core.render_backward(means, cholesky, colors, v, ctx.threads)
+        return (*map(torch.from_numpy, v_splats), None)
 
 
 def render(
@@ -48,7 +50,7 @@ def render(
     for tensor, name in ((means, "means"), (cholesky, "cholesky"), (colors, "colors")):
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
             raise ValueError(f"expected {name} float32 on cpu, got {tensor.dtype} on {tensor.device}")
-    pictures = _Render.apply(means, cholesky, colors, height, width, threads)
+    pictures = _Render.apply(means, cholesky, colors, (height, width, threads))  # type: ignore[no-untyped-call]
     if not isinstance(pictures, torch.Tensor):
         raise TypeError(f"expected a tensor from the render, got {type(pictures).__name__}")
     return pictures
