@@ -129,7 +129,7 @@ class ImageSet:
         count = min(self._shards.num_samples, limit) if limit else self._shards.num_samples
         self.cached = count * self._decode.bytes_per_sample <= max_cached_bytes
         self._whole = self._read_all(limit) if self.cached else None
-        self._length = count if self._whole is None else len(self._whole)
+        self._length = (len(self._whole) if self._whole is not None else 0) if self.cached else count
         self.missing = dict(self._shards.missing)
         if not self._length:
             lack = (

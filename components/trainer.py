@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+import random
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -197,7 +198,7 @@ def _one_step(
 ) -> tuple[float, Mapping[str, float]]:
     for group in run.optimiser.param_groups:
         group["lr"] = rate
-    torch.manual_seed((seed << 32) + run.step)
+    torch.manual_seed(random.Random(f"{seed}/{run.step}").getrandbits(32))  # torch's CPU generator takes 32 bits
     result = step_fn(run.step)
     loss, values = result if isinstance(result, tuple) else (result, {})
     number = float(loss.detach())

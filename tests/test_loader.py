@@ -1,0 +1,225 @@
+"""Batches from image and splat shards: pairing, order, resume, cached and streamed alike."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from components.errors import PermanentError, UsageError
+from components.images import encode
+from components.loader import Batch, ImageSet
+from components.manifest import Artifact, Commit
+from components.shards import Sample, ShardIndex, write_shard
+from components.splats import Splats
+from components.store import open_store
+
+SIZE, ROOM = 8, 5
+CACHED, STREAMED = 4 << 30, 0
+
+
+def image(i: int, size: int = SIZE) -> np.ndarray:
+    return np.random.default_rng(i).integers(0, 256, (size, size, 3), dtype=np.uint8)
+
+
+def splats(i: int) -> Splats:
+    rng = np.random.default_rng(1000 + i)
+    n = 1 + i % ROOM
+    cholesky = np.column_stack([rng.uniform(0.5, 2, n), rng.uniform(-1, 1, n), rng.uniform(0.5, 2, n)])
+    return Splats.unpack(
+        Splats(rng.uniform(0, SIZE, (n, 2)), cholesky, rng.uniform(-0.1, 1, (n, 3)), SIZE, SIZE).pack()[0]
+    )
+
+
+def image_sample(i: int) -> Sample:
+    fields = {"png": encode(image(i), "png"), "txt": f"picture {i}".encode(), "cls": str(i % 3).encode()}
+    return Sample(f"s{i:04d}", fields)
+
+
+def splat_sample(i: int) -> Sample:
+    fields = {"gs2d": splats(i).pack()[0], "txt": f"picture {i}".encode(), "cls": str(i % 3).encode()}
+    return Sample(f"s{i:04d}", fields)
+
+
+def commit(
+    root: Path, stage: str, shards: Sequence[Sequence[Sample]], split: str = "train", index: bool = True
+) -> Artifact:
+    made = Commit(open_store(str(root)), stage=stage, version=1, params={"num_gaussians": ROOM}, inputs={})
+    entries = []
+    for number, samples in enumerate(shards):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "shard.tar"
+            layout = write_shard(path, samples)
+            side = {".idx": ShardIndex.of(layout).to_bytes()} if index else {}
+            entries.append(made.put_shard(path, index=number, split=split, ok=len(samples), side_files=side))
+    return made.finalise(shards=entries, files=[], metrics={"image_size": SIZE})
+
+
+def groups(numbers: Sequence[Sequence[int]], make: object = image_sample) -> list[list[Sample]]:
+    return [[make(i) for i in group] for group in numbers]  # type: ignore[operator]
+
+
+SHARDS = [range(10), range(10, 17), range(17, 30)]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Artifact:
+    return commit(tmp_path, "download", groups(SHARDS), index=False)
+
+
+@pytest.fixture
+def fitted(tmp_path: Path) -> Artifact:
+    return commit(tmp_path, "splat_fit", groups(SHARDS, splat_sample))
+
+
+def keys(batches: Sequence[Batch]) -> list[str]:
+    return [key for batch in batches for key in batch.keys]
+
+
+def check(batch: Batch) -> None:
+    """Everything in a batch belongs to its keys."""
+    for row, key in enumerate(batch.keys):
+        i = int(key[1:])
+        assert batch.captions[row] == [f"picture {i}"]
+        assert int(batch.classes[row]) == i % 3
+        if batch.images is not None:
+            np.testing.assert_array_equal(batch.images[row].numpy(), image(i))
+        if batch.splats is not None:
+            expected = splats(i)
+            mask = batch.splats.mask[row]
+            assert int(mask.sum()) == len(expected)
+            np.testing.assert_array_equal(batch.splats.means[row][mask].numpy(), expected.means)
+            np.testing.assert_array_equal(batch.splats.cholesky[row][mask].numpy(), expected.cholesky)
+            np.testing.assert_array_equal(batch.splats.colors[row][mask].numpy(), expected.colors)
+            assert not batch.splats.colors[row][~mask].any()
+
+
+@pytest.mark.parametrize("room", [CACHED, STREAMED])
+def test_every_sample_once_with_its_own_data(images: Artifact, fitted: Artifact, room: int) -> None:
+    data = ImageSet(images, "train", splats=fitted, max_cached_bytes=room)
+    assert data.cached == (room == CACHED)
+    assert (len(data), data.num_gaussians, data.image_size) == (30, ROOM, SIZE)
+    batches = list(data.batches(8, seed=1, epoch=2, drop_last=False))
+    assert [len(batch) for batch in batches] == [8, 8, 8, 6]
+    assert sorted(keys(batches)) == [f"s{i:04d}" for i in range(30)]
+    for batch in batches:
+        assert batch.images is not None
+        assert batch.splats is not None
+        assert batch.images.dtype == torch.uint8
+        assert batch.splats.means.shape == (len(batch), ROOM, 2)
+        check(batch)
+    in_order = keys(list(data.batches(8, shuffle=False, drop_last=False)))
+    assert in_order == [f"s{i:04d}" for i in range(30)]
+    assert data.missing == {"image": 0, "splats": 0}
+
+
+@pytest.mark.parametrize("room", [CACHED, STREAMED])
+def test_order_depends_on_seed_and_epoch_and_is_resumable(images: Artifact, room: int) -> None:
+    data = ImageSet(images, "train", max_cached_bytes=room)
+    first = [batch.keys for batch in data.batches(7, seed=1, epoch=0)]
+    assert len(first) == data.steps_per_epoch(7) == 4
+    assert [batch.keys for batch in data.batches(7, seed=1, epoch=0)] == first
+    again = ImageSet(images, "train", max_cached_bytes=room)
+    assert [batch.keys for batch in again.batches(7, seed=1, epoch=0, start_step=2)] == first[2:]
+    assert [batch.keys for batch in data.batches(7, seed=1, epoch=1)] != first
+    assert [batch.keys for batch in data.batches(7, seed=2, epoch=0)] != first
+    assert keys(list(data.batches(7, seed=1, epoch=0))) != sorted(keys(list(data.batches(7, seed=1, epoch=0))))
+
+
+@pytest.mark.parametrize("room", [CACHED, STREAMED])
+def test_feed_maps_steps_to_batches(images: Artifact, room: int) -> None:
+    data = ImageSet(images, "train", max_cached_bytes=room)
+    feed = data.feed(10, seed=3)
+    whole = [feed(step) for step in range(7)]
+    assert [epoch for _, epoch in whole] == [0, 0, 0, 1, 1, 1, 2]
+    resumed = data.feed(10, seed=3)
+    assert [resumed(step)[0].keys for step in (4, 5, 6)] == [batch.keys for batch, _ in whole[4:]]
+    assert resumed(1)[0].keys == whole[1][0].keys
+
+
+def test_only_images_or_only_splats(images: Artifact, fitted: Artifact) -> None:
+    alone = next(ImageSet(images, "train", splats=fitted, want_splats=False).batches(4))
+    assert alone.splats is None
+    assert alone.pixels.shape == (4, SIZE, SIZE, 3)
+    with pytest.raises(UsageError, match="without splats"):
+        _ = alone.gaussians
+    both = next(ImageSet(images, "train", splats=fitted).batches(4))
+    for room in (CACHED, STREAMED):
+        only = ImageSet(images, "train", splats=fitted, want_images=False, max_cached_bytes=room)
+        batch = next(only.batches(4))
+        assert batch.images is None
+        check(batch)
+        with pytest.raises(UsageError, match="without images"):
+            _ = batch.pixels
+    assert next(ImageSet(images, "train", splats=fitted, want_images=False).batches(4)).keys == both.keys
+    with pytest.raises(UsageError, match="neither"):
+        ImageSet(images, "train", want_images=False)
+
+
+def test_the_unpaired_are_left_out_and_counted(tmp_path: Path, images: Artifact) -> None:
+    fitted = commit(tmp_path, "splat_fit", groups([[1, 2, 5, 77], range(10, 17)], splat_sample))
+    data = ImageSet(images, "train", splats=fitted)
+    assert keys(list(data.batches(20, shuffle=False, drop_last=False))) == [
+        f"s{i:04d}" for i in (1, 2, 5, *range(10, 17))
+    ]
+    assert data.missing == {"image": 1, "splats": 7 + 13}
+    with pytest.raises(PermanentError, match="the splats are of other pictures"):
+        list(ImageSet(images, "train", splats=fitted, max_cached_bytes=STREAMED).batches(5))
+
+
+@pytest.mark.parametrize("room", [CACHED, STREAMED])
+def test_limit_takes_the_first(images: Artifact, fitted: Artifact, room: int) -> None:
+    data = ImageSet(images, "train", splats=fitted, limit=13, max_cached_bytes=room)
+    assert len(data) == 13
+    assert sorted(keys(list(data.batches(5, drop_last=False)))) == [f"s{i:04d}" for i in range(13)]
+    with pytest.raises(UsageError, match="batch_size is 14, but split 'train' has only 13"):
+        data.steps_per_epoch(14)
+
+
+def test_other_sizes_are_resized(images: Artifact) -> None:
+    assert next(ImageSet(images, "train", image_size=4).batches(2)).pixels.shape == (2, 4, 4, 3)
+
+
+def test_what_is_damaged_is_named(tmp_path: Path, images: Artifact) -> None:
+    with pytest.raises(PermanentError, match="no split 'val'"):
+        ImageSet(images, "val")
+    broken = image_sample(3)
+    bad = Sample(broken.key, {**broken.fields, "png": broken.fields["png"][:60]})
+    with pytest.raises(PermanentError, match="'s0003'"):
+        ImageSet(commit(tmp_path / "a", "download", [[image_sample(1), bad]]), "train")
+    bad = Sample("s0001", {"gs2d": b"GS2Djunk"})
+    with pytest.raises(PermanentError, match="'s0001'"):
+        ImageSet(images, "train", splats=commit(tmp_path / "b", "splat_fit", [[bad]]))
+    bad = Sample("s0001", {"txt": b"no picture here"})
+    with pytest.raises(PermanentError, match="'s0001' has no picture"):
+        ImageSet(commit(tmp_path / "c", "download", [[bad]]), "train")
+    with pytest.raises(PermanentError, match=r"'train' has no picture with splats"):
+        ImageSet(images, "train", splats=commit(tmp_path / "d", "splat_fit", groups([[77]], splat_sample)))
+    bad = Sample("s0001", {**broken.fields, "cls": b"cat"})
+    with pytest.raises(PermanentError, match="'s0001': its json, txt or cls is damaged"):
+        ImageSet(commit(tmp_path / "e", "download", [[bad]]), "train")
+
+
+def test_captions_of_json_come_first(tmp_path: Path) -> None:
+    about = b'{"caption": "one", "captions": ["one", "two", ""], "class": 2}'
+    sample = image_sample(0)
+    fields = {"png": sample.fields["png"], "txt": b"one", "json": about}
+    plain = {"png": sample.fields["png"], "txt": b"", "json": b'{"class": -1}'}
+    batch = next(
+        ImageSet(commit(tmp_path, "download", [[Sample("a", fields), Sample("b", plain)]]), "train").batches(
+            2, shuffle=False
+        )
+    )
+    assert batch.captions == [["one", "two"], []]
+    assert batch.classes.tolist() == [2, -1]
+
+
+def test_select_and_move(images: Artifact, fitted: Artifact) -> None:
+    batch = next(ImageSet(images, "train", splats=fitted).batches(6)).to("cpu")
+    part = batch.select(torch.tensor([4, 1]))
+    assert part.keys == [batch.keys[4], batch.keys[1]]
+    check(part)
