@@ -247,4 +247,5 @@ class Commit:
         data = manifest.to_bytes()
         read = Manifest.from_bytes(data, f"{self.url}/{MANIFEST}")  # whatever is written can be read
         self.store.put_bytes(MANIFEST, data)
+        self.store.sweep()
         return Artifact(read, self.store, self.url)

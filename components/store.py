@@ -12,6 +12,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -98,6 +99,10 @@ class Store(ABC):
     @abstractmethod
     def sub(self, path: str) -> Store:
         """The store of what lies under `path`."""
+
+    def sweep(self, older_than_s: float = 3600.0) -> int:
+        """Remove what killed writers left behind, if older than given; returns how many files went."""
+        return 0
 
     def not_found(self, name: str) -> StoreNotFound:
         """The error of a missing file."""
@@ -236,6 +241,16 @@ class FolderStore(Store):
                 _fsync_folder(path.parent)
         except OSError as error:
             raise _os_error(path, error) from error
+
+    def sweep(self, older_than_s: float = 3600.0) -> int:
+        """See Store."""
+        count, now = 0, time.time()
+        for temp in self.root.rglob(f"{TEMP_PREFIX}*"):
+            with contextlib.suppress(OSError):  # another worker swept it, or finished it
+                if now - temp.stat().st_mtime > older_than_s:
+                    temp.unlink()
+                    count += 1
+        return count
 
     def sub(self, path: str) -> Store:
         """See Store."""

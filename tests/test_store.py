@@ -177,6 +177,9 @@ def test_kill_in_the_middle_of_a_write_leaves_nothing_visible(tmp_path: Path) ->
     assert place.get_bytes("a/old.txt") == b"old"
     place.put_bytes("a/old.txt", b"new")
     assert place.get_bytes("a/old.txt") == b"new"
+    assert place.sweep() == 0  # too young: another worker may be writing it
+    assert place.sweep(older_than_s=-1) == 1
+    assert [path.name for path in folder.iterdir()] == ["old.txt"]
 
 
 def until(condition: object, seconds: float = 20.0) -> None:

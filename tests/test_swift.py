@@ -1,0 +1,70 @@
+"""The store and the download stage on a real S3 server that checks signatures."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from s3 import new_bucket, s3_environment
+from swift import ACCESS, SECRET, missing, swift_server
+
+import components.store_s3
+from components.config import DownloadParams
+from components.download import stage
+from components.errors import PermanentError
+from components.store import StoreNotFound, open_store
+
+pytestmark = [pytest.mark.full, pytest.mark.skipif(bool(missing()), reason=missing())]
+
+
+@pytest.fixture(scope="module")
+def swift() -> Iterator[str]:
+    with swift_server() as url:
+        yield url
+
+
+def test_everything_the_store_does(swift: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(components.store_s3, "PART_SIZE", 5 << 20)
+    with s3_environment(swift, ACCESS, SECRET):
+        place = open_store(f"{new_bucket()}/deep/prefix")
+        place.put_bytes("a/b ü.txt", b"old")
+        place.put_bytes("a/b ü.txt", b"new")
+        data = os.urandom(12 << 20)
+        file = tmp_path / "large"
+        file.write_bytes(data)
+        place.put_file("large", file)
+        assert place.list() == ["a/b ü.txt", "large"]
+        assert place.get_bytes("a/b ü.txt") == b"new"
+        assert (place.size("large"), place.exists("none")) == (len(data), False)
+        with place.local("large", hashlib.sha256(data).hexdigest()) as path:
+            assert path.read_bytes() == data
+        place.delete("large")
+        place.delete("large")
+        with pytest.raises(StoreNotFound):
+            place.get_bytes("large")
+        with pytest.raises(PermanentError, match="no such bucket"):
+            open_store("s3://no-such-bucket").put_bytes("a", b"")
+
+
+@pytest.mark.parametrize(("access", "secret"), [(ACCESS, "wrong-secret"), ("nobody:here", SECRET)])
+def test_wrong_credentials_are_named_and_not_shown(swift: str, access: str, secret: str) -> None:
+    with s3_environment(swift, ACCESS, SECRET):
+        bucket = new_bucket()
+    with s3_environment(swift, access, secret):
+        place = open_store(bucket)
+        for work in (lambda: place.put_bytes("a", b"x"), place.list, lambda: place.get_bytes("a")):
+            with pytest.raises(PermanentError, match=r"refuses the credentials|access denied") as caught:
+                work()
+            assert secret not in str(caught.value)
+
+
+def test_download_writes_the_same_bytes(swift: str, tmp_path: Path) -> None:
+    params = DownloadParams(image_size=16, shard_size=8, num_train=20, num_val=4, num_test=4)
+    here = open_store(stage.run(params, store=str(tmp_path)).url)
+    with s3_environment(swift, ACCESS, SECRET):
+        there = open_store(stage.run(params, store=f"{new_bucket()}/runs").url)
+        assert here.list() == there.list()
+        assert all(here.get_bytes(name) == there.get_bytes(name) for name in here.list())
