@@ -1,0 +1,137 @@
+"""Speed and quality of `splat2d.fit` on a folder of pictures, beside a plain PyTorch baseline.
+
+    python benchmarks/fit.py --images ../shared/data/kodak --size 224 --num-gaussians 400 900 --recipe paper default \
+        --json fit.json
+
+Writes a list of rows; `ratio_to_torch` compares iterations a second with benchmarks/torch_fit.py, measured in the same
+run with the same threads, pictures and Gaussians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import splat2d
+from rich.console import Console
+from rich.table import Table
+from torch_fit import iterations_per_second
+
+from components.images import decode_rgb, fit_square
+from components.progress import progress
+
+
+def load(folder: Path, size: int, limit: int) -> npt.NDArray[np.uint8]:
+    """The folder's pictures, shortest side scaled to `size` and cropped to a square [B, size, size, 3]."""
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+    if not files:
+        raise SystemExit(f"{folder} holds no .png, .jpg or .webp files")
+    return np.stack([fit_square(decode_rgb(p.read_bytes()), size) for p in files[: limit or None]])
+
+
+def hardware(threads: int) -> str:
+    """The processor's name and the threads used."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {threads} threads"
+
+
+def commit() -> str:
+    """The checkout's commit, "+" behind it where files differ from it."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "describe", "--always", "--dirty=+"]
+    run = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    return run.stdout.strip() or "unknown"
+
+
+def measure(
+    images: npt.NDArray[np.uint8], number: int, recipe: str, args: argparse.Namespace
+) -> dict[str, str | int | float]:
+    """Fit all pictures once; the PSNR reported must be the one that `render` shows."""
+    with progress(f"{recipe}, N = {number}", total=len(images), unit="images") as bar:
+        start = time.perf_counter()
+        result = splat2d.fit(
+            images,
+            number,
+            recipe=recipe,
+            num_iters=args.num_iters,
+            threads=args.threads,
+            device=args.device,
+            progress=lambda done: bar.advance(done - bar.done),
+        )
+        seconds = time.perf_counter() - start
+    height, width = images.shape[1:3]
+    shown = splat2d.psnr(splat2d.render(result.means, result.cholesky, result.colors, height, width), images)
+    if np.abs(shown - result.psnr).max() > 0.01:
+        raise RuntimeError(f"fit reports {result.psnr.mean():.3f} dB, its render shows {shown.mean():.3f} dB")
+    return {
+        "recipe": recipe,
+        "num_gaussians": number,
+        "num_iters": result.num_iters,
+        "num_images": len(images),
+        "psnr_db_mean": round(float(shown.mean()), 3),
+        "images_per_s": round(len(images) / seconds, 2),
+        "iterations_per_s": round(len(images) * result.num_iters / seconds, 1),
+    }
+
+
+def table_of(rows: list[dict[str, Any]]) -> Table:
+    """The rows for people."""
+    table = Table("recipe", "N", "its", "PSNR dB", "images/s", "its/s", "torch its/s", "ratio", title="splat2d.fit")
+    for row in rows:
+        keys = ("recipe", "num_gaussians", "num_iters", "psnr_db_mean", "images_per_s", "iterations_per_s")
+        table.add_row(*(str(row[key]) for key in keys), str(row["torch_iterations_per_s"]), str(row["ratio_to_torch"]))
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, required=True, help="folder of .png, .jpg, .webp pictures")
+    parser.add_argument("--size", type=int, default=224, help="side of the square pictures (default 224)")
+    parser.add_argument("--num-gaussians", type=int, nargs="+", default=[400, 900, 1600, 3136])
+    parser.add_argument("--recipe", nargs="+", choices=list(splat2d.RECIPES), default=["paper", "default"])
+    parser.add_argument("--num-iters", type=int, help="override the recipes' iterations")
+    parser.add_argument("--limit", type=int, default=0, help="use only the first pictures (0: all)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the fit and of torch (default 2)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--torch-iters", type=int, default=5, help="iterations of the baseline (0: leave it out)")
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    args = parser.parse_args()
+
+    images = load(args.images, args.size, args.limit)
+    common = {
+        "device": args.device if args.device == "cuda" else f"cpu ({splat2d.backend()})",
+        "size": args.size,
+        "hardware": hardware(args.threads),
+        "commit": commit(),
+        "command": shlex.join(["python", *sys.argv]),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }
+    rows = []
+    for number in args.num_gaussians:
+        torch_rate = None
+        if args.torch_iters:
+            torch_rate = iterations_per_second(images, number, num_iters=args.torch_iters, threads=args.threads)
+        for recipe in args.recipe:
+            row = measure(images, number, recipe, args)
+            ratio = round(float(row["iterations_per_s"]) / torch_rate, 1) if torch_rate else None
+            rate = round(torch_rate, 1) if torch_rate else None
+            rows.append(row | common | {"torch_iterations_per_s": rate, "ratio_to_torch": ratio})
+            if args.json:
+                args.json.write_text(json.dumps(rows, indent=2) + "\n")
+    Console().print(table_of(rows))
+
+
+if __name__ == "__main__":
+    main()
