@@ -128,7 +128,7 @@ def test_sample_is_fast_enough() -> None:
         for ref in source.refs[:60]:
             encode(source.load(ref).image, "png")  # type: ignore[arg-type]
         best = min(best, time.process_time() - start)
-    assert 60 / best > 300, f"{60 / best:.0f} pictures a second"
+    assert 60 / best > 200, f"{60 / best:.0f} pictures a second"
 
 
 # --- committing, resuming -------------------------------------------------------------------------------------------
