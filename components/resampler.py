@@ -2,7 +2,7 @@
 
 The paper's resampler (GaussianVision, arXiv 2509.22615): cross-attention from learned latents to the Gaussians, then
 an MLP, pre-norm, repeated. Each latent has a place in the picture, and each head prefers Gaussians near that place by
-a Gaussian window whose centre and width are learned: worth .3 to 1.4 points on CIFAR-10 against no such preference.
+a Gaussian window whose centre and width are learned.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from torch import Tensor, nn
 
 from components.tokens import fourier
 
-WINDOW_NARROW, WINDOW_WIDE = 0.5, 4.0  # first widths of the heads' windows, in spacings of the latents
+# How windows start, in spacings of the latents: half of the heads look closely at points on a ring around the latent's
+# centre, the others at the centre itself, ever wider. Eight such heads left .23 of the variance of a teacher's patch
+# embeddings unexplained where four around one centre left .32 (CIFAR-10, 64 Gaussians, 300 steps).
+RING, NARROW = 0.3, 0.35
+WIDE_FIRST, WIDE_LAST = 0.5, 2.0
 NOTHING = -2.0  # first logit of looking at no Gaussian at all
 
 
@@ -34,13 +38,28 @@ def grid_centres(num_latents: int, grid: tuple[int, int] | None = None) -> Tenso
     return torch.stack([x.repeat(rows), y.repeat_interleave(columns)], dim=-1)
 
 
+def _first_windows(heads: int) -> tuple[Tensor, Tensor]:
+    """Offsets [heads, 2] and widths [heads] that windows start with, in spacings of the latents."""
+    close = heads // 2
+    angles = 2.0 * math.pi * (torch.arange(close) + 0.5) / max(close, 1)
+    ring = RING * torch.stack([angles.cos(), angles.sin()], dim=-1)
+    ratio = torch.arange(heads - close) / max(heads - close - 1, 1)
+    wide = WIDE_FIRST * (WIDE_LAST / WIDE_FIRST) ** ratio
+    return torch.cat([ring, torch.zeros(heads - close, 2)]), torch.cat([torch.full((close,), NARROW), wide])
+
+
+def _square(points: Tensor) -> Tensor:
+    return points.square().sum(-1, keepdim=True)
+
+
 class CrossAttention(nn.Module):
     """Latents [B, L, W] attend to Gaussians [B, N, W]; permutation-invariant over Gaussians.
 
-    A head's logits are query . key / sqrt(C) - |mu - p|^2 / (2 s^2), p the latent's centre and s the head's window,
-    both learned. The second term needs no [L, N] matrix: it is (p . mu - |mu|^2 / 2 - |p|^2 / 2) / s^2, a few more
-    channels of query and key. One more key stands for no Gaussian at all, with a learned logit and the value zero: a
-    picture whose Gaussians were all pruned (a black one) has an answer, and a head may say how much there is to see.
+    A head's logits are query . key / sqrt(C) - |mu - p|^2 / (2 s^2), p the latent's centre plus the head's offset and
+    s the head's window, all learned. The second term needs no [L, N] matrix: it is (p . mu - |mu|^2 / 2 - |p|^2 / 2)
+    / s^2, a few more channels of query and key. One more key stands for no Gaussian at all, with a learned logit and
+    the value zero: a picture whose Gaussians were all pruned (a black one) has an answer, and a head may say how much
+    there is to see.
     """
 
     def __init__(self, width: int, heads: int, centres: Tensor) -> None:
@@ -55,21 +74,21 @@ class CrossAttention(nn.Module):
         self.centres = nn.Parameter(centres.clone())
         self.nothing = nn.Parameter(torch.full((heads,), NOTHING))
         spacing = 2.0 / math.sqrt(len(centres))
-        ratio = torch.arange(heads) / max(heads - 1, 1)
-        self.log_windows = nn.Parameter((spacing * WINDOW_NARROW * (WINDOW_WIDE / WINDOW_NARROW) ** ratio).log())
+        offsets, windows = _first_windows(heads)
+        self.offsets, self.log_windows = nn.Parameter(spacing * offsets), nn.Parameter((spacing * windows).log())
 
     def _heads(self, values: Tensor) -> Tensor:
         batch, count, _ = values.shape
         return values.reshape(batch, count, self.heads, -1).transpose(1, 2)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, where: Tensor, mask: Tensor) -> Tensor:
-        one = torch.ones_like(self.centres[:, :1])
-        places = torch.cat([self.centres, one, -0.5 * self.centres.square().sum(-1, keepdim=True)], dim=-1)
+        centres = self.centres + self.offsets[:, None]
+        places = torch.cat([centres, torch.ones_like(centres[..., :1]), -0.5 * _square(centres)], dim=-1)
         window = (-2.0 * self.log_windows).exp()[:, None, None] * places  # [heads, L, 4]
-        nothing = self.nothing[:, None, None].expand(-1, len(places), 1)
+        nothing = self.nothing[:, None, None].expand(-1, places.shape[1], 1)
         query = torch.cat([query, torch.cat([window, nothing], dim=-1).expand(len(query), -1, -1, -1)], dim=-1)
 
-        lifted = [where, -0.5 * where.square().sum(-1, keepdim=True), torch.ones_like(where[..., :1])]
+        lifted = [where, -0.5 * _square(where), torch.ones_like(where[..., :1])]
         places_seen = F.pad(torch.cat(lifted, dim=-1), (0, 1))[:, None].expand(-1, self.heads, -1, -1)
         key = F.pad(torch.cat([key, places_seen], dim=-1), (0, 0, 0, 1))  # the last key stands for nothing: zeros ...
         key = key + F.pad(key.new_ones(1, 1), (key.shape[-1] - 1, 0, key.shape[-2] - 1, 0))  # ... and a one
@@ -86,6 +105,25 @@ class CrossAttention(nn.Module):
             seen = self._attend(query.float(), self._heads(keys).float(), self._heads(values).float(), where, mask)
         attended: Tensor = self.out(seen.transpose(1, 2).flatten(2))
         return attended
+
+
+class GatedMlp(nn.Module):
+    """LayerNorm, then width -> ratio * width -> width, gated: what a Gaussian adds is its colour times a shape.
+
+    The gate multiplies the two, which a plain MLP has to learn: .32 unexplained where that left .38.
+    """
+
+    def __init__(self, width: int, ratio: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.inner = nn.Linear(width, 2 * ratio * width)
+        self.out = nn.Linear(ratio * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., W] -> [..., W]."""
+        gate, value = self.inner(self.norm(x)).chunk(2, dim=-1)
+        mixed: Tensor = self.out(F.gelu(gate) * value)
+        return mixed
 
 
 def mlp(width: int, ratio: int) -> nn.Sequential:

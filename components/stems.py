@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from components.errors import PermanentError
-from components.resampler import Resampler, grid_centres, mlp
+from components.resampler import GatedMlp, Resampler, grid_centres
 from components.tokens import NUM_FEATURES, FeatureStats, SplatTensors, positions, splat_features
 
 
@@ -73,9 +73,9 @@ def _stats(values: Mapping[str, Any]) -> FeatureStats:
 class PaperStem(nn.Module):
     """The paper's stem: normalised features of each Gaussian, projected, then a Perceiver resampler.
 
-    A small MLP a Gaussian stands between projection and resampler (1.8 points on CIFAR-10). Gaussians keep stem_width
-    channels; only the pooled latents are widened to the teacher's width. Where there are not as many latents as
-    patches, the teacher's positional embedding has no place for them, and the stem carries one of its own.
+    A small gated MLP a Gaussian stands between projection and resampler (1.8 points on CIFAR-10). Gaussians keep
+    stem_width channels; only the pooled latents are widened to the teacher's width. Where there are not as many
+    latents as patches, the teacher's positional embedding has no place for them, and the stem carries one of its own.
     """
 
     def __init__(self, config: StemConfig) -> None:
@@ -84,7 +84,7 @@ class PaperStem(nn.Module):
         inner, width = config.stem_width, config.width
         first, second = nn.Linear(NUM_FEATURES, inner), nn.Linear(inner, inner)
         self.embed = nn.Sequential(first, nn.LayerNorm(inner), nn.GELU(), second)
-        self.refine = mlp(inner, 2)
+        self.refine = GatedMlp(inner, 2)
         centres = grid_centres(config.num_latents, config.grid)
         self.resampler = Resampler(inner, layers=config.layers, heads=config.heads, centres=centres)
         self.out = nn.Sequential(nn.LayerNorm(inner), nn.Linear(inner, width))

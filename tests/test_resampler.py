@@ -87,6 +87,7 @@ def test_heads_look_near_their_latents() -> None:
         attention.query.weight.zero_()
         attention.query.bias.zero_()
         attention.log_windows.fill_(-3.0)
+        attention.offsets.zero_()
         attention.out.weight.copy_(torch.eye(16))
         attention.out.bias.zero_()
     gaussians = torch.randn(1, 16, 16)
@@ -107,7 +108,8 @@ def test_window_is_the_gaussian_it_says() -> None:
         part.reshape(1, 5, 2, 4).transpose(1, 2)
         for part in attention.key_value(attention.norm_gaussians(gaussians)).chunk(2, dim=-1)
     )
-    distance = (where[0][None] - centres[:, None]).square().sum(-1)
+    centre = centres + attention.offsets[:, None]
+    distance = (where[0] - centre[:, :, None]).square().sum(-1)
     logits = query @ key.mT / 2 - 0.5 * distance / (2 * attention.log_windows)[:, None, None].exp()
     logits = torch.cat([logits.masked_fill(~mask, -torch.inf), torch.full((1, 2, 9, 1), -2.0)], dim=-1)
     pooled = (logits.softmax(-1)[..., :5] @ value).transpose(1, 2).reshape(1, 9, 8)
