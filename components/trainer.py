@@ -165,6 +165,7 @@ def train(
     With a checkpoint there, the run goes on from it; a finished one returns at once, its parameters restored. SIGTERM
     or Ctrl-C: a checkpoint, then Interrupted. Raises PermanentError, naming the step, when the loss is not finite.
     """
+    checked: Mapping[str, float] = {}
     run = _Run(params, lr, weight_decay, betas, key=f"{label} {steps} {lr!r} {warmup} {weight_decay!r} {seed}")
     if checkpoint is not None:
         run.load(checkpoint)
@@ -185,10 +186,11 @@ def train(
                 means = {name: total / run.count for name, total in run.sums.items()}
                 row: CurveRow = {"phase": label, "step": run.step, "lr": rate, **means}
                 if validated and validate is not None:
-                    row.update(validate())
+                    checked = validate()
+                    row.update(checked)
                 run.rows.append(row)
                 run.sums, run.count = {}, 0
-            bar.advance(1, loss=loss, lr=rate)
+            bar.advance(1, loss=loss, lr=rate, **checked)
             _save_if_due(run, checkpoint, stop, steps)
     return run.rows
 
