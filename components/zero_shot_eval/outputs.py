@@ -164,9 +164,9 @@ def contact_sheet(
     spread = f"these {len(chosen)} run from the worst PSNR to the best" if len(chosen) > 2 else f"{len(chosen)} shown"
     sheet = draw_sheet(
         pictures,
-        title=f"{title[0]}: photographs and their splats",
+        title=f"{title[0]}: pictures and their splats",
         subtitle=f"split {title[1]}, {len(keys):,} pictures, {_mean(psnr):.2f} dB on average; {spread}",
         footer="Renders are of the .gs2d files, clipped to 0..255. "
-        "Bytes: of the .gs2d file, then of the photograph as stored.",
+        "Bytes: of the .gs2d file, then of the picture as stored.",
     )
     return to_png(sheet)

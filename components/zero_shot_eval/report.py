@@ -16,6 +16,7 @@ from rich.text import Text
 from components.errors import UsageError
 
 FORMAT = 1
+KINDS = ("ratio", "chance_corrected_ratio")
 WIDTH = 100  # columns, where the output is no terminal or a wider one
 TITLES = {
     "acc1": "top-1 accuracy",
@@ -52,8 +53,7 @@ def _label(row: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
 
 
 def _table(scores: Mapping[str, Any], metric: str) -> Table:
-    names = [row["name"] for row in scores["rows"]]
-    base = "control" if "control" in names else "teacher"
+    base = _base(scores)
     to = "control" if base == "control" else "untouched teacher"
     chance = scores["chance"][metric]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
@@ -64,13 +64,24 @@ def _table(scores: Mapping[str, Any], metric: str) -> Table:
     table.add_column("the same,\nchance-corrected", justify="right", no_wrap=True)
     for row in scores["rows"]:
         figure = row["figures"][metric]
-        if row["name"] == base:
-            ratios = ["1", "1"]
-        else:
-            ratios = [_ratio(figure[kind][f"to_{base}"]) for kind in ("ratio", "chance_corrected_ratio")]
+        ratios = ["1", "1"] if row["name"] == base else [_ratio(figure[kind][f"to_{base}"]) for kind in KINDS]
         style = "bold" if row["name"] == "splats" else ""
         table.add_row(_label(row, scores), _percent(figure), *ratios, style=style)
     return table
+
+
+def _base(scores: Mapping[str, Any]) -> str:
+    """The row that ratios are shown to: the control, or the untouched teacher where there is none."""
+    return "control" if any(row["name"] == "control" for row in scores["rows"]) else "teacher"
+
+
+def _undefined(scores: Mapping[str, Any]) -> list[str]:
+    base = _base(scores)
+    figures = [row["figures"][metric] for row in scores["rows"] for metric in scores["headline"]]
+    shown = [figure[kind].get(f"to_{base}", {}) for figure in figures for kind in KINDS]
+    if None not in shown:
+        return []
+    return [f"undefined: the {base} cannot be told from guessing (or from 0) on so few pictures or so little training"]
 
 
 def _against(name: str, ratio: float) -> str:
@@ -136,7 +147,7 @@ def show(scores: Mapping[str, Any], sheet: Path | str | None) -> None:
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
     lines = [*_settings(scores["rows"]), *_facts(scores), ("intervals", scores["intervals"]["note"])]
-    lines += [("note", note) for note in scores["notes"]]
+    lines += [("note", note) for note in [*_undefined(scores), *scores["notes"]]]
     for name, value in lines:
         facts.add_row(Text(name), Text(value))
     console.print(facts)

@@ -32,7 +32,7 @@ RULE: Color = (222, 222, 218)
 NIGHT: Color = (18, 20, 24)
 GOOD: Color = (22, 122, 72)
 BAD: Color = (186, 52, 44)
-PANEL_NAMES = ("photograph", "render of the .gs2d file", "its Gaussians (1 sigma)")
+PANEL_NAMES = ("picture", "render of the .gs2d file", "its Gaussians (1 sigma)")
 
 
 @dataclass(frozen=True)
