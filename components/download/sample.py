@@ -42,7 +42,7 @@ TEMPLATES = (
     "a large {c}.",
     "a {c} on a patterned background.",
 )
-_SIZES = ((0.22, 0.29, "small"), (0.29, 0.36, ""), (0.36, 0.44, "large"))  # radius as a share of the side
+_SIZES = ((0.25, 0.31, "small"), (0.31, 0.38, ""), (0.38, 0.45, "large"))  # radius as a share of the side
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,11 @@ def scene(shape: int, seed: int, split: int, index: int) -> Scene:
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, split, index])))
     draws = rng.random(96)
     names = tuple(COLORS)
-    color = _pick(names, draws[0])
+    # every shape leans to one colour and one fill, a hint such as photographs give, never a proof
+    color = names[shape] if draws[6] < 0.5 else _pick(names, draws[0])
     ground_color = _pick(tuple(name for name in names if _apart(name, color)), draws[1])
     size = _SIZES[min(int(draws[2] * 3), 2)]
-    # every shape leans to one fill, a hint as texture is in photographs, never a proof
-    fill = FILLS[shape % len(FILLS)] if draws[3] < 0.4 else _pick(FILLS, draws[4])
+    fill = FILLS[shape % len(FILLS)] if draws[3] < 0.5 else _pick(FILLS, draws[4])
     return Scene(tuple(SHAPES)[shape], size[2], color, fill, ground_color, _pick(GROUNDS, draws[5]), draws)
 
 
@@ -130,8 +130,8 @@ def draw(what: Scene, size: int, noise: NDArray[np.float32]) -> Pixels:
 
     ground = tint(what.ground_color, 10)
     u, v = turned(np.pi * d[13], d[14], d[15])
-    strength = np.float32(0.10 + 0.12 * d[16])
-    slope = np.float32(0.30 * (d[17] - 0.2)) * turned(2 * np.pi * d[18], 0, 0)[0]
+    strength = np.float32(0.05 + 0.10 * d[16])
+    slope = np.float32(0.25 * (d[17] - 0.2)) * turned(2 * np.pi * d[18], 0, 0)[0]
     shade = strength * _pattern(what.ground, u, v, 0.13 + 0.16 * d[19]) + slope
     image = ground * (1 + shade[..., None])
 
@@ -144,9 +144,9 @@ def draw(what: Scene, size: int, noise: NDArray[np.float32]) -> Pixels:
 
     low, high, _ = _SIZES[min(int(d[2] * 3), 2)]
     radius = low + (high - low) * d[21]
-    reach = max(0.47 - 0.9 * radius, 0.0)
+    reach = min(max(0.47 - 0.9 * radius, 0.0), 0.1)
     cx, cy = (2 * d[22] - 1) * reach, (2 * d[23] - 1) * reach
-    angle = (2 * d[24] - 1) * 0.6
+    angle = (2 * d[24] - 1) * 0.4
     distance = SHAPES[what.shape]
     soft = np.float32(size * radius)  # of object units a pixel: the width of an edge
 
