@@ -87,9 +87,9 @@ def fit(
     whole(chosen.num_iters, "num_iters", 0)
     whole(threads, "threads", 0)
     whole(seed, "seed", 0)
-    device_of(device, built=has_cuda())
+    device_of(device)
     settings = asdict(chosen) | {"seed": seed, "refit_iters": round(chosen.num_iters * chosen.refit_share)}
-    means, cholesky, colors, counts, values = _core.fit(pictures, number, settings, threads, progress)
+    means, cholesky, colors, counts, values = _core.fit(pictures, number, settings, threads, device, progress)
     return FitResult(means, cholesky, colors, counts, values, chosen.num_iters)
 
 
@@ -113,7 +113,8 @@ def render(
     batch, number, _ = arrays[0].shape
     size_of(height, width)
     whole(threads, "threads", 0)
-    device_of(device, built=has_cuda())
+    if device != "cpu":
+        raise ValueError(f'expected device "cpu": rendering runs on the CPU alone, got {device!r}')
     used = np.full(batch, number, np.int32) if counts is None else np.asarray(counts)
     if used.shape != (batch,) or used.dtype.kind not in "iu":
         raise ValueError(f"expected counts integer [{batch}], got {described(used)}")
@@ -145,4 +146,4 @@ def backend() -> str:
 
 def has_cuda() -> bool:
     """Whether this build has CUDA and a device is present."""
-    return False
+    return _core.has_cuda()

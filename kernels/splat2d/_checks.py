@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from splat2d import _core
+
 MAX_SIDE = 32768
 """Rows and columns are kept in 16 bits."""
 
@@ -70,12 +72,17 @@ def splats_of(
     return out[0], out[1], out[2]
 
 
-def device_of(device: str, *, built: bool) -> None:
+def device_of(device: str) -> None:
     """Refuse devices that this build or machine does not have, naming the remedy."""
     if device not in ("cpu", "cuda"):
         raise ValueError(f'expected device "cpu" or "cuda", got {device!r}')
-    if device == "cuda" and not built:
+    if device == "cuda" and not _core.built_with_cuda:
         raise RuntimeError(
-            'device="cuda" needs splat2d built with CUDA: install again with nvcc at hand and'
+            'device="cuda": this splat2d was built without CUDA. Build it again where nvcc is on PATH, with'
             ' CMAKE_ARGS=-DSPLAT2D_CUDA=ON, or use device="cpu"'
+        )
+    if device == "cuda" and not _core.has_cuda():
+        raise RuntimeError(
+            'device="cuda": this splat2d was built with -DSPLAT2D_CUDA=ON or AUTO, but the CUDA runtime finds no'
+            ' device; check the driver with nvidia-smi, or use device="cpu"'
         )

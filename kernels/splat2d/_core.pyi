@@ -12,6 +12,7 @@ def fit(
     num_gaussians: int,
     settings: dict[str, Any],
     threads: int,
+    device: str,
     progress: Callable[[int], None] | None,
 ) -> tuple[_F, _F, _F, _I, _F]: ...
 def render(means: _F, cholesky: _F, colors: _F, height: int, width: int, counts: _I, threads: int) -> _F: ...
@@ -25,6 +26,10 @@ def loss_and_grad(
     threads: int,
 ) -> tuple[_F, _F, _F, _F]: ...
 def backend() -> str: ...
+def has_cuda() -> bool: ...
+
+built_with_cuda: bool
+
 
 class Decoded(NamedTuple):
     means: _F

@@ -1,5 +1,8 @@
 #include "bind_arrays.h"
 #include "bindings.h"
+#if defined(SPLAT2D_HAS_CUDA)
+#include "splat2d/fit_cuda.h"
+#endif
 
 namespace splat2d {
 namespace {
@@ -27,8 +30,33 @@ FitOptions options_of(const py::dict& settings) {
   return o;
 }
 
+using Fit = bool (*)(const std::uint8_t*, PictureShape, int, const FitOptions&, int, const FitOutput&, const Poll&);
+
+Fit fitter(const std::string& device) {
+  if (device == "cpu") return &fit;
+#if defined(SPLAT2D_HAS_CUDA)
+  if (device == "cuda") return &fit_cuda;
+#endif
+  throw py::value_error("this build has no device " + device);
+}
+
+bool has_cuda() {
+#if defined(SPLAT2D_HAS_CUDA)
+  return cuda_available();
+#else
+  return false;
+#endif
+}
+
+#if defined(SPLAT2D_HAS_CUDA)
+constexpr bool kBuiltWithCuda = true;
+#else
+constexpr bool kBuiltWithCuda = false;
+#endif
+
 py::tuple fit_arrays(const Array<std::uint8_t>& images, int num_gaussians, const py::dict& settings, int threads,
-                     const py::object& progress) {
+                     const std::string& device, const py::object& progress) {
+  const Fit run = fitter(device);
   expect(images, {-1, -1, -1, 3}, "images uint8 [B, H, W, 3]");
   const py::ssize_t batch = images.shape(0), n = num_gaussians;
   Array<float> means({batch, n, py::ssize_t{2}}), cholesky({batch, n, py::ssize_t{3}});
@@ -39,7 +67,7 @@ py::tuple fit_arrays(const Array<std::uint8_t>& images, int num_gaussians, const
   const FitOptions options = options_of(settings);
   const PictureShape shape = picture_shape(images);
   without_gil(progress, [&](const Poll& poll) {
-    fit(images.data(), shape, num_gaussians, options, threads, out, poll);
+    run(images.data(), shape, num_gaussians, options, threads, out, poll);
   });
   return py::make_tuple(means, cholesky, colors, counts, psnr);
 }
@@ -48,7 +76,9 @@ py::tuple fit_arrays(const Array<std::uint8_t>& images, int num_gaussians, const
 
 void register_fit(py::module_& module) {
   module.def("fit", &fit_arrays, py::arg("images"), py::arg("num_gaussians"), py::arg("settings"),
-             py::arg("threads"), py::arg("progress"));
+             py::arg("threads"), py::arg("device"), py::arg("progress"));
+  module.def("has_cuda", &has_cuda);
+  module.attr("built_with_cuda") = kBuiltWithCuda;
   module.def("backend", &backend);
 }
 
