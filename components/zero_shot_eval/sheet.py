@@ -103,13 +103,12 @@ def _panel(pixels: Pixels, size: tuple[int, int]) -> Image.Image:
     return image.resize(size, Image.Resampling.NEAREST if enlarge else Image.Resampling.LANCZOS)
 
 
-def _line_color(color: NDArray[np.floating]) -> Color:
-    """The Gaussian's own colour, brightened until it can be seen on the dark ground (negative parts count as 0)."""
-    shown = np.clip(color, 0.0, None)
-    shown = shown / max(float(shown.max()), 0.6) if shown.max() > 0 else shown
-    shown = 0.2 + 0.8 * shown
-    red, green, blue = (int(v) for v in np.rint(255 * np.clip(shown, 0, 1)))
-    return red, green, blue
+def _line_colors(colors: NDArray[np.floating]) -> list[Color]:
+    """The Gaussians' own colours [n, 3], scaled together so that they show on the dark ground (negative parts: 0)."""
+    shown = np.clip(colors.astype(np.float64), 0.0, None)
+    brightest = float(np.quantile(shown.max(axis=1), 0.9)) if len(shown) else 0.0
+    shown = 0.2 + 0.8 * np.clip(shown / max(brightest, 0.05), 0.0, 1.0)
+    return [(int(red), int(green), int(blue)) for red, green, blue in np.rint(255 * shown)]
 
 
 def outlines(picture: SheetPicture, size: tuple[int, int]) -> Image.Image:
@@ -121,12 +120,12 @@ def outlines(picture: SheetPicture, size: tuple[int, int]) -> Image.Image:
     angle = np.linspace(0.0, 2.0 * np.pi, ELLIPSE_POINTS + 1)
     circle = np.stack([np.cos(angle), np.sin(angle)])
     factor = picture.cholesky.astype(np.float64)
-    line = SUPERSAMPLE if len(factor) <= 600 else max(1, SUPERSAMPLE - 1)
+    inks = _line_colors(picture.colors)
     for i in np.argsort(-np.abs(factor[:, 0] * factor[:, 2]), kind="stable"):
         l00, l10, l11 = factor[i]
         offset = np.stack([l00 * circle[0], l10 * circle[0] + l11 * circle[1]], axis=1)
         points = (picture.means[i].astype(np.float64) + offset + 0.5) * scale  # pixel centres are at integers
-        draw.line([(float(x), float(y)) for x, y in points], fill=_line_color(picture.colors[i]), width=line)
+        draw.line([(float(x), float(y)) for x, y in points], fill=inks[i], width=SUPERSAMPLE)
     return canvas.resize(size, Image.Resampling.LANCZOS)
 
 
