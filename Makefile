@@ -6,7 +6,7 @@ NATIVE := $(shell find kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 STORE ?= runs/store
 PARAMS ?= params.yaml
 
-.PHONY: demo test test-full lint format lock clean
+.PHONY: demo test test-full system-packages lint format lock clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.installed  ## the whole pipeline on the embedded default, ending with a table and a contact sheet
@@ -15,8 +15,19 @@ demo: .venv/.installed  ## the whole pipeline on the embedded default, ending wi
 test: .venv/.installed-dev  ## what a laptop can test; no root, no network
 	$(BIN)/python -m pytest
 
-test-full: .venv/.installed-dev  ## what needs nvcc, root or time
+test-full: .venv/.installed-dev system-packages  ## what needs nvcc, root or time
 	$(BIN)/python -m pytest -m full --timeout 1800
+
+# A real S3 server for the tests. Without root they fail and say what to install.
+SYSTEM_PACKAGES := swift-proxy swift-account swift-container swift-object memcached
+system-packages:
+	@command -v swift-proxy-server swift-object-server memcached >/dev/null || \
+	if test "$$(id -u)" = 0; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -qq --yes --no-install-recommends $(SYSTEM_PACKAGES) >/dev/null; \
+	else \
+	  echo "not root: apt-get install --no-install-recommends $(SYSTEM_PACKAGES)" >&2; \
+	fi
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

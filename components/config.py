@@ -51,12 +51,13 @@ class DownloadParams:
     """Where pictures come from and what they become.
 
     source: `sample` (made here, no network), `folder` (images and captions.csv or captions.jsonl), `webdataset` (tars).
-    path: a folder, s3://bucket/prefix or http(s) address of the source; unused by `sample`. What enters a cache key
-    is the content found there, not the path.
+    path: of the source: a folder; for `webdataset` also s3://bucket/prefix or an http(s) address; unused by `sample`.
+    What enters a cache key is the content found there, not the path.
     image_size: side in pixels of the square RGB pictures that come out.
     image_format, quality: of pictures that had to be re-encoded.
     shard_size: samples an image shard.
-    num_train, num_val, num_test: samples of each split at most; 0 in num_train: all that is left.
+    num_train, num_val, num_test: samples of each split at most; 0 in num_train: all that is left. Of a small set at most
+    half is set aside for val and test.
     seed: of the generator and of the choice of validation pictures. dataset: the name that results carry.
     """
 
