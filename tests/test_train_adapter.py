@@ -259,6 +259,9 @@ def test_fewer_latents_and_no_control(flow: dict[str, str]) -> None:
 def test_inputs_must_be_what_they_are_called(flow: dict[str, str]) -> None:
     with pytest.raises(UsageError, match="splats is"):
         run(PARAMS, **{**flow, "splats": flow["images"]})
+    others = DownloadParams(image_size=16, num_train=2, num_val=0, num_test=1, shard_size=25, seed=7)
+    with pytest.raises(PermanentError, match="was fitted to images"):
+        run(PARAMS, **{**flow, "images": download(others, store=flow["store"]).url})
 
 
 def test_another_teacher_does_not_fit(report: Any, flow: dict[str, str]) -> None:

@@ -63,6 +63,12 @@ def run(params: TrainAdapterParams, *, images: str, teacher: str, splats: str, s
             raise UsageError(
                 f"{name} is {given[name]}, the output of {artifact.manifest.stage}; give the output of {stages[name]}"
             )
+    used, have = inputs["splats"].manifest.inputs.get("images", {}).get("sha256"), inputs["images"].manifest.sha256
+    if used != have:
+        raise PermanentError(
+            f"splats: {inputs['splats'].url} was fitted to images {used}, but those given, {inputs['images'].url}, are "
+            f"{have}; give the images it was fitted to, or fit these"
+        )
     commit = Commit(root, stage=STAGE, version=VERSION, params=semantic(params), inputs=inputs)
     finished = commit.finished()
     if finished is not None:
