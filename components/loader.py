@@ -40,6 +40,10 @@ class SplatBatch:
         """The same batch on a device."""
         return SplatBatch(*(t.to(device) for t in (self.means, self.cholesky, self.colors, self.mask)))
 
+    def first(self, count: int) -> SplatBatch:
+        """The first `count` samples, as views."""
+        return SplatBatch(*(t[:count] for t in (self.means, self.cholesky, self.colors, self.mask)))
+
     def select(self, index: Tensor) -> SplatBatch:
         """The samples at `index`."""
         return SplatBatch(self.means[index], self.cholesky[index], self.colors[index], self.mask[index])
@@ -77,6 +81,12 @@ class Batch:
         images = None if self.images is None else self.images.to(device)
         splats = None if self.splats is None else self.splats.to(device)
         return replace(self, images=images, splats=splats, classes=self.classes.to(device))
+
+    def first(self, count: int) -> Batch:
+        """The first `count` samples, their tensors as views."""
+        images = None if self.images is None else self.images[:count]
+        splats = None if self.splats is None else self.splats.first(count)
+        return Batch(self.keys[:count], images, splats, self.captions[:count], self.classes[:count])
 
     def select(self, index: Tensor) -> Batch:
         """The samples at `index` [b], in that order."""
@@ -128,7 +138,7 @@ class ImageSet:
         )
         count = min(self._shards.num_samples, limit) if limit else self._shards.num_samples
         self.cached = count * self._decode.bytes_per_sample <= max_cached_bytes
-        self._whole = self._read_all(limit) if self.cached else None
+        self._whole = self._read_all(limit, count) if self.cached else None
         self._length = (len(self._whole) if self._whole is not None else 0) if self.cached else count
         self.missing = dict(self._shards.missing)
         if not self._length:
@@ -140,9 +150,21 @@ class ImageSet:
     def __len__(self) -> int:
         return self._length
 
-    def _read_all(self, limit: int) -> Batch | None:
-        parts = [self._collate(records) for records in self._shards.read_all(limit) if records]
-        return _join(parts) if parts else None
+    def _read_all(self, limit: int, count: int) -> Batch | None:
+        """All samples decoded, `count` at most, filled in shard by shard: the peak is the whole and one shard."""
+        whole: Batch | None = None
+        filled = 0
+        for records in self._shards.read_all(limit):
+            if not records:
+                continue
+            part = self._collate(records)
+            whole = _room(part, count) if whole is None else whole
+            for target, source in zip(_tensors(whole), _tensors(part), strict=True):
+                target[filled : filled + len(part)] = source
+            whole.keys.extend(part.keys)
+            whole.captions.extend(part.captions)
+            filled += len(part)
+        return None if whole is None else whole.first(filled)
 
     def _collate(self, records: Sequence[Record]) -> Batch:
         images, splats = None, None
@@ -212,20 +234,27 @@ class ImageSet:
         return batch_of
 
 
-def _join(parts: Sequence[Batch]) -> Batch:
-    """Batches one after the other."""
-    images = [part.images for part in parts if part.images is not None]
-    splats = [part.splats for part in parts if part.splats is not None]
+def _tensors(batch: Batch) -> list[Tensor]:
+    splats = batch.splats
+    parts = [] if splats is None else [splats.means, splats.cholesky, splats.colors, splats.mask]
+    return [batch.classes, *([] if batch.images is None else [batch.images]), *parts]
+
+
+def _room(like: Batch, count: int) -> Batch:
+    """Room for `count` samples of the kind of `like`; no keys and captions yet."""
+
+    def empty(tensor: Tensor) -> Tensor:
+        return tensor.new_empty((count, *tensor.shape[1:]))
+
+    splats = like.splats
     return Batch(
-        keys=[key for part in parts for key in part.keys],
-        images=torch.cat(images) if images else None,
-        splats=SplatBatch(
-            *(torch.cat([getattr(s, name) for s in splats]) for name in ("means", "cholesky", "colors", "mask"))
-        )
-        if splats
-        else None,
-        captions=[captions for part in parts for captions in part.captions],
-        classes=torch.cat([part.classes for part in parts]),
+        keys=[],
+        images=None if like.images is None else empty(like.images),
+        splats=None
+        if splats is None
+        else SplatBatch(*(empty(t) for t in (splats.means, splats.cholesky, splats.colors, splats.mask))),
+        captions=[],
+        classes=empty(like.classes),
     )
 
 
