@@ -56,8 +56,8 @@ class DownloadParams:
     image_size: side in pixels of the square RGB pictures that come out.
     image_format, quality: of pictures that had to be re-encoded.
     shard_size: samples an image shard.
-    num_train, num_val, num_test: samples of each split at most; 0 in num_train: all that is left. Of a small set at most
-    half is set aside for val and test.
+    num_train, num_val, num_test: samples of each split at most; 0 in num_train: all that is left. At most
+    half of a small set is set aside for val and test.
     seed: of the generator and of the choice of validation pictures. dataset: the name that results carry.
     """
 
