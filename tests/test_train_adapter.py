@@ -264,6 +264,20 @@ def test_inputs_must_be_what_they_are_called(flow: dict[str, str]) -> None:
         run(PARAMS, **{**flow, "images": download(others, store=flow["store"]).url})
 
 
+def test_no_choice_without_validation_pictures(flow: dict[str, str]) -> None:
+    source = DownloadParams(image_size=16, num_train=8, num_val=0, num_test=1, shard_size=25, seed=7)
+    inputs = {**flow, "images": download(source, store=flow["store"]).url}
+    fitted = splat_fit(
+        SplatFitParams(num_gaussians=4, num_iters=3, threads=1), images=inputs["images"], store=flow["store"]
+    )
+    inputs["splats"] = fitted.url
+    with pytest.raises(UsageError, match="num_val"):
+        run(PARAMS, **inputs)
+    made = run(replace(PARAMS, stage2_learning_rates=(1e-3,), stage2_epochs=1, stage1_token_epochs=1), **inputs)
+    assert not [name for name in made.metrics if "val" in name]
+    assert made.metrics["student_learning_rate"] == 1e-3
+
+
 def test_another_teacher_does_not_fit(report: Any, flow: dict[str, str]) -> None:
     store = open_store(flow["store"])
     teacher = load_teacher(open_artifact(flow["teacher"], store), "cpu")

@@ -160,7 +160,7 @@ def _streams(
 ) -> tuple[Stream, Stream | None]:
     """Training and validation batches; no validation stream where that split is empty."""
     images = inputs["images"]
-    val = any(shard.ok for shard in images.manifest.split("val"))
+    val = "val" in images.manifest.splits() and any(shard.ok for shard in images.manifest.split("val"))
     if not val and len(params.stage2_learning_rates) > 1:
         raise UsageError(
             "train_adapter.stage2_learning_rates has several to choose from, but there are no validation pictures to "
