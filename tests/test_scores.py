@@ -157,9 +157,9 @@ def test_bootstrap_is_the_bootstrap_over_pictures() -> None:
 def test_bootstrap_is_paired_seeded_and_fast() -> None:
     rng = np.random.default_rng(0)
     row = rng.random(10_000) < 0.6
-    started = time.perf_counter()
+    started = time.process_time()
     means = scores.bootstrap_means(np.stack([row, row, ~row]), 2000, seed=5)
-    assert time.perf_counter() - started < 2.0
+    assert time.process_time() - started < 2.0
     assert (means[0] == means[1]).all()
     assert means[0] + means[2] == pytest.approx(np.ones(2000))
     assert (scores.bootstrap_means(np.stack([row, row, ~row]), 2000, seed=5) == means).all()
@@ -168,9 +168,9 @@ def test_bootstrap_is_paired_seeded_and_fast() -> None:
 
 def test_real_valued_rows_are_fast_too() -> None:
     values = np.random.default_rng(0).random((2, 10_000))  # no two pictures alike: the worst case
-    started = time.perf_counter()
+    started = time.process_time()
     means = scores.bootstrap_means(values, 2000, seed=0)
-    assert time.perf_counter() - started < 5.0
+    assert time.process_time() - started < 5.0
     assert means.std(axis=1) == pytest.approx(values.std(axis=1) / 100, rel=0.06)
 
 

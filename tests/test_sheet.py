@@ -35,7 +35,7 @@ def draw(pictures: list[sheet.SheetPicture]) -> Image.Image:
 
 
 def colours(image: Image.Image) -> set[tuple[int, int, int]]:
-    return {tuple(row) for row in np.asarray(image).reshape(-1, 3).tolist()}
+    return {color for _, color in image.getcolors(image.width * image.height)}  # type: ignore[union-attr, misc]
 
 
 def test_choose_spreads_from_worst_to_best() -> None:

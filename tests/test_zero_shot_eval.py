@@ -33,6 +33,7 @@ from components.stems import StemConfig
 from components.store import open_store
 from components.tokens import NUM_FEATURES, FeatureStats
 from components.zero_shot_eval import report, rows, stage, wording
+from components.zero_shot_eval.embed import Reader, text_features
 
 SIZE, CLASSES = 32, ("red ball", "green ball", "blue ball")
 TEMPLATES = ("a photo of a {c}.", "a picture of the {c}.")
@@ -426,6 +427,26 @@ def test_a_class_without_a_name_is_refused(tmp_path: Path) -> None:
     adapter = put_adapter(tmp_path / "store", tmp_path, images, teacher, splats)
     with pytest.raises(PermanentError, match=r"'p09' is of class 7, but classnames.txt names 3 classes"):
         World(tmp_path / "store", images, teacher, splats, adapter, {}, {}).run()
+
+
+def test_text_towers_are_shared_only_where_they_are_the_same() -> None:
+    def reader(name: str, text: float, image: float) -> Reader:
+        clip = torch.nn.ModuleDict({"visual": torch.nn.Linear(1, 1), "text": torch.nn.Linear(1, 1)})
+        for part, value in ((clip["visual"], image), (clip["text"], text)):
+            torch.nn.init.constant_(part.weight, value)
+            torch.nn.init.constant_(part.bias, 0.0)
+        return Reader(name, clip, clip, lambda batch: batch.classes)
+
+    asked: list[str] = []
+
+    def encode(reader: Reader) -> np.ndarray:
+        asked.append(reader.name)
+        return reader.clip["text"].weight.detach().numpy()
+
+    readers = [reader("teacher", 1.0, 1.0), reader("control", 1.0, 2.0), reader("splats", 3.0, 1.0)]
+    found = text_features(readers, encode)
+    assert asked == ["teacher", "splats"]
+    assert {name: float(value[0, 0]) for name, value in found.items()} == {"teacher": 1, "control": 1, "splats": 3}
 
 
 def test_wording() -> None:
