@@ -153,7 +153,8 @@ class TrainAdapterParams:
     """How the frozen teacher learns to read splats, and its fair control.
 
     stem: the reader. stem_width: channels a Gaussian; resampler_layers, resampler_heads: of the Perceiver resampler;
-    num_latents: 0 takes one a patch of the teacher. Stage 1 (only the stem trains): stage1_token_epochs matching the
+    num_latents: 0 takes one a patch of the teacher (another number cannot match patches: stage1_token_epochs must be 0).
+    Stage 1 (only the stem trains): stage1_token_epochs matching the
     teacher's patch tokens, then stage1_cls_epochs matching its image embedding. Stage 2 (freeze_policy): stage2_epochs
     of contrastive loss with anchor_weight times the distance to the teacher's embedding; each of stage2_learning_rates
     is tried and the best on validation kept, for the student and for the control alike.
@@ -163,16 +164,16 @@ class TrainAdapterParams:
 
     stem: str = "paper"
     stem_width: int = 96
-    resampler_layers: int = 2
-    resampler_heads: int = 4
+    resampler_layers: int = 1
+    resampler_heads: int = 8
     num_latents: int = 0
     freeze_policy: str = "paper"
-    stage1_token_epochs: float = 8.0
+    stage1_token_epochs: float = 5.0
     stage1_cls_epochs: float = 1.0
     stage1_token_learning_rate: float = 3e-3
     stage1_cls_learning_rate: float = 1e-3
-    stage2_epochs: float = 4.0
-    stage2_learning_rates: tuple[float, ...] = (5e-4,)
+    stage2_epochs: float = 3.0
+    stage2_learning_rates: tuple[float, ...] = (1e-3,)
     anchor_weight: float = 1.0
     batch_size: int = 128
     weight_decay: float = 0.02
