@@ -58,14 +58,16 @@ def commit() -> str:
 
 
 def best_rate(images: npt.NDArray[np.uint8], number: int, recipe: str, args: argparse.Namespace) -> float:
-    """Picture-iterations a second, measured as the baseline is: few pictures, short runs, the best one."""
-    few, best = images[:4], 0.0
-    num_iters = min(RATE_ITERS, args.num_iters or splat2d.RECIPES[recipe].num_iters)
-    for _ in range(5):
+    """Picture-iterations a second, measured as the baseline is: few pictures, short runs, the best one, no start."""
+    few = images[:4]
+
+    def seconds(num_iters: int) -> float:
         start = time.perf_counter()
         splat2d.fit(few, number, recipe=recipe, num_iters=num_iters, threads=args.threads, device=args.device)
-        best = max(best, len(few) * num_iters / (time.perf_counter() - start))
-    return best
+        return time.perf_counter() - start
+
+    start_only = min(seconds(0) for _ in range(5))
+    return len(few) * RATE_ITERS / (min(seconds(RATE_ITERS) for _ in range(5)) - start_only)
 
 
 def measure(

@@ -1,7 +1,7 @@
 """The baseline of benchmarks/fit.py: 2D Gaussian fitting in plain PyTorch.
 
-Each Gaussian is evaluated in a square window that covers 3 standard deviations of the start (a window that grew with
-the Gaussians would cost more), all pictures and Gaussians in one batch, added up with index_add, differentiated by
+Each Gaussian is evaluated in a square window of fixed size that covers 3 standard deviations of three in four of the
+Gaussians that the recipe `paper` ends with (GROWTH times those it starts from), all pictures and Gaussians in one batch, added up with index_add, differentiated by
 autograd, stepped by Adam with the settings of the recipe `paper`. Letters: B pictures, N Gaussians, K window pixels.
 """
 
@@ -13,6 +13,10 @@ import time
 import numpy as np
 import numpy.typing as npt
 import torch
+
+# Measured on Flickr pictures at 224 px: the largest standard deviations of three in four Gaussians after 600 steps are
+# 1.38, 1.41, 1.45 and 1.6 times the start's at N = 400, 900, 1600, 3136; a window for the start alone covers one in four.
+GROWTH = 1.4
 
 
 class TorchFit:
@@ -32,7 +36,7 @@ class TorchFit:
         self.cholesky = torch.tensor([sigma, 0.0, sigma]).repeat(batch, num_gaussians, 1).requires_grad_()
         pixel = y.round().long().clamp(0, self.height - 1) * self.width + x.round().long().clamp(0, self.width - 1)
         self.colors = self.target.reshape(batch, -1, 3)[:, pixel].clone().requires_grad_()
-        reach = math.ceil(3 * sigma)
+        reach = math.ceil(3 * GROWTH * sigma)
         offset = torch.arange(-reach, reach + 1)
         self.offset_x, self.offset_y = (g.reshape(-1) for g in torch.meshgrid(offset, offset, indexing="xy"))
         self.first = (torch.arange(batch) * self.height * self.width)[:, None, None]
