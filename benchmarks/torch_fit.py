@@ -1,8 +1,9 @@
 """The baseline of benchmarks/fit.py: 2D Gaussian fitting in plain PyTorch.
 
 Each Gaussian is evaluated in a square window of fixed size that covers 3 standard deviations of three in four of the
-Gaussians that the recipe `paper` ends with (GROWTH times those it starts from), all pictures and Gaussians in one batch, added up with index_add, differentiated by
-autograd, stepped by Adam with the settings of the recipe `paper`. Letters: B pictures, N Gaussians, K window pixels.
+Gaussians that the recipe `paper` ends with (GROWTH times those it starts from), all pictures and Gaussians in one
+batch, added up with index_add, differentiated by autograd, stepped by Adam with the settings of the recipe `paper`.
+Letters: B pictures, N Gaussians, K window pixels.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 # Measured on Flickr pictures at 224 px: the largest standard deviations of three in four Gaussians after 600 steps are
-# 1.38, 1.41, 1.45 and 1.6 times the start's at N = 400, 900, 1600, 3136; a window for the start alone covers one in four.
+# 1.38, 1.41, 1.45 and 1.6 times the start's at N = 400, 900, 1600, 3136; a window for the start covers one in four.
 GROWTH = 1.4
 
 
