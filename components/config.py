@@ -153,11 +153,11 @@ class TrainAdapterParams:
     """How the frozen teacher learns to read splats, and its fair control.
 
     stem: the reader. stem_width: channels a Gaussian; resampler_layers, resampler_heads: of the Perceiver resampler;
-    num_latents: 0 takes one a patch of the teacher (another number cannot match patches: stage1_token_epochs must be 0).
-    Stage 1 (only the stem trains): stage1_token_epochs matching the
-    teacher's patch tokens, then stage1_cls_epochs matching its image embedding. Stage 2 (freeze_policy): stage2_epochs
-    of contrastive loss with anchor_weight times the distance to the teacher's embedding; each of stage2_learning_rates
-    is tried and the best on validation kept, for the student and for the control alike.
+    num_latents: 0 takes one a patch of the teacher; others cannot match patches: stage1_token_epochs must then be 0.
+    Stage 1 (only the stem trains): stage1_token_epochs matching the teacher's patch tokens, then stage1_cls_epochs
+    matching its image embedding (and, where there is one latent a patch, still the tokens). Stage 2 (freeze_policy):
+    stage2_epochs of contrastive loss with anchor_weight times the distance to the teacher's embedding; each of
+    stage2_learning_rates is tried and the best on validation kept, for the student and for the control alike.
     control: train the teacher with stage 2's steps, order, texts, loss and freed parts; control_with_stage1: once more
     with stage 1's steps added. augment: flips, in splat space for the student.
     """
