@@ -30,7 +30,6 @@ def has_cuda() -> bool: ...
 
 built_with_cuda: bool
 
-
 class Decoded(NamedTuple):
     means: _F
     cholesky: _F
