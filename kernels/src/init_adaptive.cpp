@@ -228,23 +228,29 @@ std::vector<Cell> cells_of(const Fields& f, const Centres& centres, const std::u
 }  // namespace
 
 Curve::Curve(int height, int width) {
+  // Squares as wide as the shorter side stand in a row along the longer one, each with a curve of its own.
   int side = 1;
-  while (side < std::max(height, width)) side *= 2;
+  while (side < std::min(height, width)) side *= 2;
   pixels.reserve(static_cast<std::size_t>(height) * width);
   const std::int64_t length = static_cast<std::int64_t>(side) * side;
-  for (std::int64_t d = 0; d < length; ++d) {
-    int x = 0, y = 0;
-    std::int64_t t = d;
-    for (int s = 1; s < side; s *= 2, t /= 4) {
-      const int rx = static_cast<int>(1 & (t / 2)), ry = static_cast<int>(1 & (t ^ rx));
-      if (ry == 0) {
-        if (rx == 1) x = s - 1 - x, y = s - 1 - y;
-        std::swap(x, y);
+  for (int offset = 0; offset < std::max(height, width); offset += side) {
+    const int left = width > height ? offset : 0, top = width > height ? 0 : offset;
+    for (std::int64_t d = 0; d < length; ++d) {
+      int x = 0, y = 0;
+      std::int64_t t = d;
+      for (int s = 1; s < side; s *= 2, t /= 4) {
+        const int rx = static_cast<int>(1 & (t / 2)), ry = static_cast<int>(1 & (t ^ rx));
+        if (ry == 0) {
+          if (rx == 1) x = s - 1 - x, y = s - 1 - y;
+          std::swap(x, y);
+        }
+        x += s * rx;
+        y += s * ry;
       }
-      x += s * rx;
-      y += s * ry;
+      x += left;
+      y += top;
+      if (x < width && y < height) pixels.push_back(y * width + x);
     }
-    if (x < width && y < height) pixels.push_back(y * width + x);
   }
 }
 
