@@ -114,7 +114,7 @@ def _copy_files(report: Report, store: str, folder: Path) -> None:
 
 
 def _one(args: argparse.Namespace) -> int:
-    from components.config import load_params
+    from components.params import load_params
 
     spec = STAGES[args.command]
     params = load_params(args.params, args.set)
@@ -127,7 +127,7 @@ def _one(args: argparse.Namespace) -> int:
 
 
 def _all(args: argparse.Namespace) -> int:
-    from components.config import load_params
+    from components.params import load_params
 
     params = load_params(args.params, args.set)
     out = Path(args.out or Path("runs") / Path(args.params).stem)

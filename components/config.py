@@ -10,10 +10,7 @@ import dataclasses
 import difflib
 import typing
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
-
-import yaml
+from typing import Any, get_type_hints
 
 from components.errors import UsageError
 
@@ -23,6 +20,12 @@ RECIPES = ("paper", "default")
 STEMS = ("paper",)
 FREEZE_POLICIES = ("stem", "paper")
 DEVICES = ("auto", "cpu", "cuda")
+
+
+def nearest(word: str, known: typing.Iterable[str]) -> str:
+    """` (did you mean ...?)` with the most similar known word, or an empty text."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _local(default: Any) -> Any:
@@ -37,7 +40,7 @@ def _require(condition: bool, message: str) -> None:
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise UsageError(f"{name} is {value!r}; choose one of: {', '.join(allowed)}{_nearest(value, allowed)}")
+        raise UsageError(f"{name} is {value!r}; choose one of: {', '.join(allowed)}{nearest(value, allowed)}")
 
 
 def _at_least(section: str, values: Any, low: float, *names: str) -> None:
@@ -239,102 +242,6 @@ class Params:
 
 
 SECTIONS: dict[str, type[Any]] = dict(get_type_hints(Params))
-T = TypeVar("T")
-
-
-def _nearest(word: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _unknown(kind: str, word: Any, known: typing.Iterable[str], where: str) -> UsageError:
-    names = sorted(known)
-    return UsageError(f"{where}: unknown {kind} {str(word)!r}{_nearest(str(word), names)}; known: {', '.join(names)}")
-
-
-def _convert(value: Any, hint: Any, where: str) -> Any:
-    """Bring a YAML or JSON value to the field's type; integral floats become ints (KFP sends 400.0), 400.5 does not."""
-    if get_origin(hint) is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise UsageError(f"{where} is {value!r}; expected a list")
-        return tuple(_convert(item, get_args(hint)[0], f"{where}[{i}]") for i, item in enumerate(value))
-    if hint is bool:
-        if isinstance(value, bool):
-            return value
-    elif hint is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        if isinstance(value, float) and value.is_integer():
-            return int(value)
-    elif hint is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(value, str):  # YAML reads 1e-3 as a string
-            try:
-                return float(value)
-            except ValueError:
-                pass
-    elif hint is str and isinstance(value, str):
-        return value
-    raise UsageError(f"{where} is {value!r}; expected {getattr(hint, '__name__', hint)}")
-
-
-def section_from_dict(cls: type[T], values: Any, where: str) -> T:
-    """Build one section's dataclass from a mapping; an unknown key is an error that names the nearest one."""
-    if not isinstance(values, dict):
-        raise UsageError(f"{where} is {values!r}; expected a mapping of parameters")
-    hints = get_type_hints(cls)
-    for key in values:
-        if key not in hints:
-            raise _unknown("key", key, hints, where)
-    return cls(**{key: _convert(value, hints[key], f"{where}.{key}") for key, value in values.items()})
-
-
-def params_from_dict(values: Any, where: str = "params") -> Params:
-    """Build all sections from a mapping of mappings."""
-    if not isinstance(values, dict):
-        raise UsageError(f"{where} holds {type(values).__name__}; expected sections such as 'splat_fit:'")
-    for key in values:
-        if key not in SECTIONS:
-            raise _unknown("section", key, SECTIONS, where)
-    parts = {name: section_from_dict(SECTIONS[name], part or {}, f"{where}: {name}") for name, part in values.items()}
-    return Params(**parts)
-
-
-def _override(values: dict[str, Any], assignment: str) -> None:
-    name, equals, text = assignment.partition("=")
-    section, dot, key = name.strip().partition(".")
-    if not (equals and dot and key):
-        raise UsageError(f"--set {assignment!r}: expected section.key=value, for example splat_fit.num_gaussians=400")
-    if section not in SECTIONS:
-        raise _unknown("section", section, SECTIONS, "--set")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"--set {assignment!r}: the value is not YAML: {error}") from None
-    target = values.get(section) or {}
-    target[key] = "" if value is None else value
-    values[section] = target
-
-
-def load_params(path: str | Path, overrides: typing.Iterable[str] = ()) -> Params:
-    """Read a params file and apply `section.key=value` overrides.
-
-    Raises UsageError when the file is missing or not YAML, a key is unknown, or a value is out of range.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot read the parameters: {error}") from None
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: not valid YAML: {error}") from None
-    values = {} if values is None else values
-    if isinstance(values, dict):
-        for assignment in overrides:
-            _override(values, assignment)
-    return params_from_dict(values, str(path))
 
 
 def semantic(section: Any) -> dict[str, Any]:

@@ -8,8 +8,9 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from components.config import Params, SplatFitParams, as_dict, load_params, params_from_dict, semantic
+from components.config import Params, SplatFitParams, as_dict, semantic
 from components.errors import UsageError
+from components.params import load_params, params_from_dict
 
 PROFILES = sorted((ROOT / "params").glob("*.yaml"))
 

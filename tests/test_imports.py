@@ -13,7 +13,7 @@ from conftest import ROOT
 COMPONENTS = ROOT / "components"
 STAGES = {p.parent.name for p in COMPONENTS.glob("*/stage.py")}
 STDLIB = set(sys.stdlib_module_names)
-LEAN = {"config", "manifest", "splats"}  # standard library, NumPy, YAML, splat2d
+LEAN = {"config", "manifest", "params", "splats"}  # standard library, NumPy, YAML, splat2d
 HEAVY = {"torch", "open_clip", "mlflow", "kfp", "kubernetes", "torchvision", "minio", "rich", "numpy"}
 
 

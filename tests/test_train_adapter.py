@@ -43,7 +43,8 @@ CONFIG = {
 }
 CALL = """
 import json, sys
-from components.config import TrainAdapterParams, section_from_dict
+from components.config import TrainAdapterParams
+from components.params import section_from_dict
 from components.train_adapter.stage import run
 params, inputs = json.loads(sys.argv[1])
 run(section_from_dict(TrainAdapterParams, params, "params"), **inputs)
