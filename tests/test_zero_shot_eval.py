@@ -6,220 +6,41 @@ import csv
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from worlds import (
+    CLASSES,
+    PARAMS,
+    SIZE,
+    TEMPLATES,
+    World,
+    by_name,
+    content,
+    gaussians,
+    make_world,
+    png,
+    put_adapter,
+    put_images,
+    put_splats,
+    put_teacher,
+    scores_of,
+)
 
 from components.adapter import (
-    SplatClip,
-    apply_control_policy,
-    apply_freeze_policy,
-    describe,
     encode_patches,
     load_adapter,
-    trained_state,
 )
 from components.config import ZeroShotEvalParams
 from components.errors import PermanentError, UsageError
-from components.manifest import Artifact, Commit, canonical, open_artifact
-from components.openclip import build, load_teacher, normalize_images, save_model
-from components.shards import Sample, ShardIndex, write_shard
+from components.manifest import Artifact
+from components.openclip import load_teacher, normalize_images
 from components.splats import Splats, pad
-from components.stems import StemConfig
-from components.store import open_store
-from components.tokens import NUM_FEATURES, FeatureStats
-from components.zero_shot_eval import report, rows, stage, wording
+from components.zero_shot_eval import report, stage, wording
 from components.zero_shot_eval.embed import Reader, text_features
-
-SIZE, CLASSES = 32, ("red ball", "green ball", "blue ball")
-TEMPLATES = ("a photo of a {c}.", "a picture of the {c}.")
-MODEL = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": SIZE, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
-PARAMS = ZeroShotEvalParams(num_bootstrap=200, num_sheet=4, batch_size=7, device="cpu", threads=1)
-
-
-@dataclass
-class World:
-    """A store with the four inputs of the stage."""
-
-    store: Path
-    images: Artifact
-    teacher: Artifact
-    splats: Artifact
-    adapter: Artifact
-    pictures: dict[str, np.ndarray]
-    classes: dict[str, int]
-
-    def run(self, params: ZeroShotEvalParams = PARAMS, store: Path | None = None, **changes: Artifact) -> Artifact:
-        given = {name: getattr(self, name) for name in ("images", "teacher", "splats", "adapter")} | changes
-        urls = {name: artifact.url for name, artifact in given.items()}
-        done = stage.run(params, **urls, store=str(store or self.store))
-        return open_artifact(done.url, open_store(str(store or self.store)))
-
-
-def content(artifact: Artifact, name: str) -> bytes:
-    with artifact.local(name) as path:
-        return path.read_bytes()
-
-
-def scores_of(artifact: Artifact) -> dict:
-    return json.loads(content(artifact, "scores.json"))
-
-
-def png(pixels: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def gaussians(seed: int, count: int = 9) -> Splats:
-    rng = np.random.default_rng(seed)
-    cholesky = np.stack([rng.uniform(2, 5, count), rng.normal(0, 1, count), rng.uniform(2, 5, count)], 1)
-    return Splats(rng.uniform(0, SIZE, (count, 2)), cholesky, rng.uniform(0, 0.8, (count, 3)), SIZE, SIZE)
-
-
-def put_images(
-    store: Path, tmp: Path, *, captions: bool, seed: int = 0, broken_class: bool = False
-) -> tuple[Artifact, dict[str, np.ndarray], dict[str, int]]:
-    """Two shards of test pictures; p05 has no class (or no caption), p06 will have no splats."""
-    commit = Commit(
-        open_store(str(store)), stage="download", version=1, params={"image_size": SIZE, "seed": seed}, inputs={}
-    )
-    rng = np.random.default_rng(seed)
-    pictures: dict[str, np.ndarray] = {}
-    classes: dict[str, int] = {}
-    shards = []
-    for shard in range(2):
-        samples = []
-        for i in range(20):
-            key, number = f"p{shard * 20 + i:02d}", (shard * 20 + i) % 3
-            pixels = rng.integers(0, 90, (SIZE, SIZE, 3), dtype=np.uint8)
-            pixels[8:24, 8:24, number] += 150
-            fields = {"png": png(pixels), "txt": b""}
-            texts = [f"a {CLASSES[number]}, number {key}", f"one {CLASSES[number]}"][: 1 + number % 2]
-            if captions:
-                texts = [] if key == "p05" else texts
-                fields |= {"txt": " ".join(texts[:1]).encode(), "json": canonical({"key": key, "captions": texts})}
-            elif key != "p05":
-                number = 7 if broken_class and key == "p09" else number
-                fields |= {"cls": str(number).encode()}
-            samples.append(Sample(key, fields))
-            pictures[key], classes[key] = pixels, number if key != "p05" else -1
-        write_shard(tmp / "shard.tar", samples)
-        shards.append(commit.put_shard(tmp / "shard.tar", index=shard, split="test", ok=20))
-    files = []
-    if not captions:
-        files.append(commit.put_file("classnames.txt", "\n".join(CLASSES).encode()))
-        files.append(commit.put_file("zeroshot_classification_templates.txt", "\n".join(TEMPLATES).encode()))
-    metrics = {"dataset": "balls", "image_size": SIZE, "num_classes": 0 if captions else 3}
-    return commit.finalise(shards=shards, files=files, metrics=metrics), pictures, classes
-
-
-def put_splats(store: Path, tmp: Path, images: Artifact, keys: list[str]) -> Artifact:
-    params = {"num_gaussians": 9}
-    commit = Commit(open_store(str(store)), stage="splat_fit", version=1, params=params, inputs={"images": images})
-    shards = []
-    for shard in range(2):
-        samples = []
-        for place, key in enumerate(keys[shard * 20 : shard * 20 + 20]):
-            if key == "p06":
-                continue
-            data, _ = gaussians(shard * 20 + place).pack()
-            about = {"key": key, "psnr_db": 20.0 + place, "num_gaussians": 9, "num_bytes": len(data)}
-            samples.append(Sample(key, {"gs2d": data, "txt": b"", "json": canonical(about)}))
-        layout = write_shard(tmp / "splats.tar", samples)
-        side = {".idx": ShardIndex.of(layout).to_bytes()}
-        entry = commit.put_shard(tmp / "splats.tar", index=shard, split="test", ok=len(samples), side_files=side)
-        shards.append(entry)
-    return commit.finalise(shards=shards, files=[], metrics={})
-
-
-def put_teacher(store: Path, tmp: Path, images: Artifact, *, trained_here: bool = True, seed: int = 1) -> Artifact:
-    commit = Commit(
-        open_store(str(store)),
-        stage="train_teacher",
-        version=1,
-        params={"seed": seed, "here": trained_here},
-        inputs={"images": images},
-    )
-    (tmp / "model.json").write_text(json.dumps(MODEL))
-    torch.manual_seed(seed)
-    save_model(build(str(tmp / "model.json")).state_dict(), tmp / "model.safetensors")
-    about = {
-        **MODEL,
-        "model": "components/train_teacher/models/tiny.json",
-        "pretrained": "" if trained_here else "laion",
-        "trained_here": trained_here,
-        "class_names": list(CLASSES) if trained_here else [],
-        "mean": [0.5, 0.5, 0.5],
-        "std": [0.25, 0.25, 0.25],
-    }
-    files = [
-        commit.put_file("model.safetensors", tmp / "model.safetensors"),
-        commit.put_file("config.json", canonical(about)),
-    ]
-    return commit.finalise(shards=[], files=files, metrics={})
-
-
-def put_adapter(
-    store: Path,
-    tmp: Path,
-    images: Artifact,
-    teacher: Artifact,
-    splats: Artifact,
-    *,
-    control: bool = True,
-    picture: int = SIZE,
-) -> Artifact:
-    """An adapter with random weights, and a control whose tensors are the teacher's own."""
-    inputs = {"images": images, "teacher": teacher, "splats": splats}
-    params = {"control": control, "picture": picture}
-    commit = Commit(open_store(str(store)), stage="train_adapter", version=1, params=params, inputs=inputs)
-    loaded = load_teacher(teacher)
-    zero, one = (0.0,) * NUM_FEATURES, (1.0,) * NUM_FEATURES
-    config = StemConfig(
-        stem="paper",
-        stem_width=8,
-        layers=1,
-        heads=2,
-        num_latents=16,
-        grid=(4, 4),
-        width=32,
-        picture=(picture, picture),
-        features=FeatureStats(zero, one),
-        tokens=FeatureStats((0.0,) * 32, (1.0,) * 32),
-    )
-    torch.manual_seed(3)
-    student = SplatClip(load_teacher(teacher).model, config)
-    apply_freeze_policy(student, "paper")
-    save_model(trained_state(student), tmp / "adapter.safetensors")
-    files = [
-        commit.put_file("adapter.safetensors", tmp / "adapter.safetensors"),
-        commit.put_file("adapter.json", describe(config, "paper")),
-    ]
-    if control:
-        apply_control_policy(loaded.model, "paper")
-        save_model(trained_state(loaded.model), tmp / "control.safetensors")
-        files.append(commit.put_file("control.safetensors", tmp / "control.safetensors"))
-    metrics = {"trained_share": 0.097, "trained_vision_share": 0.15}
-    return commit.finalise(shards=[], files=files, metrics=metrics)
-
-
-def make_world(folder: Path, *, captions: bool) -> World:
-    store, tmp = folder / "store", folder / "tmp"
-    tmp.mkdir()
-    images, pictures, classes = put_images(store, tmp, captions=captions)
-    splats = put_splats(store, tmp, images, list(pictures))
-    teacher = put_teacher(store, tmp, images)
-    adapter = put_adapter(store, tmp, images, teacher, splats)
-    return World(store, images, teacher, splats, adapter, pictures, classes)
 
 
 @pytest.fixture(scope="module")
@@ -235,10 +56,6 @@ def scored(world: World) -> Artifact:
 @pytest.fixture(scope="module")
 def captioned(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("captions"), captions=True)
-
-
-def by_name(scores: dict) -> dict[str, dict]:
-    return {row["name"]: row for row in scores["rows"]}
 
 
 def independent_accuracy(world: World, encode: Callable[[list[str]], torch.Tensor]) -> float:
@@ -447,93 +264,3 @@ def test_text_towers_are_shared_only_where_they_are_the_same() -> None:
     found = text_features(readers, encode)
     assert asked == ["teacher", "splats"]
     assert {name: float(value[0, 0]) for name, value in found.items()} == {"teacher": 1, "control": 1, "splats": 3}
-
-
-def test_wording() -> None:
-    names = ["airplane", "fire_truck"]
-    assert wording.classification_setting(names, []) == "zero-shot"
-    assert wording.classification_setting(names, ["cat"]) == "zero-shot"
-    assert wording.classification_setting(names, ["Airplane", "fire truck"]) == "in-distribution, prompt classifier"
-    assert wording.classification_setting(names, ["airplane"]).endswith("(1 of 2 classes trained on)")
-    assert not wording.is_zero_shot(wording.classification_setting(names, None))
-    assert not wording.is_zero_shot(wording.retrieval_setting(True, False))
-    assert wording.is_zero_shot(wording.retrieval_setting(False, True))
-
-
-def example(accuracies: dict[str, float], n: int = 2000) -> dict:
-    """A scores.json of CIFAR-10's shape with these accuracies."""
-    rng = np.random.default_rng(0)
-    targets, found = np.arange(n) % 10, []
-    for name, accuracy in accuracies.items():
-        logits = rng.random((n, 10))
-        logits[np.arange(n), targets] = np.where(rng.random(n) < accuracy, 2.0, -1.0)
-        found.append(rows.classification_row(name, wording.IN_DISTRIBUTION, logits, targets))
-    chance = rows.classification_chance(10)
-    return {
-        "format": 1,
-        "dataset": "cifar10",
-        "split": "test",
-        "task": "classification",
-        "num_pictures": n,
-        "num_classes": 10,
-        "chance": chance,
-        "headline": ["acc1"],
-        "rows": rows.compare(found, chance, {}, 500, 0),
-        "splats": {
-            "psnr_db_mean": 25.51,
-            "num_gaussians_mean": 61.2,
-            "num_gaussians_budget": 64,
-            "compression": {"paper": 3.0, "raw": 2.93, "jpeg90": 0.96, "stored": 0.95},
-        },
-        "bytes_per_picture": {"gs2d": 1048, "stored": 992.1, "jpeg90": 1003.7, "raw": 3072},
-        "stored_formats": {"jpg": n},
-        "trained": {"trained_share": 0.097, "trained_vision_share": 0.131},
-        "left_out": {"counts": {"without splats": 3}},
-        "intervals": {"note": "95 %, 500 paired resamplings of the pictures; other training runs are not covered"},
-        "notes": [],
-    }
-
-
-def test_the_table_is_plain_and_fits(capsys: pytest.CaptureFixture[str]) -> None:
-    scores = example({"teacher": 0.594, "control": 0.636, "control_stage1": 0.64, "splats": 0.526})
-    report.show(scores, "runs/cifar10/contact_sheet.png")
-    shown = capsys.readouterr().out
-    assert "\x1b" not in shown
-    assert max(map(len, shown.splitlines())) <= 100
-    assert "…" not in shown
-    splats = next(row for row in scores["rows"] if row["name"] == "splats")["figures"]["acc1"]
-    fair = splats["chance_corrected_ratio"]["to_control"]
-    line = next(line for line in shown.splitlines() if "splats, 64 Gaussians" in line)
-    assert f"{100 * splats['value']:.1f} [" in line
-    assert f"{splats['ratio']['to_control']['value']:.3f} [" in line
-    assert f"{fair['value']:.3f} [{fair['interval'][0]:.3f}, {fair['interval'][1]:.3f}]" in line
-    for text in ("25.51 dB", "61.2 of 64", ".gs2d 1,048", "1.04x LARGER than JPEG", "9.7 %", "3 without splats"):
-        assert text in shown
-    assert shown.rstrip().endswith("runs/cifar10/contact_sheet.png")
-    assert "in-distribution, prompt classifier" in shown
-
-
-def test_ratios_are_worked_out_from_the_values() -> None:
-    scores = example({"teacher": 0.9, "control": 0.6, "splats": 0.3})
-    found = by_name(scores)
-    acc = {name: row["metrics"]["acc1"] for name, row in found.items()}
-    figure = found["splats"]["figures"]["acc1"]
-    assert figure["ratio"]["to_control"]["value"] == pytest.approx(acc["splats"] / acc["control"], abs=1e-6)
-    fair = (acc["splats"] - 0.1) / (acc["control"] - 0.1)
-    assert figure["chance_corrected_ratio"]["to_control"]["value"] == pytest.approx(fair, abs=1e-6)
-    assert figure["ratio"]["to_teacher"]["value"] == pytest.approx(acc["splats"] / acc["teacher"], abs=1e-6)
-    low, high = figure["interval"]
-    half = 1.96 * (acc["splats"] * (1 - acc["splats"]) / 2000) ** 0.5
-    assert (low, high) == pytest.approx((acc["splats"] - half, acc["splats"] + half), abs=0.004)
-
-
-def test_a_control_at_chance_gives_no_ratio(capsys: pytest.CaptureFixture[str]) -> None:
-    scores = example({"teacher": 0.5, "control": 0.1, "splats": 0.3}, n=300)
-    assert by_name(scores)["splats"]["figures"]["acc1"]["chance_corrected_ratio"]["to_control"] is None
-    report.show(scores, None)
-    assert "undefined: the control cannot be told from guessing" in " ".join(capsys.readouterr().out.split())
-
-
-def test_scores_of_another_format_are_refused() -> None:
-    with pytest.raises(UsageError, match="format None"):
-        report.show({}, None)

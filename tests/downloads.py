@@ -1,0 +1,56 @@
+"""What the tests of the download stage share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from components.config import DownloadParams
+from components.download import stage
+from components.images import decode_rgb
+from components.manifest import SampleNote, open_artifact
+from components.report import Report
+from components.shards import Sample, read_shard
+from components.store import open_store
+
+TINY: dict[str, Any] = {"image_size": 16, "shard_size": 8, "num_train": 20, "num_val": 5, "num_test": 9}
+
+
+def photo(seed: int, height: int = 20, width: int = 26) -> np.ndarray:
+    low = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), np.uint8)
+    return np.asarray(Image.fromarray(low).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def download(store: Path | str, **params: Any) -> Report:
+    return stage.run(DownloadParams(**(TINY | params)), store=str(store))
+
+
+def samples(report: Report, split: str | None = None) -> list[Sample]:
+    artifact = open_artifact(report.url, open_store("."))
+    found = []
+    for shard in artifact.manifest.split(split) if split else artifact.manifest.shards:
+        with artifact.local(shard) as path:
+            found += list(read_shard(path))
+    return found
+
+
+def notes(report: Report) -> dict[str, SampleNote]:
+    """Every sample that is not ok, by key, as the entries name them."""
+    place = open_store(report.url)
+    entries = [json.loads(place.get_bytes(name)) for name in place.list("_done/")]
+    return {note["key"]: SampleNote(**note) for entry in entries for note in entry["samples"]}
+
+
+def numbers(report: Report) -> dict[str, int]:
+    return {split: sum(s.ok for s in report.manifest.split(split)) for split in report.manifest.splits()}
+
+
+def image_of(sample: Sample) -> np.ndarray:
+    return decode_rgb(next(data for ext, data in sample.fields.items() if ext in {"jpg", "png", "webp"}))
+
+
+# --- sample ---------------------------------------------------------------------------------------------------------
