@@ -73,7 +73,7 @@ def best_rate(images: npt.NDArray[np.uint8], number: int, recipe: str, args: arg
 def measure(
     images: npt.NDArray[np.uint8], number: int, recipe: str, args: argparse.Namespace
 ) -> dict[str, str | int | float]:
-    """Fit all pictures once; the PSNR reported must be the one that `render` shows."""
+    """Fit all pictures once; the PSNR reported is that of the .gs2d files, and must be near the one that `fit` says."""
     with progress(f"{recipe}, N = {number}", total=len(images), unit="images") as bar:
         start, start_cpu = time.perf_counter(), time.process_time()
         result = splat2d.fit(
@@ -86,10 +86,9 @@ def measure(
             progress=lambda done: bar.advance(done - bar.done),
         )
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
-    height, width = images.shape[1:3]
-    shown = splat2d.psnr(splat2d.render(result.means, result.cholesky, result.colors, height, width), images)
-    if np.abs(shown - result.psnr).max() > 0.01:
-        raise RuntimeError(f"fit reports {result.psnr.mean():.3f} dB, its render shows {shown.mean():.3f} dB")
+    shown = np.array([through_file(result, i, image) for i, image in enumerate(images)])
+    if np.abs(shown - result.psnr).max() > 0.1:
+        raise RuntimeError(f"fit reports {result.psnr.mean():.3f} dB, its files show {shown.mean():.3f} dB")
     return {
         "recipe": recipe,
         "num_gaussians": number,
@@ -100,6 +99,16 @@ def measure(
         "images_per_cpu_s": round(len(images) / cpu_seconds, 2),
         "iterations_per_s": round(best_rate(images, number, recipe, args), 1),
     }
+
+
+def through_file(result: splat2d.FitResult, index: int, image: npt.NDArray[np.uint8]) -> float:
+    """PSNR in dB of one picture after the round trip through its .gs2d file."""
+    count, (height, width) = result.counts[index], image.shape[:2]
+    parts = (result.means[index, :count], result.cholesky[index, :count], result.colors[index, :count])
+    data, _ = splat2d.encode(*parts, width, height)
+    read = splat2d.decode(data)
+    shown = splat2d.render(read.means[None], read.cholesky[None], read.colors[None], height, width)
+    return float(splat2d.psnr(shown, image[None])[0])
 
 
 def table_of(rows: list[dict[str, Any]]) -> Table:

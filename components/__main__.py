@@ -91,21 +91,27 @@ def _write(path: Path, data: bytes) -> None:
     scratch.replace(path)
 
 
-def _export(report: Report, store: str, args: argparse.Namespace) -> None:
-    """Write what DVC and people look at: the manifest's copy, flat metrics, the artifact's own files."""
-    if args.manifest_out:
-        _write(Path(args.manifest_out), report.manifest.to_bytes())
-    if args.metrics_out:
-        _write(Path(args.metrics_out), (json.dumps(report.metrics, indent=2, sort_keys=True) + "\n").encode())
-    if args.files_out:
-        _copy_files(report, store, Path(args.files_out))
+def _export(report: Report, store: str, manifest_out: Path | None, metrics_out: str, files_out: Path | None) -> None:
+    """Write what DVC and people look at: the artifact's own files, flat metrics, the manifest's copy (last)."""
+    if files_out:
+        _copy_files(report, store, files_out, manifest_out)
+    if metrics_out:
+        _write(Path(metrics_out), (json.dumps(report.metrics, indent=2, sort_keys=True) + "\n").encode())
+    if manifest_out:
+        _write(manifest_out, report.manifest.to_bytes())
 
 
-def _copy_files(report: Report, store: str, folder: Path) -> None:
-    from components.manifest import open_artifact
+def _copy_files(report: Report, store: str, folder: Path, earlier: Path | None) -> None:
+    """Copy the artifact's files, and remove those of the earlier manifest that this one does not have."""
+    from components.manifest import Manifest, open_artifact
     from components.store import open_store
 
     artifact = open_artifact(report.url, open_store(store))
+    names = {entry.name for entry in artifact.manifest.files}
+    if earlier is not None and earlier.is_file():
+        for entry in Manifest.from_bytes(earlier.read_bytes(), str(earlier)).files:
+            if entry.name not in names:
+                (folder / entry.name).unlink(missing_ok=True)
     for entry in artifact.manifest.files:
         target = folder / entry.name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +127,8 @@ def _one(args: argparse.Namespace) -> int:
     inputs = {name: getattr(args, name) for name in spec.inputs}
     report = run_stage(spec.section, getattr(params, spec.section), inputs, args.store)
     _say(report)
-    _export(report, args.store, args)
+    manifest_out, files_out = (Path(name) if name else None for name in (args.manifest_out, args.files_out))
+    _export(report, args.store, manifest_out, args.metrics_out, files_out)
     print(report.url)
     return 0
 
@@ -137,8 +144,8 @@ def _all(args: argparse.Namespace) -> int:
         report = run_stage(spec.section, getattr(params, spec.section), inputs, args.store)
         urls[spec.section] = report.url
         _say(report)
-        _write(out / "manifests" / f"{spec.section}.json", report.manifest.to_bytes())
-    _copy_files(report, args.store, out)
+        last = spec.section == "zero_shot_eval"
+        _export(report, args.store, out / "manifests" / f"{spec.section}.json", "", out if last else None)
     return _show(out)
 
 
@@ -222,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code: 0, 2 usage, 42 permanent, 75 transient, 130/143 stopped."""
+    """Run the command; returns its exit code: 0, 2 usage, 42 permanent, 75 transient, 143 stopped, 130 cut short."""
     args = _parser().parse_args(argv)
     try:
         code: int = args.call(args)

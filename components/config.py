@@ -43,6 +43,10 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise UsageError(f"{name} is {value!r}; choose one of: {', '.join(allowed)}{nearest(value, allowed)}")
 
 
+def _seed(section: str, seed: int) -> None:
+    _require(0 <= seed < 1 << 32, f"{section}.seed is {seed}; it must be from 0 to {(1 << 32) - 1}")
+
+
 def _at_least(section: str, values: Any, low: float, *names: str) -> None:
     for name in names:
         value = getattr(values, name)
@@ -80,9 +84,10 @@ class DownloadParams:
         _one_of("download.source", self.source, SOURCES)
         _one_of("download.image_format", self.image_format, FORMATS)
         _require(self.source == "sample" or bool(self.path), f"download.path is empty; {self.source!r} needs one")
+        _seed("download", self.seed)
         _at_least("download", self, 1, "shard_size", "quality", "num_test")
         _at_least("download", self, 8, "image_size")
-        _at_least("download", self, 0, "num_train", "num_val", "seed")
+        _at_least("download", self, 0, "num_train", "num_val")
         _require(self.quality <= 100, f"download.quality is {self.quality}; it must be at most 100")
         _require(self.source != "sample" or self.num_train > 0, "download.num_train is 0; 'sample' needs a number")
 
@@ -114,8 +119,9 @@ class TrainTeacherParams:
 
     def __post_init__(self) -> None:
         _require(bool(self.model), "train_teacher.model is empty; name an open_clip model or a JSON config")
+        _seed("train_teacher", self.seed)
         _at_least("train_teacher", self, 1, "batch_size", "checkpoint_steps")
-        _at_least("train_teacher", self, 0, "warmup_steps", "threads", "seed", "weight_decay")
+        _at_least("train_teacher", self, 0, "warmup_steps", "threads", "weight_decay")
         for name in ("epochs", "learning_rate", "clip_norm"):
             value = getattr(self, name)
             _require(value > 0, f"train_teacher.{name} is {value}; it must be above 0")
@@ -141,8 +147,9 @@ class SplatFitParams:
     threads: int = _local(0)
 
     def __post_init__(self) -> None:
+        _seed("splat_fit", self.seed)
         _at_least("splat_fit", self, 1, "num_gaussians")
-        _at_least("splat_fit", self, 0, "num_iters", "threads", "seed")
+        _at_least("splat_fit", self, 0, "num_iters", "threads")
         _one_of("splat_fit.recipe", self.recipe, RECIPES)
         _one_of("splat_fit.device", self.device, DEVICES)
         for name in ("lambda_color", "prune_threshold"):
@@ -194,11 +201,14 @@ class TrainAdapterParams:
         _one_of("train_adapter.stem", self.stem, STEMS)
         _one_of("train_adapter.freeze_policy", self.freeze_policy, FREEZE_POLICIES)
         _one_of("train_adapter.device", self.device, DEVICES)
+        _seed("train_adapter", self.seed)
         _at_least("train_adapter", self, 1, "stem_width", "resampler_layers", "resampler_heads", "batch_size")
         _at_least("train_adapter", self, 0, "num_latents", "stage1_token_epochs", "stage1_cls_epochs", "stage2_epochs")
-        _at_least("train_adapter", self, 0, "anchor_weight", "weight_decay", "warmup_steps", "threads", "seed")
+        _at_least("train_adapter", self, 0, "anchor_weight", "weight_decay", "warmup_steps", "threads")
         _at_least("train_adapter", self, 1, "checkpoint_steps")
-        _require(len(self.stage2_learning_rates) > 0, "train_adapter.stage2_learning_rates is empty; give at least one")
+        tried = self.stage2_learning_rates
+        _require(len(tried) > 0, "train_adapter.stage2_learning_rates is empty; give at least one")
+        _require(len(set(tried)) == len(tried), f"train_adapter.stage2_learning_rates names one twice: {list(tried)}")
         rates = (self.stage1_token_learning_rate, self.stage1_cls_learning_rate, *self.stage2_learning_rates)
         _require(min(*rates, self.clip_norm) > 0, "train_adapter: learning rates and clip_norm must be above 0")
         _require(
@@ -226,8 +236,9 @@ class ZeroShotEvalParams:
     def __post_init__(self) -> None:
         _one_of("zero_shot_eval.split", self.split, ("train", "val", "test"))
         _one_of("zero_shot_eval.device", self.device, DEVICES)
+        _seed("zero_shot_eval", self.seed)
         _at_least("zero_shot_eval", self, 1, "batch_size", "num_bootstrap", "num_sheet")
-        _at_least("zero_shot_eval", self, 0, "seed", "threads")
+        _at_least("zero_shot_eval", self, 0, "threads")
 
 
 @dataclass(frozen=True, kw_only=True)

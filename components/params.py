@@ -64,7 +64,10 @@ def params_from_dict(values: Any, where: str = "params") -> Params:
     for key in values:
         if key not in SECTIONS:
             raise _unknown("section", key, SECTIONS, where)
-    parts = {name: section_from_dict(SECTIONS[name], part or {}, f"{where}: {name}") for name, part in values.items()}
+    parts = {
+        name: section_from_dict(SECTIONS[name], {} if part is None else part, f"{where}: {name}")
+        for name, part in values.items()
+    }
     return Params(**parts)
 
 

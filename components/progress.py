@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 PLAIN_INTERVAL_S = 5.0
+PLAIN_SHARE = 0.05  # of the time gone by: hours of work do not fill a log
 
 
 class Bar(ABC):
@@ -43,9 +44,10 @@ def _text(values: dict[str, float]) -> str:
 class _PlainBar(Bar):
     def __init__(self, label: str, total: int, unit: str, start: int = 0) -> None:
         super().__init__(label, total, unit, start)
-        self._last_shown, self._values = time.monotonic(), ""
+        self._last_shown, self._values, self._written = time.monotonic(), "", -1
 
     def _line(self) -> None:
+        self._written = self.done
         rate = self.rate()
         left = (self.total - self.done) / rate if rate > 0 else 0.0
         line = f"{self.label}: {self.done}/{self.total} {self.unit}, {rate:.3g}/s, {left:.0f} s left"
@@ -54,13 +56,14 @@ class _PlainBar(Bar):
     def _show(self, values: dict[str, float]) -> None:
         self._values = _text(values) or self._values
         now = time.monotonic()
-        if now - self._last_shown >= PLAIN_INTERVAL_S:
+        if now - self._last_shown >= max(PLAIN_INTERVAL_S, PLAIN_SHARE * (now - self.started)):
             self._last_shown = now
             self._line()
 
     def close(self) -> None:
-        """Write the last count."""
-        self._line()
+        """Write the last count, if it has not been."""
+        if self._written != self.done:
+            self._line()
 
 
 class _RichBar(Bar):

@@ -13,7 +13,8 @@ from conftest import ROOT
 COMPONENTS = ROOT / "components"
 STAGES = {p.parent.name for p in COMPONENTS.glob("*/stage.py")}
 STDLIB = set(sys.stdlib_module_names)
-LEAN = {"config", "manifest", "params", "splats"}  # standard library, NumPy, YAML, splat2d
+LEAN = {"config", "manifest", "params", "splats"}  # standard library, NumPy, YAML, splat2d, and modules as lean
+LEAN_NOUNS = LEAN | {"entries", "errors", "store", "tar", "shards"}
 HEAVY = {"torch", "open_clip", "mlflow", "kfp", "kubernetes", "torchvision", "minio", "rich", "numpy"}
 
 
@@ -72,6 +73,12 @@ def test_a_stage_imports_no_other_stage_and_no_kfp(path: Path) -> None:
 def test_lean_modules_stay_lean(name: str) -> None:
     names = imports(COMPONENTS / f"{name}.py")
     assert roots(names) <= STDLIB | {"numpy", "yaml", "splat2d", "components"}
+    assert {name.split(".")[1] for name in names if name.startswith("components.")} <= LEAN_NOUNS
+
+
+def test_only_splats_and_splat_fit_know_the_kernels() -> None:
+    users = {p.relative_to(COMPONENTS).as_posix() for p in COMPONENTS.rglob("*.py") if "splat2d" in roots(imports(p))}
+    assert users <= {"splats.py", "splat_fit/stage.py", "splat_fit/shard.py"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "kernels/splat2d").glob("*.py")), ids=lambda p: p.name)
@@ -82,8 +89,9 @@ def test_splat2d_knows_nothing_of_the_stages(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*.py")), ids=lambda p: p.name)
-def test_pipelines_never_import_torch(path: Path) -> None:
+def test_pipelines_never_import_torch_or_a_stage(path: Path) -> None:
     assert "torch" not in roots(imports(path))
+    assert not any(name.endswith(".stage") for name in imports(path))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "kernels/include/splat2d").glob("*.h")), ids=lambda p: p.name)
