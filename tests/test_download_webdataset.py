@@ -219,7 +219,34 @@ def test_webdatasets_that_make_no_sense(tmp_path: Path) -> None:
     report = download(tmp_path / "store", source="webdataset", path=str(source))
     assert report.manifest.counts["reasons"] == {"bad_class": 2}
     (source / "zeroshot_classification_templates.txt").write_text("a photo.\n")
-    refuse(source, r"has no \{c\}")
+    refuse(source, r"zeroshot_classification_templates\.txt, line 1: .* has no \{c\}")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("classnames.txt", "cat\n\ndog\nowl\n", r"data/classnames\.txt, line 2 is blank; it would shift"),
+        ("classnames.txt", "cat\ndog\ncat\n", r"data/classnames\.txt: lines 1 and 3 both name the class 'cat'"),
+        ("classnames.txt", "cat\n", r"data/classnames\.txt names 1 classes"),
+        ("zeroshot_classification_templates.txt", "a {c}.\na {c} {d}.\n", r"data/zeroshot\S+txt, line 2: .* braces"),
+    ],
+)
+def test_class_files_that_would_mislabel_are_refused_before_any_picture(
+    tmp_path: Path, name: str, text: str, says: str
+) -> None:
+    source = classified(tmp_path / "data", {"train": [6], "test": [6]})
+    (source / name).write_text(text)
+    with pytest.raises(PermanentError, match=says) as caught:
+        download(tmp_path / "store", source="webdataset", path=str(source))
+    assert caught.value.exit_code == 42
+    assert not list((tmp_path / "store").rglob("*.*"))
+
+
+def test_blank_lines_at_the_end_of_class_files_do_no_harm(tmp_path: Path) -> None:
+    source = classified(tmp_path / "data", {"train": [6], "test": [6]})
+    (source / "classnames.txt").write_bytes(b"cat\r\ndog\r\nowl\r\n\r\n\n")
+    report = download(tmp_path / "store", source="webdataset", path=str(source))
+    assert open_store(report.url).get_bytes("classnames.txt") == b"cat\ndog\nowl\n"
 
 
 def test_a_hostile_tar_stops_the_stage(tmp_path: Path) -> None:

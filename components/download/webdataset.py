@@ -22,6 +22,7 @@ from components.download.sources import (
 )
 from components.errors import PermanentError
 from components.images import EXTENSIONS, ImageError
+from components.prompts import parse_class_names, parse_templates
 from components.shards import IndexedShard
 
 MAX_OPEN = 64  # tars mapped at a time: a split's samples may be scattered over all of them
@@ -32,21 +33,19 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def read_lines(tree: Tree, name: str) -> list[str]:
-    """A text file's lines that are not empty."""
-    try:
-        return [line.strip() for line in tree.read(name).decode("utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise PermanentError(f"{tree.url}/{name}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
-
-
 def class_files(tree: Tree, names: list[str]) -> tuple[list[str], list[str]]:
-    """Class names and prompt templates that lie beside the data; both empty where there are none."""
-    class_names = read_lines(tree, CLASSNAMES) if CLASSNAMES in names else []
-    templates = read_lines(tree, TEMPLATES) if TEMPLATES in names else []
-    if bad := [line for line in templates if "{c}" not in line]:
-        raise PermanentError(f"{tree.url}/{TEMPLATES}: {bad[0]!r} has no {{c}}, the place of the class's name; add it")
-    return class_names, templates or (list(DEFAULT_TEMPLATES) if class_names else [])
+    """Class names and prompt templates that lie beside the data; both empty where there are none.
+
+    Raises PermanentError naming the file and the line, as parse_class_names and parse_templates do: a class name's
+    number is its line, and a file that the later stages would refuse is better refused before the pictures are read.
+    """
+    class_names: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+    if CLASSNAMES in names:
+        class_names = parse_class_names(tree.read(CLASSNAMES), f"{tree.url}/{CLASSNAMES}")
+    if TEMPLATES in names:
+        templates = parse_templates(tree.read(TEMPLATES), f"{tree.url}/{TEMPLATES}")
+    return list(class_names), list(templates or (DEFAULT_TEMPLATES if class_names else ()))
 
 
 class WebdatasetSource(Source):
