@@ -160,3 +160,29 @@ def test_folders_that_make_no_sense(tmp_path: Path) -> None:
 
 
 # --- webdataset -----------------------------------------------------------------------------------------------------
+
+
+def test_captions_csv_rows_with_more_or_fewer_values_than_columns(tmp_path: Path) -> None:
+    source = tmp_path / "pictures"
+    for i in range(4):
+        saved(photo(i), source / f"p{i}.png")
+
+    def write(row: str, header: str = "image,caption") -> None:
+        lines = [header, 'p1.png,"one, two"', "p2.png,two", "", row, "p3.png,three"]
+        lines = [line + ",owl" * (header.count(",") == 2 and line not in {"", header, row}) for line in lines]
+        (source / "captions.csv").write_text("\n".join(lines) + "\n")
+
+    def refuse(says: str) -> None:
+        with pytest.raises(PermanentError, match=says):
+            download(tmp_path / "store", source="folder", path=str(source))
+
+    write("p0.png,A dog, a cat, and a boat")
+    refuse(r"pictures/captions\.csv: line 5 has 4 values for the 2 columns image,caption; put .* in double quotes")
+    write("p0.png")
+    refuse(r"captions\.csv: line 5 has no value for caption; write")
+    write("p0.png,A dog", "image,caption,class")
+    refuse("line 5 has no value for class; write a comma")
+    write('p0.png, "A dog, a cat",', "image,caption")  # a spreadsheet's empty last column
+    report = download(tmp_path / "store", source="folder", path=str(source))
+    captions = {sample.key: sample.fields["txt"] for sample in samples(report)}
+    assert captions == {"p0": b"A dog, a cat", "p1": b"one, two", "p2": b"two", "p3": b"three"}

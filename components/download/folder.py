@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from components.download.fetch import Tree
 from components.download.sources import CLASSNAMES, SPLITS, TEMPLATES, Raw, Ref, Skip, Source, plain_key, rank, unique
@@ -41,10 +42,23 @@ def _csv_rows(text: str, where: str) -> Iterator[tuple[str, list[str], str]]:
         )
     try:
         for row in reader:
-            captions = [row[caption] or ""] if caption else []
-            yield (row[image] or "").strip(), captions, (row.get("class") or "").strip()
+            _check_width(row, f"{where}: line {reader.line_num}", columns)
+            captions = [row[caption]] if caption else []
+            yield row[image].strip(), captions, row.get("class", "").strip()
     except csv.Error as error:
         raise PermanentError(f"{where}: line {reader.line_num} is not valid CSV: {error}") from error
+
+
+def _check_width(row: dict[str | Any, str | Any], where: str, columns: list[str]) -> None:
+    """A row's values are as many as the columns; DictReader puts the rest under None, and None where one is missing."""
+    extra = row.get(None, [])
+    if any(value.strip() for value in extra):
+        raise PermanentError(
+            f"{where} has {len(columns) + len(extra)} values for the {len(columns)} columns {','.join(columns)}; "
+            'put a caption that holds commas in double quotes: "A dog, a cat"'
+        )
+    if missing := [name for name in columns if row[name] is None]:
+        raise PermanentError(f"{where} has no value for {', '.join(missing)}; write a comma for each, or the value")
 
 
 def _jsonl_rows(text: str, where: str) -> Iterator[tuple[str, list[str], str]]:
