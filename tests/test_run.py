@@ -68,9 +68,12 @@ def test_nothing_found_out_later_is_in_a_manifest(first: tuple[Path, str]) -> No
 def test_a_parameter_changes_only_what_follows(first: tuple[Path, str]) -> None:
     folder, _ = first
     changed = ("--set", "splat_fit.num_gaussians=9", "--set", "train_adapter.control_with_stage1=false")
+    shutil.copytree(folder / "out", folder / "9")
     result = run(
         "splatclip", "run", "--params", str(TINY), "--store", f"{folder}/store", "--out", f"{folder}/9", *changed
     )
+    before, after = ({path.name for path in (folder / out / "benchmark").iterdir()} for out in ("out", "9"))
+    assert before - after == {name for name in before if "control_stage1" in name} != set()
     found = [line.partition(":")[0] for line in result.stderr.splitlines() if "found, nothing to do" in line]
     assert found == ["download", "train_teacher"]
     manifest = json.loads((folder / "9/manifests/splat_fit.json").read_text())
