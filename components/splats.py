@@ -81,7 +81,9 @@ class Splats:
         return cls(*decoded)
 
     def render(self, *, threads: int = 1) -> Floats:
-        """The picture [H, W, 3] they add up to, not clamped to [0, 1]."""
+        """The picture [H, W, 3] they add up to, not clamped to [0, 1]; black where no Gaussian is left."""
+        if not len(self):
+            return np.zeros((self.height, self.width, 3), np.float32)
         picture: Floats = splat2d.render(
             self.means[None], self.cholesky[None], self.colors[None], self.height, self.width, threads=threads
         )[0]

@@ -78,6 +78,10 @@ def test_render_is_the_sum_of_gaussians() -> None:
     render = SOME.render()
     assert render.shape == (7, 9, 3)
     np.testing.assert_allclose(render, expected, atol=2e-5)
+    none = Splats(MEANS[:0], CHOLESKY[:0], COLORS[:0], 9, 7).render()
+    assert none.shape == (7, 9, 3)
+    assert none.dtype == np.float32
+    assert not none.any()
 
 
 def test_pad_fills_with_zeros_and_masks() -> None:

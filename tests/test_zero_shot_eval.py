@@ -39,7 +39,7 @@ from components.errors import PermanentError, UsageError
 from components.manifest import Artifact
 from components.openclip import load_teacher, normalize_images
 from components.splats import Splats, pad
-from components.zero_shot_eval import report, stage, wording
+from components.zero_shot_eval import report, sheet, stage, wording
 from components.zero_shot_eval.embed import Reader, text_features
 
 
@@ -144,12 +144,26 @@ def test_the_files_are_readable_by_others(scored: Artifact) -> None:
     found = by_name(scores)["splats"]["metrics"]
     weighed = sum(int(line["pictures"]) * float(line["recall"]) for line in table) / 38
     assert weighed == pytest.approx(found["acc1"], abs=1e-5)
-    with Image.open(io.BytesIO(content(scored, "contact_sheet.png"))) as sheet:
-        assert sheet.size[0] == 1292
+    with Image.open(io.BytesIO(content(scored, "contact_sheet.png"))) as drawn:
+        assert drawn.size[0] == 1292
     metrics = scored.manifest.metrics
     assert metrics["acc1_splats"] == found["acc1"]
     assert metrics["num_pictures"] == 38
     assert all(isinstance(value, (int, float)) for value in metrics.values())
+
+
+def test_a_picture_without_gaussians_is_scored_and_drawn(world: World, tmp_path: Path) -> None:
+    splats = put_splats(world.store, tmp_path, world.images, list(world.pictures), pruned="p00")
+    done = world.run(splats=splats)
+    scores = scores_of(done)
+    assert scores["num_pictures"] == 38
+    assert scores["splats"]["num_gaussians_mean"] == pytest.approx(9 * 37 / 38, abs=1e-3)
+    page = np.asarray(Image.open(io.BytesIO(content(done, "contact_sheet.png"))))
+    left, top = sheet.MARGIN, sheet.HEADER + sheet.HEADINGS  # p00, of the worst PSNR, is the first card
+    assert (page[top : top + 192 : 6, left : left + 192 : 6] == world.pictures["p00"]).all()
+    render, ellipses = (page[top : top + 192, x : x + 192] for x in (left + 198, left + 396))
+    assert not render.any()
+    assert (ellipses == sheet.NIGHT).all()
 
 
 def test_the_same_bytes_in_another_store_and_batch_order(world: World, scored: Artifact, tmp_path: Path) -> None:

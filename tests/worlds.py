@@ -115,8 +115,9 @@ def put_images(
     return commit.finalise(shards=shards, files=files, metrics=metrics), pictures, classes
 
 
-def put_splats(store: Path, tmp: Path, images: Artifact, keys: list[str]) -> Artifact:
-    params = {"num_gaussians": 9}
+def put_splats(store: Path, tmp: Path, images: Artifact, keys: list[str], *, pruned: str = "") -> Artifact:
+    """Nine Gaussians a picture; none for the key `pruned`."""
+    params = {"num_gaussians": 9, "pruned": pruned}
     commit = Commit(open_store(str(store)), stage="splat_fit", version=1, params=params, inputs={"images": images})
     shards = []
     for shard in range(2):
@@ -124,8 +125,9 @@ def put_splats(store: Path, tmp: Path, images: Artifact, keys: list[str]) -> Art
         for place, key in enumerate(keys[shard * 20 : shard * 20 + 20]):
             if key == "p06":
                 continue
-            data, _ = gaussians(shard * 20 + place).pack()
-            about = {"key": key, "psnr_db": 20.0 + place, "num_gaussians": 9, "num_bytes": len(data)}
+            count = 0 if key == pruned else 9
+            data, _ = gaussians(shard * 20 + place, count).pack()
+            about = {"key": key, "psnr_db": 20.0 + place, "num_gaussians": count, "num_bytes": len(data)}
             samples.append(Sample(key, {"gs2d": data, "txt": b"", "json": canonical(about)}))
         layout = write_shard(tmp / "splats.tar", samples)
         side = {".idx": ShardIndex.of(layout).to_bytes()}
