@@ -76,7 +76,12 @@ def num_steps(epochs: float, steps_per_epoch: int) -> int:
 
 
 def _decays(name: str, parameter: Tensor) -> bool:
-    """Weight decay is for matrices; not for biases, norms, scales and position or class embeddings."""
+    """Whether weight decay acts on a parameter.
+
+    Exempt are those of fewer than two dimensions (biases, the norms' gains, logit_scale) and, by name, positional and
+    class embeddings. All others are decayed: weights, the token table, and the tables that a stem learns (its latents,
+    and its heads' centres and offsets).
+    """
     last = name.rpartition(".")[2]
     return parameter.ndim >= 2 and last not in {"positional_embedding", "class_embedding"}
 
