@@ -106,8 +106,12 @@ def test_trains_validates_commits_and_is_found_again(tmp_path: Path, images: str
     assert [step for step, _ in validated] == [str(6 * (epoch + 1)) for epoch in range(10)]
     assert validated[-1][1] == report.metrics["val_accuracy"]
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    left = Path(report.url) / "_checkpoint" / "teacher.safetensors"  # as a kill right after the manifest leaves it
+    left.parent.mkdir(exist_ok=True)
+    left.write_bytes(b"left over")
     again = stage.run(params, images=images, store=store)
     assert again.cached
+    assert not left.exists()
     assert again.manifest_sha256 == report.manifest_sha256
     faster = stage.run(
         replace(params, checkpoint_steps=50, threads=torch.get_num_threads()), images=images, store=store

@@ -204,9 +204,9 @@ def run(params: TrainTeacherParams, *, images: str, store: str) -> Report:
         }
         files = _commit(commit, model, _config(params, model, class_names), rows)
         finished = commit.finalise(shards=[], files=files, metrics={**metrics, **counted})
-        delete_checkpoints(commit.store)
     else:
         finished = done
+    delete_checkpoints(commit.store)  # of this call, or of one that was killed between its manifest and this
     return Report(
         stage="train_teacher",
         url=finished.url,
