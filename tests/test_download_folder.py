@@ -146,7 +146,9 @@ def test_folders_that_make_no_sense(tmp_path: Path) -> None:
     saved(photo(0), flat / "a.png")
     refuse(flat, "a.png has no caption and no class")
     captions_csv(flat, [("b.png", "x")])
-    refuse(flat, r"none of its 2 samples can be used; the first: ")
+    refuse(flat, "number of pictures: 2; at least 3 are needed")
+    captions_csv(flat, [("b.png", "x"), ("c.png", "x")])
+    refuse(flat, r"none of the 2 samples of 'train' can be used; the first: ")
     captions_csv(flat, [("a.png", "x")], ("picture", "words"))
     refuse(flat, "expected the columns image, caption")
     (flat / "captions.csv").write_bytes(b"image,caption\na.png,\xff\xfe\n")
@@ -186,3 +188,37 @@ def test_captions_csv_rows_with_more_or_fewer_values_than_columns(tmp_path: Path
     report = download(tmp_path / "store", source="folder", path=str(source))
     captions = {sample.key: sample.fields["txt"] for sample in samples(report)}
     assert captions == {"p0": b"A dog, a cat", "p1": b"one, two", "p2": b"two", "p3": b"three"}
+
+
+def test_sets_too_small_to_train_on_and_test(tmp_path: Path) -> None:
+    source = tmp_path / "pictures"
+
+    def refuse(says: str) -> None:
+        with pytest.raises(PermanentError, match=says):
+            download(tmp_path / "store", source="folder", path=str(source))
+
+    saved(photo(0), source / "a.png")
+    captions_csv(source, [("a.png", "x")])
+    refuse("pictures': number of pictures: 1; at least 3 are needed")
+    for name in ("b", "c"):
+        saved(photo(ord(name)), source / f"{name}.png")
+    captions_csv(source, [(f"{name}.png", "x") for name in "abc"])
+    report = download(tmp_path / "store", source="folder", path=str(source))
+    assert numbers(report) == {"train": 2, "test": 1}
+    tested = samples(report, "test")[0].key
+    (source / f"{tested}.png").write_bytes(b"")
+    refuse(rf"none of the 1 samples of 'test' can be used; the first: {tested} \(empty: ")
+
+
+def test_one_class_is_refused_before_any_picture(tmp_path: Path) -> None:
+    source = tmp_path / "pictures"
+    for i in range(6):
+        saved(photo(i), source / f"cat/{i}.png")
+    with pytest.raises(PermanentError, match=r"'cat' is its only class.*add pictures of another class, or give cap"):
+        download(tmp_path / "store", source="folder", path=str(source))
+    assert not list((tmp_path / "store").rglob("*.*"))
+    saved(photo(9), source / "dog /9.png")
+    with pytest.raises(PermanentError, match="class name 'dog ' begins or ends with a space"):
+        download(tmp_path / "store", source="folder", path=str(source))
+    (source / "dog ").rename(source / "dog")
+    assert download(tmp_path / "store", source="folder", path=str(source)).metrics["num_classes"] == 2

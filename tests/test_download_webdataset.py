@@ -129,6 +129,13 @@ def test_small_sets_leave_something_to_train_on(tmp_path: Path) -> None:
     assert found["test"] > found["val"]
 
 
+def test_a_test_split_alone_leaves_nothing_to_train_on(tmp_path: Path) -> None:
+    source = classified(tmp_path / "data", {"test": [6]})
+    with pytest.raises(PermanentError, match="no picture to 'train': all 6 are of test; add pictures to 'train'"):
+        download(tmp_path / "store", source="webdataset", path=str(source))
+    assert not list((tmp_path / "store").rglob("*.*"))
+
+
 @pytest.mark.parametrize("layout", ["base", "pattern", "one"])
 def test_webdataset_behind_http(tmp_path: Path, layout: str) -> None:
     if layout == "base":

@@ -97,8 +97,7 @@ class FolderSource(Source):
         if not files:
             self._from_folders(pictures)
         given, self.templates = class_files(tree, names)
-        found = sorted({entry.class_name for entry in self._entries.values() if entry.class_name})
-        self.class_names = given or found
+        self.class_names = given or self._found_classes()
         if self.class_names and not self.templates:
             self.templates = ["a photo of a {c}."]
         self._labels = {name: label for label, name in enumerate(self.class_names)}
@@ -137,6 +136,21 @@ class FolderSource(Source):
                     f"download.path {self._tree.url!r}: {name} has no caption and no class; {EXPECTED}"
                 )
             self._entries[name] = _Entry(class_name=parts[depth])
+
+    def _found_classes(self) -> list[str]:
+        """Names that sub-folders or caption files give, sorted; two or more of them, or none."""
+        found = sorted({entry.class_name for entry in self._entries.values() if entry.class_name})
+        if len(found) == 1:
+            raise PermanentError(
+                f"download.path {self._tree.url!r}: {found[0]!r} is its only class, and classification needs two or "
+                "more; add pictures of another class, or give captions.csv with the columns image, caption alone"
+            )
+        if bad := [name for name in found if name.splitlines() != [name.strip()]]:  # a line of its own when stored
+            raise PermanentError(
+                f"download.path {self._tree.url!r}: the class name {bad[0]!r} begins or ends with a space or has a "
+                "line break; rename it"
+            )
+        return found
 
     def _ref(self, position: int, name: str) -> Ref:
         top = name.split("/", maxsplit=1)[0]

@@ -25,6 +25,8 @@ from components.signals import stop_on_sigterm
 from components.store import open_store
 
 VERSION = 1
+MIN_SAMPLES = 3
+_NEEDED = ("train", "test")  # val may be empty
 _BLOCK = 64  # samples in the hands of the threads at a time
 
 
@@ -37,10 +39,28 @@ class ShardPlan:
     refs: list[Ref]
 
 
+def _place(params: DownloadParams) -> str:
+    return f"download.path {params.path!r}" if params.source != "sample" else "download.source 'sample'"
+
+
 def plan(source: Source, params: DownloadParams) -> list[ShardPlan]:
-    """All shards, in the order train, val, test; a shard takes `shard_size` samples, good or bad."""
+    """All shards, in the order train, val, test; a shard takes `shard_size` samples, good or bad.
+
+    Raises PermanentError if the source has too few samples, or leaves none to training or to the test.
+    """
     shards: list[ShardPlan] = []
+    if len(source.refs) < MIN_SAMPLES:
+        raise PermanentError(
+            f"{_place(params)}: number of pictures: {len(source.refs)}; at least {MIN_SAMPLES} are needed, as neither training "
+            "nor the test may be left without; add pictures"
+        )
     dealt = deal(source.refs, params)
+    if empty := [split for split in _NEEDED if not dealt[split]]:
+        there = ", ".join(sorted({ref.split or "no split" for ref in source.refs}))
+        raise PermanentError(
+            f"{_place(params)} leaves no picture to {empty[0]!r}: all {len(source.refs)} are of {there}; add pictures "
+            f"to {empty[0]!r}, or give all without splits to have them dealt"
+        )
     for split in SPLITS:
         refs = dealt[split]
         for start in range(0, len(refs), params.shard_size):
@@ -183,8 +203,13 @@ def run(params: DownloadParams, *, store: str) -> Report:
 
 
 def _check_usable(entries: list[ShardEntry], params: DownloadParams) -> None:
-    if any(entry.ok for entry in entries):
-        return
-    notes = [note for entry in entries for note in entry.samples]
-    first = f"; the first: {notes[0].key} ({notes[0].reason}: {notes[0].detail})" if notes else ""
-    raise PermanentError(f"download.path {params.path!r}: none of its {len(notes)} samples can be used{first}")
+    """Training and the test have a good sample each; PermanentError that says which has none, and the first reason."""
+    for split in _NEEDED:
+        mine = [entry for entry in entries if entry.split == split]
+        if any(entry.ok for entry in mine):
+            continue
+        notes = [note for entry in mine for note in entry.samples]
+        first = f"; the first: {notes[0].key} ({notes[0].reason}: {notes[0].detail})" if notes else ""
+        raise PermanentError(
+            f"{_place(params)}: none of the {len(notes)} samples of {split!r} can be used{first}; mend or replace them"
+        )
