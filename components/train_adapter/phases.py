@@ -63,6 +63,12 @@ def encode_images(model: Any, given: Given) -> Tensor:
     return features
 
 
+def _shown(rate: float) -> str:
+    """A learning rate in a phase's name: short where that is exact, so that two rates never share a checkpoint."""
+    short = f"{rate:g}"
+    return short if float(short) == rate else repr(rate)
+
+
 class Phases:
     """Runs phases one after another; a finished one is found again by its checkpoint's name."""
 
@@ -181,7 +187,7 @@ class Phases:
         for rate in self.params.stage2_learning_rates:
             model = copy.deepcopy(start)
             step_fn = self._contrastive(model, encode)
-            values = self._run(f"{name}_lr{rate:g}", model, step_fn, steps=steps, lr=rate, encode=encode)
+            values = self._run(f"{name}_lr{_shown(rate)}", model, step_fn, steps=steps, lr=rate, encode=encode)
             if best is None or self.validation.better(values, best.validation):
                 best = Trained(trained_state(model), rate, values)
         if best is None:
