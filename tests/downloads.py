@@ -11,10 +11,10 @@ from PIL import Image
 
 from components.config import DownloadParams
 from components.download import stage
-from components.images import decode_rgb
+from components.images import decode_rgb, encode
 from components.manifest import SampleNote, open_artifact
 from components.report import Report
-from components.shards import Sample, read_shard
+from components.shards import Sample, read_shard, write_shard
 from components.store import open_store
 
 TINY: dict[str, Any] = {"image_size": 16, "shard_size": 8, "num_train": 20, "num_val": 5, "num_test": 9}
@@ -53,4 +53,39 @@ def image_of(sample: Sample) -> np.ndarray:
     return decode_rgb(next(data for ext, data in sample.fields.items() if ext in {"jpg", "png", "webp"}))
 
 
-# --- sample ---------------------------------------------------------------------------------------------------------
+def classified(folder: Path, numbers_: dict[str, list[int]], repeat: bool = False) -> Path:
+    """CLIP_benchmark's layout; with repeat every tar counts its keys from 0, as some writers do."""
+    label = 0
+    for split, sizes in numbers_.items():
+        (folder / split).mkdir(parents=True)
+        (folder / split / "nshards.txt").write_text(str(len(sizes)))
+        first = 0
+        for number, size in enumerate(sizes):
+            rows = []
+            for i in range(size):
+                key = f"s{i if repeat else first + i:07d}"
+                rows.append(Sample(key, {"cls": str(label % 3).encode(), "jpg": encode(photo(label, 16, 16), "jpg")}))
+                label += 1
+            first += size
+            write_shard(folder / split / f"{number}.tar", rows)
+    (folder / "classnames.txt").write_text("cat\ndog\nowl\n")
+    (folder / "zeroshot_classification_templates.txt").write_text("a {c}.\nthe {c}.\n")
+    return folder
+
+
+def flat(folder: Path, sizes: list[int]) -> Path:
+    folder.mkdir(parents=True)
+    count = 0
+    for number, size in enumerate(sizes):
+        rows = []
+        for _ in range(size):
+            text = {"caption": f"one of {count}", "captions": [f"one of {count}", f"two of {count}"]}
+            fields = {
+                "jpg": encode(photo(count), "jpg"),
+                "txt": f"one of {count}".encode(),
+                "json": json.dumps(text).encode(),
+            }
+            rows.append(Sample(f"{count:06d}", fields))
+            count += 1
+        write_shard(folder / f"{number:05d}.tar", rows)
+    return folder

@@ -88,9 +88,6 @@ def test_sample_is_fast_enough() -> None:
     assert 60 / best > 200, f"{60 / best:.0f} pictures a second"
 
 
-# --- committing, resuming -------------------------------------------------------------------------------------------
-
-
 def test_a_second_call_does_nothing(tmp_path: Path) -> None:
     first, second = download(tmp_path), download(tmp_path)
     assert (first.cached, second.cached) == (False, True)
@@ -173,6 +170,3 @@ def test_other_parameters_never_mix(tmp_path: Path) -> None:
     assert first.manifest.key != second.manifest.key
     assert {shard.params_hash for shard in second.manifest.shards} == {second.manifest.params_hash}
     assert all(image_of(sample).shape == (24, 24, 3) for sample in samples(second))
-
-
-# --- folder ---------------------------------------------------------------------------------------------------------

@@ -161,9 +161,6 @@ def test_folders_that_make_no_sense(tmp_path: Path) -> None:
         download(tmp_path / "store", source="folder", path="ftp://x/y")
 
 
-# --- webdataset -----------------------------------------------------------------------------------------------------
-
-
 def test_captions_csv_rows_with_more_or_fewer_values_than_columns(tmp_path: Path) -> None:
     source = tmp_path / "pictures"
     for i in range(4):

@@ -1,40 +1,18 @@
-"""Download from webdataset tars in a folder, behind http and on S3: what is counted, what is refused."""
+"""Download from webdataset tars in a folder: what is counted, what is refused."""
 
 from __future__ import annotations
 
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from downloads import download, notes, numbers, photo, samples
-from s3 import moto_server, new_bucket
+from downloads import classified, download, flat, notes, numbers, photo, samples
 
 from components.errors import PermanentError, UsageError
 from components.images import decode, encode
 from components.shards import Sample, read_shard, write_shard
 from components.store import open_store
-
-
-def classified(folder: Path, numbers_: dict[str, list[int]], repeat: bool = False) -> Path:
-    """CLIP_benchmark's layout; with repeat every tar counts its keys from 0, as some writers do."""
-    label = 0
-    for split, sizes in numbers_.items():
-        (folder / split).mkdir(parents=True)
-        (folder / split / "nshards.txt").write_text(str(len(sizes)))
-        first = 0
-        for number, size in enumerate(sizes):
-            rows = []
-            for i in range(size):
-                key = f"s{i if repeat else first + i:07d}"
-                rows.append(Sample(key, {"cls": str(label % 3).encode(), "jpg": encode(photo(label, 16, 16), "jpg")}))
-                label += 1
-            first += size
-            write_shard(folder / split / f"{number}.tar", rows)
-    (folder / "classnames.txt").write_text("cat\ndog\nowl\n")
-    (folder / "zeroshot_classification_templates.txt").write_text("a {c}.\nthe {c}.\n")
-    return folder
 
 
 def test_webdataset_with_splits(tmp_path: Path) -> None:
@@ -73,24 +51,6 @@ def test_keys_that_tars_repeat_become_unique(tmp_path: Path, repeat: bool) -> No
     keys = [sample.key for sample in samples(report)]
     assert len(set(keys)) == len(keys) == 20
     assert "test-1-s0000000" in keys if repeat else "test-1-s0000005" in keys
-
-
-def flat(folder: Path, sizes: list[int]) -> Path:
-    folder.mkdir(parents=True)
-    count = 0
-    for number, size in enumerate(sizes):
-        rows = []
-        for _ in range(size):
-            text = {"caption": f"one of {count}", "captions": [f"one of {count}", f"two of {count}"]}
-            fields = {
-                "jpg": encode(photo(count), "jpg"),
-                "txt": f"one of {count}".encode(),
-                "json": json.dumps(text).encode(),
-            }
-            rows.append(Sample(f"{count:06d}", fields))
-            count += 1
-        write_shard(folder / f"{number:05d}.tar", rows)
-    return folder
 
 
 def test_webdataset_flat_with_odd_samples(tmp_path: Path) -> None:
@@ -134,77 +94,6 @@ def test_a_test_split_alone_leaves_nothing_to_train_on(tmp_path: Path) -> None:
     with pytest.raises(PermanentError, match="no picture to 'train': all 6 are of test; add pictures to 'train'"):
         download(tmp_path / "store", source="webdataset", path=str(source))
     assert not list((tmp_path / "store").rglob("*.*"))
-
-
-@pytest.mark.parametrize("layout", ["base", "pattern", "one"])
-def test_webdataset_behind_http(tmp_path: Path, layout: str) -> None:
-    if layout == "base":
-        source = classified(tmp_path / "data", {"train": [9, 9], "test": [6]})
-        remote, local = "", source
-    else:
-        source = flat(tmp_path / "data", [8, 8] if layout == "pattern" else [12])
-        remote, local = ("/{00000..00001}.tar", source) if layout == "pattern" else ("/00000.tar", source)
-    here = download(tmp_path / "a", source="webdataset", path=str(local))
-    with served(source) as url:
-        there = download(tmp_path / "b", source="webdataset", path=url + remote)
-    assert there.manifest_sha256 == here.manifest_sha256
-
-
-def served(folder: Path) -> Any:
-    """The folder behind an http server of the standard library."""
-    import threading
-    from contextlib import contextmanager
-    from functools import partial
-    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:
-            """Say nothing."""
-
-    @contextmanager
-    def run() -> Any:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-    return run()
-
-
-def test_what_is_not_behind_http(tmp_path: Path) -> None:
-    (tmp_path / "data/train").mkdir(parents=True)
-    with served(tmp_path / "data") as url:
-        with pytest.raises(PermanentError, match=r"no \.tar files"):
-            download(tmp_path / "store", source="webdataset", path=url)
-        with pytest.raises(PermanentError, match=r"00000\.tar.*HTTP 404"):
-            download(tmp_path / "store", source="webdataset", path=f"{url}/00000.tar")
-        (tmp_path / "data/train/nshards.txt").write_text("many")
-        with pytest.raises(PermanentError, match="expected the number of tars"):
-            download(tmp_path / "store", source="webdataset", path=url)
-
-
-def test_webdataset_on_s3(tmp_path: Path) -> None:
-    source = classified(tmp_path / "data", {"train": [9, 9], "test": [6]})
-    here = download(tmp_path / "a", source="webdataset", path=str(source))
-    with moto_server():
-        bucket = new_bucket()
-        place = open_store(f"{bucket}/data")
-        for path in source.rglob("*.*"):
-            place.put_file(path.relative_to(source).as_posix(), path)
-        there = download(tmp_path / "b", source="webdataset", path=f"{bucket}/data")
-        assert download(tmp_path / "b", source="webdataset", path=f"{bucket}/data/").cached
-        plain = flat(tmp_path / "flat", [6, 6, 6])
-        for path in plain.iterdir():
-            place.put_file(f"flat/{path.name}", path)
-        some = download(tmp_path / "c", source="webdataset", path=f"{bucket}/data/flat/{{00001..00002}}.tar")
-    assert some.manifest.counts["ok"] == 12
-    assert {json.loads(s.fields["json"])["source"].split("/")[0] for s in samples(some)} == {"00001.tar", "00002.tar"}
-    assert [s.sha256 for s in there.manifest.shards] == [s.sha256 for s in here.manifest.shards]
 
 
 def test_webdatasets_that_make_no_sense(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ SPOOL_BYTES = 20 << 30  # of downloaded files kept on disk at a time
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _HTTP_NAMES = ("classnames.txt", "zeroshot_classification_templates.txt")
 _HTTP_SPLITS = ("train", "val", "test")
+_OPTIONAL = {*_HTTP_NAMES, *(f"{split}/nshards.txt" for split in _HTTP_SPLITS)}
 
 
 def expand(pattern: str) -> list[str]:
@@ -161,6 +162,7 @@ class HttpTree(Tree):
     def __init__(self, url: str, names: list[str] | None = None) -> None:
         super().__init__(url)
         self._names = names
+        self._forbidden = False  # an optional file was answered with 403: missing, or all of it is closed
         retries = urllib3.Retry(total=5, redirect=5, backoff_factor=0.2, status_forcelist=[429, 500, 502, 503, 504])
         timeout = urllib3.Timeout(connect=10.0, read=60.0)
         self._http = urllib3.PoolManager(timeout=timeout, retries=retries)
@@ -190,6 +192,9 @@ class HttpTree(Tree):
 
     def _fetch(self, name: str, path: Path) -> None:
         status, _ = self._request("GET", name, path)
+        if status == 403 and name in _OPTIONAL:  # what buckets say of a missing file to those who may not list them
+            self._forbidden = True
+            status = 404
         if status in {404, 410}:
             raise StoreNotFound(f"{self.url}: there is no {name!r} (HTTP {status}); correct download.path")
         if status != 200:
@@ -217,6 +222,8 @@ class HttpTree(Tree):
             if not text.isdigit():
                 raise PermanentError(f"{self.url}/{name} holds {text[:40]!r}; expected the number of tars")
             found += [name, *(f"{split}/{number}.tar" for number in range(int(text)))]
+        if not found and self._forbidden:
+            raise PermanentError(f"{self.url}: the server answers HTTP 403 to all; check the address and your rights")
         return sorted(found)
 
     def _has(self, name: str) -> bool:

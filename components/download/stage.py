@@ -51,8 +51,8 @@ def plan(source: Source, params: DownloadParams) -> list[ShardPlan]:
     shards: list[ShardPlan] = []
     if len(source.refs) < MIN_SAMPLES:
         raise PermanentError(
-            f"{_place(params)}: number of pictures: {len(source.refs)}; at least {MIN_SAMPLES} are needed, as neither training "
-            "nor the test may be left without; add pictures"
+            f"{_place(params)}: number of pictures: {len(source.refs)}; at least {MIN_SAMPLES} are needed, as "
+            "neither training nor the test may be left without; add pictures"
         )
     dealt = deal(source.refs, params)
     if empty := [split for split in _NEEDED if not dealt[split]]:
