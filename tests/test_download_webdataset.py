@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from downloads import classified, download, flat, notes, numbers, photo, samples
 
+from components.download import webdataset
 from components.errors import PermanentError, UsageError
 from components.images import decode, encode
-from components.shards import Sample, read_shard, write_shard
+from components.shards import IndexedShard, Sample, read_shard, write_shard
 from components.store import open_store
 
 
@@ -51,6 +52,24 @@ def test_keys_that_tars_repeat_become_unique(tmp_path: Path, repeat: bool) -> No
     keys = [sample.key for sample in samples(report)]
     assert len(set(keys)) == len(keys) == 20
     assert "test-1-s0000000" in keys if repeat else "test-1-s0000005" in keys
+
+
+def test_a_finished_download_opens_no_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = flat(tmp_path / "data", [4, 4])
+    opened: list[str] = []
+
+    class Watched(IndexedShard):
+        def __init__(self, path: Path) -> None:
+            opened.append(path.name)
+            super().__init__(path)
+
+    monkeypatch.setattr(webdataset, "IndexedShard", Watched)
+    first = download(tmp_path / "store", source="webdataset", path=str(source))
+    assert opened == ["00000.tar", "00001.tar"], "each tar's members are walked once"
+    opened.clear()
+    second = download(tmp_path / "store", source="webdataset", path=str(source))
+    assert (second.cached, second.manifest_sha256) == (True, first.manifest_sha256)
+    assert opened == []
 
 
 def test_webdataset_flat_with_odd_samples(tmp_path: Path) -> None:

@@ -107,7 +107,9 @@ class FolderSource(Source):
             self._names.sort(key=lambda name: rank(seed, name))
         texts = [name for name in (CLASSNAMES, TEMPLATES) if name in names]
         self.fingerprint = tree.fingerprint([*pictures, *files, *texts])
-        self.refs = unique([self._ref(position, name) for position, name in enumerate(self._names)], [""])
+
+    def _list(self) -> list[Ref]:
+        return unique([self._ref(position, name) for position, name in enumerate(self._names)], [""])
 
     def _is_caption_file(self, name: str) -> bool:
         folder, _, last = name.rpartition("/")

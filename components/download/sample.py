@@ -176,13 +176,15 @@ class SampleSource(Source):
 
     def __init__(self, params: DownloadParams) -> None:
         self._seed, self._size = params.seed, params.image_size
-        numbers = {"train": params.num_train, "val": params.num_val, "test": params.num_test}
+        self._numbers = {"train": params.num_train, "val": params.num_val, "test": params.num_test}
         self.class_names = tuple(SHAPES)
         self.templates = TEMPLATES
-        self.refs = [
+
+    def _list(self) -> list[Ref]:
+        return [
             Ref(f"{split}-{index:06d}", split, SPLITS.index(split), index)
             for split in SPLITS
-            for index in range(numbers[split])
+            for index in range(self._numbers[split])
         ]
 
     def load(self, ref: Ref) -> Raw:

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import TracebackType
 
 from components.config import DownloadParams
@@ -49,12 +50,23 @@ class Raw:
 
 
 class Source(ABC):
-    """A source of pictures. It is a context manager; what it keeps on disk goes at the end."""
+    """A source of pictures. It is a context manager; what it keeps on disk goes at the end.
+
+    fingerprint: of all that the output depends on besides the parameters; known once the source is open.
+    """
 
     fingerprint: str = ""
-    refs: Sequence[Ref]
     class_names: Sequence[str] = ()
     templates: Sequence[str] = ()
+
+    @cached_property
+    def refs(self) -> Sequence[Ref]:
+        """All samples in the source's order, listed when first asked for: it may take reading the whole source."""
+        return self._list()
+
+    @abstractmethod
+    def _list(self) -> Sequence[Ref]:
+        """List the samples. Raises PermanentError if there are none, or if what holds them is damaged."""
 
     @abstractmethod
     def load(self, ref: Ref) -> Raw:

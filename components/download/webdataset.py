@@ -49,13 +49,21 @@ def class_files(tree: Tree, names: list[str]) -> tuple[list[str], list[str]]:
 
 
 class WebdatasetSource(Source):
-    """Samples of tars, in the tars' order. `train`, `val` and `test` sub-folders are taken as splits."""
+    """Samples of tars, in the tars' order. `train`, `val` and `test` sub-folders are taken as splits.
+
+    Limits: the keys of all samples are held in memory, some 300 bytes a sample at the peak. The tars are read once for
+    their keys, when these are first asked for, and once for the pictures of each split that is dealt out of them;
+    remote tars stay in a temporary folder in between, up to SPOOL_BYTES, beyond which they are fetched anew. A resumed
+    run reads all keys again. A finished one reads none, but its fingerprint takes the content of local tars (of remote
+    ones the size and ETag, where there is one).
+    """
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
         names = tree.names()
         self._tars = sorted((name for name in names if name.endswith(".tar")), key=_natural)
         in_splits = [name for name in self._tars if name.split("/")[0] in SPLITS and "/" in name]
+        self._has_splits = bool(in_splits)
         if in_splits:  # the layout of splits; other folders' tars are not part of it
             self._tars = in_splits
         if not self._tars:
@@ -66,14 +74,16 @@ class WebdatasetSource(Source):
         texts = [name for name in (CLASSNAMES, TEMPLATES) if name in names]
         self.fingerprint = tree.fingerprint([*self._tars, *texts])
         self._open: OrderedDict[int, IndexedShard] = OrderedDict()
+
+    def _list(self) -> list[Ref]:
         refs = []
         for group, name in enumerate(self._tars):
-            split = name.split("/")[0] if in_splits else ""
+            split = name.split("/")[0] if self._has_splits else ""
             for position, key in enumerate(self._shard(group).keys):
                 refs.append(Ref(plain_key(key), split, group, position))
-        self.refs = unique(refs, [name.removesuffix(".tar") for name in self._tars])
         if not refs:
-            raise PermanentError(f"download.path {tree.url!r}: its {len(self._tars)} tars hold no sample")
+            raise PermanentError(f"download.path {self._tree.url!r}: its {len(self._tars)} tars hold no sample")
+        return unique(refs, [name.removesuffix(".tar") for name in self._tars])
 
     def _shard(self, group: int) -> IndexedShard:
         if group not in self._open:
