@@ -110,6 +110,16 @@ def test_folder_with_jsonl(tmp_path: Path) -> None:
         assert meta["captions"] == [f"one of {sample.key}", f"two of {sample.key}"]
 
 
+def test_null_is_no_class(tmp_path: Path) -> None:
+    source = tmp_path / "pictures"
+    for i in range(6):
+        saved(photo(i), source / f"{i}.png")
+    rows = [{"image": f"{i}.png", "caption": f"one of {i}", "class": None} for i in range(6)]
+    (source / "captions.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    report = download(tmp_path / "store", source="folder", path=str(source), num_val=1, num_test=1)
+    assert not report.manifest.files
+
+
 def test_folder_of_classes(tmp_path: Path) -> None:
     source = tmp_path / "pictures"
     for i in range(20):

@@ -76,7 +76,8 @@ def _jsonl_rows(text: str, where: str) -> Iterator[tuple[str, list[str], str]]:
             raise PermanentError(
                 f'{where}: line {number} ({error or "no image"}): expected {{"image": ..., "caption": ...}}'
             ) from None
-        yield image, captions, str(row.get("class", ""))
+        class_name = row.get("class")
+        yield image, captions, "" if class_name is None else str(class_name)
 
 
 class FolderSource(Source):
