@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from components.errors import PermanentError
+from components.manifest import Manifest
 from components.progress import progress
 from components.signals import Stop, stop_on_sigterm
 from components.store import Store
@@ -60,6 +61,18 @@ def curve_csv(rows: Sequence[CurveRow]) -> bytes:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()
+
+
+def has_validation(images: Manifest, splats: Manifest | None = None) -> bool:
+    """Whether `val` holds a picture that is ok; with splats, whether some were fitted to one of its shards' pictures.
+
+    A split that is listed may still be empty: its pictures were all unusable, or none could be fitted.
+    """
+    shards = [shard for shard in images.shards if shard.split == "val" and shard.ok]
+    if splats is None:
+        return bool(shards)
+    fitted = {shard.index for shard in splats.shards if shard.split == "val" and shard.ok}
+    return any(shard.index in fitted for shard in shards)
 
 
 def learning_rate(step: int, *, steps: int, peak: float, warmup: int) -> float:

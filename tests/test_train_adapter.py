@@ -27,8 +27,9 @@ from components.contrastive import clip_loss
 from components.download.stage import run as download
 from components.errors import Interrupted, PermanentError, UsageError
 from components.loader import ImageSet
-from components.manifest import open_artifact
+from components.manifest import Commit, open_artifact
 from components.openclip import build, load_teacher
+from components.shards import write_shard
 from components.signals import Stop
 from components.splat_fit.stage import run as splat_fit
 from components.store import open_store
@@ -239,6 +240,24 @@ def test_no_choice_without_validation_pictures(flow: dict[str, str]) -> None:
     made = run(replace(PARAMS, stage2_learning_rates=(1e-3,), stage2_epochs=1, stage1_token_epochs=1), **inputs)
     assert not [name for name in made.metrics if "val" in name]
     assert made.metrics["student_learning_rate"] == 1e-3
+
+
+def test_validation_pictures_of_which_none_was_fitted_are_none(flow: dict[str, str], tmp_path: Path) -> None:
+    store = open_store(flow["store"])
+    images, splats = (open_artifact(flow[name], store) for name in ("images", "splats"))
+    params = {**splats.manifest.params, "failed": "val"}
+    commit = Commit(store, stage="splat_fit", version=1, params=params, inputs={"images": images})
+    write_shard(tmp_path / "empty.tar", [])
+    entries = []
+    for entry in splats.manifest.shards:
+        with splats.local(entry) as path:
+            ok, file = (0, tmp_path / "empty.tar") if entry.split == "val" else (entry.ok, path)
+            entries.append(commit.put_shard(file, index=entry.index, split=entry.split, ok=ok))
+    inputs = {**flow, "splats": commit.finalise(shards=entries, files=[], metrics={}).url}
+    with pytest.raises(UsageError, match="no validation pictures with splats"):
+        run(PARAMS, **inputs)
+    short = replace(PARAMS, stage2_learning_rates=(1e-3,), stage2_epochs=1, stage1_token_epochs=0, stage1_cls_epochs=0)
+    assert not [name for name in run(short, **inputs).metrics if "val" in name]
 
 
 def test_another_teacher_does_not_fit(report: Any, flow: dict[str, str]) -> None:

@@ -177,6 +177,14 @@ def test_captions_without_classes(tmp_path: Path, params: TrainTeacherParams) ->
         stage.run(replace(params, epochs=2), images=bad, store=str(tmp_path / "bad"))
 
 
+def test_a_validation_split_without_a_usable_picture_is_none(tmp_path: Path, params: TrainTeacherParams) -> None:
+    images = commit_images(tmp_path / "store", {"train": [sample(i) for i in range(16)], "val": []})
+    assert images.manifest.splits() == ["train", "val"]
+    report = stage.run(replace(params, epochs=1), images=images.url, store=str(tmp_path / "store"))
+    assert report.metrics["steps"] == 1
+    assert not [name for name in report.metrics if name.startswith("val_")]
+
+
 def test_import_of_a_checkpoint(tmp_path: Path, images: str, params: TrainTeacherParams) -> None:
     torch.manual_seed(8)
     source = openclip.build(params.model)

@@ -37,7 +37,7 @@ from components.tokens import FeatureStats, feature_stats
 from components.train_adapter.data import Stream, TeacherEmbeddings, TextFeatures
 from components.train_adapter.phases import Phases, Trained, encode_images
 from components.train_adapter.validate import Validation
-from components.trainer import CurveRow, curve_csv, delete_checkpoints
+from components.trainer import CurveRow, curve_csv, delete_checkpoints, has_validation
 
 STAGE = "train_adapter"
 VERSION = 1
@@ -158,13 +158,13 @@ def _train(
 def _streams(
     params: TrainAdapterParams, inputs: dict[str, Artifact], teacher: LoadedTeacher, device: torch.device
 ) -> tuple[Stream, Stream | None]:
-    """Training and validation batches; no validation stream where that split is empty."""
+    """Training and validation batches; no validation stream where there is nothing to validate on."""
     images = inputs["images"]
-    val = "val" in images.manifest.splits() and any(shard.ok for shard in images.manifest.split("val"))
+    val = has_validation(images.manifest, inputs["splats"].manifest)
     if not val and len(params.stage2_learning_rates) > 1:
         raise UsageError(
-            "train_adapter.stage2_learning_rates has several to choose from, but there are no validation pictures to "
-            "choose on; set download.num_val, or give one learning rate"
+            "train_adapter.stage2_learning_rates has several to choose from, but there are no validation pictures "
+            "with splats to choose on; set download.num_val, or give one learning rate"
         )
     side = _side(images)
 

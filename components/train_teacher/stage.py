@@ -34,7 +34,15 @@ from components.prompts import Prompts, load_prompts
 from components.report import Report
 from components.store import open_store, sha256_file
 from components.texts import TextBank
-from components.trainer import Checkpoint, CurveRow, curve_csv, delete_checkpoints, num_steps, train
+from components.trainer import (
+    Checkpoint,
+    CurveRow,
+    curve_csv,
+    delete_checkpoints,
+    has_validation,
+    num_steps,
+    train,
+)
 
 VERSION = 1
 CROP_PADDING = 8  # a crop moves by up to 1/8 of the side
@@ -54,8 +62,8 @@ class Training:
         names, templates = (self.prompts.class_names, self.prompts.templates) if self.prompts else ((), ())
         self.bank = TextBank(self.tokenizer, names, templates, seed=params.seed)
         self.train_set = ImageSet(images, "train", image_size=self.side)
-        has_val = "val" in images.manifest.splits()
-        self.val_set = ImageSet(images, "val", image_size=self.side) if has_val else None
+        validates = has_validation(images.manifest)
+        self.val_set = ImageSet(images, "val", image_size=self.side) if validates else None
         self.steps_per_epoch = self.train_set.steps_per_epoch(params.batch_size)
         self.steps = num_steps(params.epochs, self.steps_per_epoch)
         self._feed = self.train_set.feed(params.batch_size, seed=params.seed)
@@ -81,7 +89,7 @@ class Training:
 
     @torch.no_grad()
     def validate(self) -> Mapping[str, float]:
-        """val_accuracy by class prompts; val_loss where the set has captions only; nothing without a val split."""
+        """val_accuracy by class prompts; val_loss where the set has captions only; nothing without such pictures."""
         if self.val_set is None:
             return {}
         self.model.eval()
