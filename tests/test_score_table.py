@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from worlds import by_name
 
 from components.errors import UsageError
-from components.zero_shot_eval import report, rows, wording
+from components.manifest import Manifest
+from components.zero_shot_eval import outputs, report, rows, wording
 
 
 def test_wording() -> None:
@@ -55,6 +58,13 @@ def example(accuracies: dict[str, float], n: int = 2000) -> dict:
     }
 
 
+def made(stage: str, **values: Any) -> Manifest:
+    """A stage's manifest without shards and files."""
+    empty: dict[str, Any] = {"params": {}, "inputs": {}, "shards": [], "files": [], "counts": {}, "metrics": {}}
+    about = {"stage": stage, "version": 1, "key": "0" * 16, "path": f"{stage}/{'0' * 16}", "params_hash": ""}
+    return Manifest(**about | empty | values)
+
+
 def test_the_table_is_plain_and_fits(capsys: pytest.CaptureFixture[str]) -> None:
     scores = example({"teacher": 0.594, "control": 0.636, "control_stage1": 0.64, "splats": 0.526})
     report.show(scores, "runs/cifar10/contact_sheet.png")
@@ -93,6 +103,40 @@ def test_a_control_at_chance_gives_no_ratio(capsys: pytest.CaptureFixture[str]) 
     assert by_name(scores)["splats"]["figures"]["acc1"]["chance_corrected_ratio"]["to_control"] is None
     report.show(scores, None)
     assert "undefined: the control cannot be told from guessing" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "stage1_steps", "said", "unsaid"),
+    [
+        ({"splats": 0.7}, 9, "as well; see the control with stage 1's steps (train_adapter.control_with_stage1)", ""),
+        ({"splats": 0.7, "control_stage1": 0.6}, 9, "as well; see the control with stage 1's steps", "(train_adapter"),
+        ({"splats": 0.7}, 0, "the stem is larger than the control's patch embedding", "stage 1's"),
+        ({"splats": 0.5}, 9, "", "patch embedding"),
+    ],
+)
+def test_above_the_control_the_stem_is_named(
+    accuracies: dict[str, float],
+    stage1_steps: int,
+    said: str,
+    unsaid: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    scores = example({"teacher": 0.6, "control": 0.6, **accuracies})
+    splats = made("splat_fit")
+    adapter = made(
+        "train_adapter",
+        params={"stage2_learning_rates": [1e-3, 2e-3]},
+        inputs={"splats": {"path": splats.path, "sha256": splats.sha256}},
+        metrics={"stage1_steps": stage1_steps},
+    )
+    scores["notes"] = outputs.notes(adapter, splats, scores["rows"], scores["headline"])
+    assert len(scores["notes"]) == bool(said)
+    report.show(scores, None)
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 100
+    shown = " ".join(shown.split())
+    assert said in shown
+    assert not unsaid or unsaid not in shown
 
 
 def test_scores_of_another_format_are_refused() -> None:

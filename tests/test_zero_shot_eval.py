@@ -207,6 +207,16 @@ def test_without_a_control_the_table_says_so(world: World, tmp_path: Path, capsy
     assert "ratios to the untouched teacher flatter" in " ".join(shown.split())
 
 
+def test_one_learning_rate_was_not_chosen(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = "one learning rate was tried on each side; none was chosen on validation"
+    adapter = put_adapter(world.store, tmp_path, world.images, world.teacher, world.splats, rates=(1e-3,))
+    report.show(scores_of(world.run(adapter=adapter)), None)
+    shown = capsys.readouterr().out
+    assert said in shown
+    assert max(map(len, shown.splitlines())) <= 100
+    assert said not in scores_of(world.run())["notes"]
+
+
 def test_only_an_imported_teacher_is_zero_shot(world: World, tmp_path: Path) -> None:
     teacher = put_teacher(world.store, tmp_path, world.images, trained_here=False)
     adapter = put_adapter(world.store, tmp_path, world.images, teacher, world.splats)

@@ -172,10 +172,11 @@ def put_adapter(
     *,
     control: bool = True,
     picture: int = SIZE,
+    rates: tuple[float, ...] = (1e-3, 2e-3),
 ) -> Artifact:
     """An adapter with random weights, and a control whose tensors are the teacher's own."""
     inputs = {"images": images, "teacher": teacher, "splats": splats}
-    params = {"control": control, "picture": picture}
+    params = {"control": control, "picture": picture, "stage2_learning_rates": list(rates)}
     commit = Commit(open_store(str(store)), stage="train_adapter", version=1, params=params, inputs=inputs)
     loaded = load_teacher(teacher)
     zero, one = (0.0,) * NUM_FEATURES, (1.0,) * NUM_FEATURES
@@ -203,7 +204,7 @@ def put_adapter(
         apply_control_policy(loaded.model, "paper")
         save_model(trained_state(loaded.model), tmp / "control.safetensors")
         files.append(commit.put_file("control.safetensors", tmp / "control.safetensors"))
-    metrics = {"trained_share": 0.097, "trained_vision_share": 0.15}
+    metrics = {"trained_share": 0.097, "trained_vision_share": 0.15, "stage1_steps": 9}
     return commit.finalise(shards=[], files=files, metrics=metrics)
 
 

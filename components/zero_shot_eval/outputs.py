@@ -7,13 +7,13 @@ import io
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from components.images import EXTENSIONS, decode_rgb
-from components.manifest import Artifact, canonical
+from components.manifest import Artifact, Manifest, canonical
 from components.splats import Splats, compression_ratio
 from components.zero_shot_eval.embed import Embedded
 from components.zero_shot_eval.inventory import Inventory, Photograph, SplatFile, fetch
@@ -69,6 +69,34 @@ def interval_note(num_bootstrap: int, task: str) -> dict[str, Any]:
     searched = "; what is searched stays the same" if task == "retrieval" else ""
     note = f"95 %, {num_bootstrap:,} paired resamplings of the pictures{searched}; other training runs are not covered"
     return {"confidence": 0.95, "num_bootstrap": num_bootstrap, "note": note}
+
+
+def notes(adapter: Manifest, splats: Manifest, rows: Sequence[Mapping[str, Any]], headline: Sequence[str]) -> list[str]:
+    """What a reader of the scores has to know. rows: of scores.json; headline: the metrics that the table shows."""
+    found = []
+    if adapter.inputs.get("splats", {}).get("sha256") != splats.sha256:
+        found.append(
+            "the adapter was trained on other splats than these; a stem reads badly what it was not trained for"
+        )
+    one_rate = len(adapter.params.get("stage2_learning_rates", ())) == 1
+    by_name = {row["name"]: row["figures"] for row in rows}
+    if "control" not in by_name:
+        found.append("there is no control (train_adapter.control is off): ratios to the untouched teacher flatter")
+        return [*found, *(["one learning rate was tried; it was not chosen on validation"] if one_rate else [])]
+    if one_rate:
+        found.append("one learning rate was tried on each side; none was chosen on validation")
+    ratios = (by_name[SPLATS][metric]["ratio"]["to_control"] for metric in headline)
+    if any(ratio is not None and ratio["value"] > 1 for ratio in ratios):
+        found.append(_more_than_the_control(adapter.metrics.get("stage1_steps", 0) > 0, "control_stage1" in by_name))
+    return found
+
+
+def _more_than_the_control(had_stage1: bool, shown: bool) -> str:
+    larger = "splats score above the control, but the stem is larger than the control's patch embedding"
+    if not had_stage1:
+        return larger
+    see = "see the control with stage 1's steps"
+    return f"{larger} and had stage 1's steps as well; {see}{'' if shown else ' (train_adapter.control_with_stage1)'}"
 
 
 def _slug(text: str) -> str:

@@ -113,7 +113,7 @@ def _evaluate(
     stop.check(KEPT)
     dataset = str(images.manifest.metrics.get("dataset", "unnamed"))
     model, pretrained = Path(teacher.model_name).stem, Path(teacher.pretrained).stem or "trained-here"
-    scores = {
+    scores: dict[str, Any] = {
         "format": FORMAT,
         "dataset": dataset,
         "split": params.split,
@@ -132,8 +132,8 @@ def _evaluate(
         "trained": {name: adapter.manifest.metrics[name] for name in TRAINED if name in adapter.manifest.metrics},
         "left_out": outputs.left_out(inventory),
         "intervals": outputs.interval_note(params.num_bootstrap, judged.task),
-        "notes": _notes(inputs),
     }
+    scores["notes"] = outputs.notes(adapter.manifest, splats.manifest, scores["rows"], scores["headline"])
     sheet = outputs.contact_sheet(
         images,
         splats,
@@ -154,19 +154,6 @@ def _evaluate(
         **outputs.benchmark_files(judged.rows, **names),
     }
     return files, _metrics(scores)
-
-
-def _notes(inputs: Mapping[str, Artifact]) -> list[str]:
-    """What a reader of the scores has to know."""
-    notes = []
-    adapter, splats = inputs["adapter"].manifest, inputs["splats"].manifest
-    if adapter.inputs.get("splats", {}).get("sha256") != splats.sha256:
-        notes.append(
-            "the adapter was trained on other splats than these; a stem reads badly what it was not trained for"
-        )
-    if not any(entry.name == "control.safetensors" for entry in adapter.files):
-        notes.append("there is no control (train_adapter.control is off): ratios to the untouched teacher flatter")
-    return notes
 
 
 def _metrics(scores: Mapping[str, Any]) -> dict[str, Any]:
