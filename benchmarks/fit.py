@@ -29,6 +29,7 @@ from torch_fit import iterations_per_second
 
 from components.images import decode_rgb, fit_square
 from components.progress import progress
+from components.splats import Splats
 
 RATE_ITERS = 100  # iterations of one run of `best_rate`
 
@@ -106,9 +107,7 @@ def through_file(result: splat2d.FitResult, index: int, image: npt.NDArray[np.ui
     count, (height, width) = result.counts[index], image.shape[:2]
     parts = (result.means[index, :count], result.cholesky[index, :count], result.colors[index, :count])
     data, _ = splat2d.encode(*parts, width, height)
-    read = splat2d.decode(data)
-    shown = splat2d.render(read.means[None], read.cholesky[None], read.colors[None], height, width)
-    return float(splat2d.psnr(shown, image[None])[0])
+    return float(splat2d.psnr(Splats.unpack(data).render()[None], image[None])[0])
 
 
 def table_of(rows: list[dict[str, Any]]) -> Table:
