@@ -5,11 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
 from components.errors import Interrupted
 from components.signals import stop_on_sigterm
+
+
+@pytest.fixture(autouse=True)
+def _as_on_a_terminal() -> Iterator[None]:
+    """A shell starts background jobs with SIGINT ignored; the tests mean a program that one can interrupt."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
