@@ -177,11 +177,12 @@ bool fit_cuda(const std::uint8_t* images, PictureShape shape, int num_gaussians,
     if (!chunk.optimise(options, batch, options.num_iters, 1.0f, first, poll)) return false;
     if (options.prune_threshold > 0.0f) {
       std::vector<char> again(static_cast<std::size_t>(batch), 0);
-      each_picture([&](Canvas& canvas, int index) {
-        chunk.restore(canvas, index);
-        again[static_cast<std::size_t>(index)] = prune(canvas, options);
-        chunk.save(canvas, index);
-      });
+      if (!each_picture([&](Canvas& canvas, int index) {
+            chunk.restore(canvas, index);
+            again[static_cast<std::size_t>(index)] = prune(canvas, options);
+            chunk.save(canvas, index);
+          }))
+        return false;
       // Pictures that lost nothing keep their result: their parameters are put back after the others' refit.
       if (std::find(again.begin(), again.end(), 1) != again.end()) {
         const std::vector<float> before = chunk.host_param;
