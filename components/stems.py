@@ -73,7 +73,8 @@ def _stats(values: Mapping[str, Any]) -> FeatureStats:
 class PaperStem(nn.Module):
     """The paper's stem: normalised features of each Gaussian, projected, then a Perceiver resampler.
 
-    A small gated MLP a Gaussian stands between projection and resampler (1.8 points on CIFAR-10). Gaussians keep
+    A small gated MLP a Gaussian stands between projection and resampler: it left .32 of the variance of a teacher's
+    patch embeddings unexplained where a plain one left .39 (CIFAR-10, 64 Gaussians, 300 steps). Gaussians keep
     stem_width channels; only the pooled latents are widened to the teacher's width. Where there are not as many
     latents as patches, the teacher's positional embedding has no place for them, and the stem carries one of its own.
     """
