@@ -128,6 +128,18 @@ def test_lambda_shrinks_colours() -> None:
     assert np.abs(tight.colors).sum() < 0.95 * np.abs(loose.colors).sum()
 
 
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+def test_channels_are_treated_alike(recipe: str) -> None:
+    """A grey picture keeps grey Gaussians, and the L1 term shrinks each channel: no channel is left out of a step."""
+    grey = np.repeat(pictures(2, 32, 32).mean(-1, keepdims=True), 3, axis=-1).astype(np.uint8)
+    sums = []
+    for weight in (0.0, 3e-3):
+        colors = splat2d.fit(grey, 32, recipe=recipe, num_iters=60, lambda_color=weight).colors
+        np.testing.assert_allclose(colors, np.repeat(colors[..., :1], 3, axis=-1), rtol=0, atol=1e-4)
+        sums.append(np.abs(colors).sum((0, 1)))
+    assert (sums[1] < sums[0]).all()
+
+
 def test_unusual_memory_layouts_are_taken() -> None:
     images = pictures(2, 20, 24)
     wide = np.zeros((2, 20, 48, 3), np.uint8)
