@@ -5,147 +5,57 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
+from components import FLOW, STAGES
 from components.errors import SplatClipError, UsageError
 
 if TYPE_CHECKING:
-    from components.report import Report
+    from components.config import Params
+    from components.tracking import RunInfo
 
 DEFAULT_STORE = "runs/store"
 Call = Callable[[argparse.Namespace], int]
 
 
-class StageSpec(NamedTuple):
-    """One stage as the command sees it: its section in params and the inputs it takes, by the stage they come from."""
+def _tracked(args: argparse.Namespace, params: Params) -> RunInfo | None:
+    from components.tracking import run_info
 
-    section: str
-    inputs: dict[str, str]
-    summary: str
-
-
-STAGES: dict[str, StageSpec] = {
-    "download": StageSpec("download", {}, "fetch photographs with captions into image shards"),
-    "train-teacher": StageSpec(
-        "train_teacher", {"images": "download"}, "import a pretrained CLIP, or train a small one"
-    ),
-    "splat-fit": StageSpec("splat_fit", {"images": "download"}, "fit 2D Gaussians to every photograph"),
-    "train-adapter": StageSpec(
-        "train_adapter",
-        {"images": "download", "teacher": "train_teacher", "splats": "splat_fit"},
-        "teach the frozen CLIP to read splats",
-    ),
-    "zero-shot-eval": StageSpec(
-        "zero_shot_eval",
-        {"images": "download", "teacher": "train_teacher", "splats": "splat_fit", "adapter": "train_adapter"},
-        "score teacher, fair control and splats on the same photographs",
-    ),
-}
-
-
-def run_stage(name: str, params: Any, inputs: dict[str, str], store: str) -> Report:
-    """Run one stage by the name of its section; `params` is that section's dataclass."""
-    if name == "download":
-        from components.download import stage as download
-
-        return download.run(params, store=store)
-    if name == "train_teacher":
-        from components.train_teacher import stage as train_teacher
-
-        return train_teacher.run(params, store=store, **inputs)
-    if name == "splat_fit":
-        from components.splat_fit import stage as splat_fit
-
-        return splat_fit.run(params, store=store, **inputs)
-    if name == "train_adapter":
-        from components.train_adapter import stage as train_adapter
-
-        return train_adapter.run(params, store=store, **inputs)
-    from components.zero_shot_eval import stage as zero_shot_eval
-
-    return zero_shot_eval.run(params, store=store, **inputs)
-
-
-def _say(report: Report) -> None:
-    done = "found, nothing to do" if report.cached else f"{report.seconds:.1f} s"
-    counts = report.manifest.counts
-    tally = ""
-    if counts.get("in"):
-        tally = f"  in {counts['in']} = ok {counts['ok']} + skipped {counts['skipped']} + failed {counts['failed']}"
-        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.get("reasons", {}).items()))
-        tally += f" ({reasons})" if reasons else ""
-    speeds = "".join(f"  {name} {value:.4g}" for name, value in report.speeds.items())
-    print(f"{report.stage}: {done}  {report.url}{tally}{speeds}", file=sys.stderr, flush=True)
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_bytes(data)
-    scratch.replace(path)
-
-
-def _export(report: Report, store: str, manifest_out: Path | None, metrics_out: str, files_out: Path | None) -> None:
-    """Write what DVC and people look at: the artifact's own files, flat metrics, the manifest's copy (last)."""
-    if files_out:
-        _copy_files(report, store, files_out, manifest_out)
-    if metrics_out:
-        _write(Path(metrics_out), (json.dumps(report.metrics, indent=2, sort_keys=True) + "\n").encode())
-    if manifest_out:
-        _write(manifest_out, report.manifest.to_bytes())
-
-
-def _copy_files(report: Report, store: str, folder: Path, earlier: Path | None) -> None:
-    """Copy the artifact's files, and remove those of the earlier manifest that this one does not have."""
-    from components.manifest import Manifest, open_artifact
-    from components.store import open_store
-
-    artifact = open_artifact(report.url, open_store(store))
-    names = {entry.name for entry in artifact.manifest.files}
-    if earlier is not None and earlier.is_file():
-        for entry in Manifest.from_bytes(earlier.read_bytes(), str(earlier)).files:
-            if entry.name not in names:
-                (folder / entry.name).unlink(missing_ok=True)
-    for entry in artifact.manifest.files:
-        target = folder / entry.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with artifact.local(entry) as path:
-            shutil.copyfile(path, target)
+    return None if args.no_tracking else run_info(params.tracking)
 
 
 def _one(args: argparse.Namespace) -> int:
-    from components.params import load_params
+    from dataclasses import replace
 
-    spec = STAGES[args.command]
+    from components.params import load_params
+    from components.runner import export, run_step, say, write
+
     params = load_params(args.params, args.set)
-    inputs = {name: getattr(args, name) for name in spec.inputs}
-    report = run_stage(spec.section, getattr(params, spec.section), inputs, args.store)
-    _say(report)
-    manifest_out, files_out = (Path(name) if name else None for name in (args.manifest_out, args.files_out))
-    _export(report, args.store, manifest_out, args.metrics_out, files_out)
+    step = next(step for step in FLOW if step.name == (args.step or args.stage))
+    inputs = {name: getattr(args, name) for name in step.inputs}
+    info = _tracked(args, params)
+    info = info and replace(info, id="")
+    report, page = run_step(step, getattr(params, step.section), inputs, args.store, info)
+    say(step.name, report)
+    export(report, args.store, **{name: getattr(args, name) for name in ("manifest_out", "metrics_out", "files_out")})
+    if page is not None and args.files_out:
+        write(args.files_out / "report.html", page)
     print(report.url)
     return 0
 
 
 def _all(args: argparse.Namespace) -> int:
     from components.params import load_params
+    from components.runner import run_flow
 
     params = load_params(args.params, args.set)
     out = Path(args.out or Path("runs") / Path(args.params).stem)
-    urls: dict[str, str] = {}
-    for spec in STAGES.values():
-        inputs = {name: urls[source] for name, source in spec.inputs.items()}
-        report = run_stage(spec.section, getattr(params, spec.section), inputs, args.store)
-        urls[spec.section] = report.url
-        _say(report)
-        last = spec.section == "zero_shot_eval"
-        _export(report, args.store, out / "manifests" / f"{spec.section}.json", "", out if last else None)
+    run_flow(params, args.store, out, _tracked(args, params))
     return _show(out)
 
 
@@ -159,6 +69,8 @@ def _show(out: Path) -> int:
         raise UsageError(f"{scores}: no scores to show ({error}); `splatclip run` writes them there") from None
     show(values, out / "contact_sheet.png")
     print(f"scores: {scores}")
+    if (out / "report.html").is_file():
+        print(f"report: {out / 'report.html'}")
     return 0
 
 
@@ -199,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
             metavar="PREFIX",
             help=f"folder or s3://bucket/prefix that holds all outputs (default: $SPLATCLIP_STORE or {DEFAULT_STORE})",
         )
+        command.add_argument("--no-tracking", action="store_true", help="record nothing in MLflow")
 
     run = add("run", "all stages in order, then the table of scores", "splatclip run --params params.yaml", _all)
     add_common(run)
@@ -207,20 +120,27 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder for manifests, scores and contact sheet (default: runs/<params name>)",
     )
-    for name, spec in STAGES.items():
-        needs = "".join(f" --{item} runs/params/manifests/{source}.json" for item, source in spec.inputs.items())
-        command = add(name, spec.summary, f"splatclip {name} --params params.yaml{needs}", _one)
+    for stage in STAGES.values():
+        needs = "".join(f" --{item} runs/params/manifests/{source}.json" for item, source in stage.inputs.items())
+        command = add(stage.command, stage.summary, f"splatclip {stage.command} --params params.yaml{needs}", _one)
         add_common(command)
-        for item, source in spec.inputs.items():
+        for item, source in stage.inputs.items():
             command.add_argument(
                 f"--{item}",
                 required=True,
                 metavar="REF",
                 help=f"what {source} made: folder, s3:// prefix or manifest",
             )
-        command.add_argument("--manifest-out", metavar="FILE", help="also write the manifest here")
-        command.add_argument("--metrics-out", metavar="FILE", help="also write the metrics here, as JSON")
-        command.add_argument("--files-out", metavar="DIR", help="also copy models and tables here")
+        steps = [step.name for step in FLOW if step.stage == stage.name]
+        command.add_argument(
+            "--step", choices=steps, help="which step of the flow this is; decides the section of params"
+        )
+        command.add_argument("--manifest-out", type=Path, metavar="FILE", help="also write the manifest here")
+        command.add_argument("--metrics-out", type=Path, metavar="FILE", help="also write the metrics here, as JSON")
+        command.add_argument(
+            "--files-out", type=Path, metavar="DIR", help="also copy models, tables and the report here"
+        )
+        command.set_defaults(stage=stage.name)
     show = add(
         "show", "the table of scores of an earlier run", "splatclip show runs/params", lambda a: _show(Path(a.out))
     )

@@ -7,12 +7,11 @@ Fields marked `hash=False` say where or how fast, not what: they never enter a c
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import typing
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
-from components.errors import UsageError
+from components.fields import at_least, local, one_of, require, seed_in_range
+from components.operations import PromoteParams, ResourcesParams, TrackingParams
 
 SOURCES = ("sample", "folder", "webdataset")
 FORMATS = ("jpg", "png", "webp")
@@ -20,37 +19,6 @@ RECIPES = ("paper", "default")
 STEMS = ("paper",)
 FREEZE_POLICIES = ("stem", "paper")
 DEVICES = ("auto", "cpu", "cuda")
-
-
-def nearest(word: str, known: typing.Iterable[str]) -> str:
-    """` (did you mean ...?)` with the most similar known word, or an empty text."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _local(default: Any) -> Any:
-    """A field that never enters a cache key."""
-    return field(default=default, metadata={"hash": False})
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UsageError(message)
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UsageError(f"{name} is {value!r}; choose one of: {', '.join(allowed)}{nearest(value, allowed)}")
-
-
-def _seed(section: str, seed: int) -> None:
-    _require(0 <= seed < 1 << 32, f"{section}.seed is {seed}; it must be from 0 to {(1 << 32) - 1}")
-
-
-def _at_least(section: str, values: Any, low: float, *names: str) -> None:
-    for name in names:
-        value = getattr(values, name)
-        _require(value >= low, f"{section}.{name} is {value}; it must be at least {low}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +37,7 @@ class DownloadParams:
     """
 
     source: str = "sample"
-    path: str = _local("")
+    path: str = local("")
     dataset: str = "sample"
     image_size: int = 64
     image_format: str = "png"
@@ -81,15 +49,15 @@ class DownloadParams:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _one_of("download.source", self.source, SOURCES)
-        _one_of("download.image_format", self.image_format, FORMATS)
-        _require(self.source == "sample" or bool(self.path), f"download.path is empty; {self.source!r} needs one")
-        _seed("download", self.seed)
-        _at_least("download", self, 1, "shard_size", "quality", "num_test")
-        _at_least("download", self, 8, "image_size")
-        _at_least("download", self, 0, "num_train", "num_val")
-        _require(self.quality <= 100, f"download.quality is {self.quality}; it must be at most 100")
-        _require(self.source != "sample" or self.num_train > 0, "download.num_train is 0; 'sample' needs a number")
+        one_of("download.source", self.source, SOURCES)
+        one_of("download.image_format", self.image_format, FORMATS)
+        require(self.source == "sample" or bool(self.path), f"download.path is empty; {self.source!r} needs one")
+        seed_in_range("download", self.seed)
+        at_least("download", self, 1, "shard_size", "quality", "num_test")
+        at_least("download", self, 8, "image_size")
+        at_least("download", self, 0, "num_train", "num_val")
+        require(self.quality <= 100, f"download.quality is {self.quality}; it must be at most 100")
+        require(self.source != "sample" or self.num_train > 0, "download.num_train is 0; 'sample' needs a number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,19 +81,19 @@ class TrainTeacherParams:
     clip_norm: float = 1.0
     augment: bool = True
     seed: int = 0
-    checkpoint_steps: int = _local(200)
-    device: str = _local("auto")
-    threads: int = _local(0)
+    checkpoint_steps: int = local(200)
+    device: str = local("auto")
+    threads: int = local(0)
 
     def __post_init__(self) -> None:
-        _require(bool(self.model), "train_teacher.model is empty; name an open_clip model or a JSON config")
-        _seed("train_teacher", self.seed)
-        _at_least("train_teacher", self, 1, "batch_size", "checkpoint_steps")
-        _at_least("train_teacher", self, 0, "warmup_steps", "threads", "weight_decay")
+        require(bool(self.model), "train_teacher.model is empty; name an open_clip model or a JSON config")
+        seed_in_range("train_teacher", self.seed)
+        at_least("train_teacher", self, 1, "batch_size", "checkpoint_steps")
+        at_least("train_teacher", self, 0, "warmup_steps", "threads", "weight_decay")
         for name in ("epochs", "learning_rate", "clip_norm"):
             value = getattr(self, name)
-            _require(value > 0, f"train_teacher.{name} is {value}; it must be above 0")
-        _one_of("train_teacher.device", self.device, DEVICES)
+            require(value > 0, f"train_teacher.{name} is {value}; it must be above 0")
+        one_of("train_teacher.device", self.device, DEVICES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,19 +111,19 @@ class SplatFitParams:
     lambda_color: float = -1.0
     prune_threshold: float = -1.0
     seed: int = 0
-    device: str = _local("cpu")
-    threads: int = _local(0)
+    device: str = local("cpu")
+    threads: int = local(0)
 
     def __post_init__(self) -> None:
-        _seed("splat_fit", self.seed)
-        _at_least("splat_fit", self, 1, "num_gaussians")
-        _at_least("splat_fit", self, 0, "num_iters", "threads")
-        _one_of("splat_fit.recipe", self.recipe, RECIPES)
-        _one_of("splat_fit.device", self.device, DEVICES)
+        seed_in_range("splat_fit", self.seed)
+        at_least("splat_fit", self, 1, "num_gaussians")
+        at_least("splat_fit", self, 0, "num_iters", "threads")
+        one_of("splat_fit.recipe", self.recipe, RECIPES)
+        one_of("splat_fit.device", self.device, DEVICES)
         for name in ("lambda_color", "prune_threshold"):
             value = getattr(self, name)
             hint = "give 0 or more, or -1 for the recipe's own"
-            _require(value >= 0 or value == -1, f"splat_fit.{name} is {value}; {hint}")
+            require(value >= 0 or value == -1, f"splat_fit.{name} is {value}; {hint}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,25 +161,25 @@ class TrainAdapterParams:
     control: bool = True
     control_with_stage1: bool = False
     seed: int = 0
-    checkpoint_steps: int = _local(200)
-    device: str = _local("auto")
-    threads: int = _local(0)
+    checkpoint_steps: int = local(200)
+    device: str = local("auto")
+    threads: int = local(0)
 
     def __post_init__(self) -> None:
-        _one_of("train_adapter.stem", self.stem, STEMS)
-        _one_of("train_adapter.freeze_policy", self.freeze_policy, FREEZE_POLICIES)
-        _one_of("train_adapter.device", self.device, DEVICES)
-        _seed("train_adapter", self.seed)
-        _at_least("train_adapter", self, 1, "stem_width", "resampler_layers", "resampler_heads", "batch_size")
-        _at_least("train_adapter", self, 0, "num_latents", "stage1_token_epochs", "stage1_cls_epochs", "stage2_epochs")
-        _at_least("train_adapter", self, 0, "anchor_weight", "weight_decay", "warmup_steps", "threads")
-        _at_least("train_adapter", self, 1, "checkpoint_steps")
+        one_of("train_adapter.stem", self.stem, STEMS)
+        one_of("train_adapter.freeze_policy", self.freeze_policy, FREEZE_POLICIES)
+        one_of("train_adapter.device", self.device, DEVICES)
+        seed_in_range("train_adapter", self.seed)
+        at_least("train_adapter", self, 1, "stem_width", "resampler_layers", "resampler_heads", "batch_size")
+        at_least("train_adapter", self, 0, "num_latents", "stage1_token_epochs", "stage1_cls_epochs", "stage2_epochs")
+        at_least("train_adapter", self, 0, "anchor_weight", "weight_decay", "warmup_steps", "threads")
+        at_least("train_adapter", self, 1, "checkpoint_steps")
         tried = self.stage2_learning_rates
-        _require(len(tried) > 0, "train_adapter.stage2_learning_rates is empty; give at least one")
-        _require(len(set(tried)) == len(tried), f"train_adapter.stage2_learning_rates names one twice: {list(tried)}")
+        require(len(tried) > 0, "train_adapter.stage2_learning_rates is empty; give at least one")
+        require(len(set(tried)) == len(tried), f"train_adapter.stage2_learning_rates names one twice: {list(tried)}")
         rates = (self.stage1_token_learning_rate, self.stage1_cls_learning_rate, *self.stage2_learning_rates)
-        _require(min(*rates, self.clip_norm) > 0, "train_adapter: learning rates and clip_norm must be above 0")
-        _require(
+        require(min(*rates, self.clip_norm) > 0, "train_adapter: learning rates and clip_norm must be above 0")
+        require(
             self.stem_width % self.resampler_heads == 0,
             f"train_adapter.stem_width {self.stem_width} is not a multiple of resampler_heads {self.resampler_heads}",
         )
@@ -230,26 +198,30 @@ class ZeroShotEvalParams:
     num_bootstrap: int = 2000
     num_sheet: int = 12
     seed: int = 0
-    device: str = _local("auto")
-    threads: int = _local(0)
+    device: str = local("auto")
+    threads: int = local(0)
 
     def __post_init__(self) -> None:
-        _one_of("zero_shot_eval.split", self.split, ("train", "val", "test"))
-        _one_of("zero_shot_eval.device", self.device, DEVICES)
-        _seed("zero_shot_eval", self.seed)
-        _at_least("zero_shot_eval", self, 1, "batch_size", "num_bootstrap", "num_sheet")
-        _at_least("zero_shot_eval", self, 0, "threads")
+        one_of("zero_shot_eval.split", self.split, ("train", "val", "test"))
+        one_of("zero_shot_eval.device", self.device, DEVICES)
+        seed_in_range("zero_shot_eval", self.seed)
+        at_least("zero_shot_eval", self, 1, "batch_size", "num_bootstrap", "num_sheet")
+        at_least("zero_shot_eval", self, 0, "threads")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """All sections of a params file."""
+    """All sections of a params file. download_eval: the evaluation set; what it leaves out is as in download."""
 
     download: DownloadParams = DownloadParams()
+    download_eval: DownloadParams = DownloadParams()
     train_teacher: TrainTeacherParams = TrainTeacherParams()
     splat_fit: SplatFitParams = SplatFitParams()
     train_adapter: TrainAdapterParams = TrainAdapterParams()
     zero_shot_eval: ZeroShotEvalParams = ZeroShotEvalParams()
+    promote: PromoteParams = PromoteParams()
+    tracking: TrackingParams = TrackingParams()
+    resources: ResourcesParams = ResourcesParams()
 
 
 SECTIONS: dict[str, type[Any]] = dict(get_type_hints(Params))

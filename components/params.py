@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import typing
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
-from components.config import SECTIONS, Params, nearest
+from components.config import SECTIONS, Params
 from components.errors import UsageError
+from components.fields import nearest
 
 T = TypeVar("T")
 
@@ -54,7 +56,16 @@ def section_from_dict(cls: type[T], values: Any, where: str) -> T:
     for key in values:
         if key not in hints:
             raise _unknown("key", key, hints, where)
-    return cls(**{key: _convert(value, hints[key], f"{where}.{key}") for key, value in values.items()})
+    return cls(**{key: _field(cls, key, hints[key], value, f"{where}.{key}") for key, value in values.items()})
+
+
+def _field(cls: type, name: str, hint: Any, value: Any, where: str) -> Any:
+    """A field's value; what a nested mapping leaves out stays as the field's default has it."""
+    if not (isinstance(hint, type) and is_dataclass(hint)):
+        return _convert(value, hint, where)
+    if not isinstance(value, dict):
+        raise UsageError(f"{where} is {value!r}; expected a mapping")
+    return section_from_dict(hint, {**asdict(getattr(cls, name)), **value}, where)
 
 
 def params_from_dict(values: Any, where: str = "params") -> Params:
@@ -64,10 +75,10 @@ def params_from_dict(values: Any, where: str = "params") -> Params:
     for key in values:
         if key not in SECTIONS:
             raise _unknown("section", key, SECTIONS, where)
-    parts = {
-        name: section_from_dict(SECTIONS[name], {} if part is None else part, f"{where}: {name}")
-        for name, part in values.items()
-    }
+    known = {name: part for name, part in values.items() if part is not None}
+    if all(isinstance(part, dict) for part in (known.get("download", {}), known.get("download_eval", {}))):
+        known["download_eval"] = {**known.get("download", {}), **known.get("download_eval", {})}
+    parts = {name: section_from_dict(SECTIONS[name], part, f"{where}: {name}") for name, part in known.items()}
     return Params(**parts)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,7 +15,8 @@ class Report:
 
     stage: the stage's name; url: the prefix that holds its output; manifest_sha256: of that prefix's manifest.json;
     cached: the work had been committed before and nothing was done now; metrics: as in the manifest;
-    seconds: wall time of this call; speeds: figures of this call that differ from run to run (images_per_s ...).
+    seconds: wall time of this call; speeds: figures of this call that differ from run to run (images_per_s ...);
+    facts: what this call did outside its prefix, by name, for people (the alias a model was given ...).
     """
 
     stage: str
@@ -26,3 +27,4 @@ class Report:
     seconds: float
     speeds: dict[str, float]
     manifest: Manifest
+    facts: dict[str, str] = field(default_factory=dict)

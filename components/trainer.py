@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from components.errors import PermanentError
 from components.manifest import Manifest
 from components.progress import progress
+from components.series import emit
 from components.signals import Stop, stop_on_sigterm
 from components.store import Store
 
@@ -61,6 +62,11 @@ def curve_csv(rows: Sequence[CurveRow]) -> bytes:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()
+
+
+def figures(row: CurveRow) -> dict[str, float]:
+    """A row's values that change over time."""
+    return {name: float(value) for name, value in row.items() if name not in ("phase", "step")}
 
 
 def has_validation(images: Manifest, splats: Manifest | None = None) -> bool:
@@ -208,6 +214,7 @@ def train(
                     row.update(checked)
                 run.rows.append(row)
                 run.sums, run.count = {}, 0
+                emit(label, run.step, {**figures(row), "steps_per_s": bar.rate()})
             bar.advance(1, loss=loss, lr=rate, **checked)
             _save_if_due(run, checkpoint, stop, steps)
     return run.rows

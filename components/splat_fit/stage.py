@@ -21,6 +21,7 @@ from components.errors import PermanentError, UsageError
 from components.manifest import Artifact, Commit, ShardEntry, open_artifact
 from components.progress import Bar, progress
 from components.report import Report
+from components.series import emit
 from components.shards import read_shard
 from components.signals import Stop, stop_on_sigterm
 from components.splat_fit.shard import ShardFitter
@@ -58,11 +59,17 @@ def run(params: SplatFitParams, *, images: str, store: str) -> Report:
     with stop_on_sigterm() as stop, progress("splat-fit", total=total, unit="pictures", start=start) as bar:
         for entry in todo:
             done[entry.index] = _fit_shard(entry, params, device, source=source, commit=commit, stop=stop, bar=bar)
+            _emit(done[entry.index], bar)
             stop.check(_kept(done, source))
         rate = bar.rate()
     shards = [done[entry.index] for entry in source.manifest.shards]
     artifact = commit.finalise(shards=shards, files=[], metrics=_summary(params, shards, commit, source))
     return _report(artifact, started, cached=False, speeds={"images_per_s": rate} if todo else {})
+
+
+def _emit(entry: ShardEntry, bar: Bar) -> None:
+    if entry.ok:
+        emit(STAGE, bar.done, {"psnr_db": entry.metrics["psnr_db_sum"] / entry.ok, "images_per_s": bar.rate()})
 
 
 def _device(params: SplatFitParams) -> str:

@@ -1,0 +1,45 @@
+"""What parameters are declared and checked with: marks on fields, and conditions that say what was wrong."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from dataclasses import field
+from typing import Any
+
+from components.errors import UsageError
+
+
+def nearest(word: str, known: typing.Iterable[str]) -> str:
+    """` (did you mean ...?)` with the most similar known word, or an empty text."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def local(default: Any) -> Any:
+    """A field that never enters a cache key."""
+    return field(default=default, metadata={"hash": False})
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise UsageError with the message unless the condition holds."""
+    if not condition:
+        raise UsageError(message)
+
+
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Require a value to be one of those allowed; the error names the nearest."""
+    if value not in allowed:
+        raise UsageError(f"{name} is {value!r}; choose one of: {', '.join(allowed)}{nearest(value, allowed)}")
+
+
+def seed_in_range(section: str, seed: int) -> None:
+    """Require a seed of 32 bits."""
+    require(0 <= seed < 1 << 32, f"{section}.seed is {seed}; it must be from 0 to {(1 << 32) - 1}")
+
+
+def at_least(section: str, values: Any, low: float, *names: str) -> None:
+    """Require the named fields of a section to be `low` or more."""
+    for name in names:
+        value = getattr(values, name)
+        require(value >= low, f"{section}.{name} is {value}; it must be at least {low}")

@@ -1,0 +1,123 @@
+"""Running steps of the flow: the stage by name, recorded by the tracker, its outcome said and exported.
+
+The `splatclip` command and the Kubeflow components both come through here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components import FLOW, Step, tracking
+from components.manifest import Manifest, open_artifact
+from components.store import open_store
+
+if TYPE_CHECKING:
+    from components.config import Params
+    from components.report import Report
+
+EVALUATION = "zero_shot_eval"
+REPORT = "report.html"
+
+
+def run_step(
+    step: Step, section: Any, inputs: Mapping[str, str], store: str, info: tracking.RunInfo | None
+) -> tuple[Report, bytes | None]:
+    """Run one step and record it; returns its report, and its page where the step scores (report.html).
+
+    section: the dataclass of the step's parameters; inputs: the stage's inputs by name, as prefixes or manifests;
+    info: the run that it belongs to, None to record nothing. Raises what the stage raises.
+    """
+    stage = importlib.import_module(f"components.{step.stage}.stage")
+    with tracking.track_step(step, section, inputs, store, info) as tracker:
+        report: Report = stage.run(section, **inputs, store=store)
+        tracker.finish(report)
+        page = None
+        if step.stage == EVALUATION:
+            from components.zero_shot_eval.page import report_html
+
+            page = report_html(report.url, store, tags=tracker.tags)
+            tracker.artifact(REPORT, page)
+    return report, page
+
+
+def run_flow(params: Params, store: str, out: Path, info: tracking.RunInfo | None) -> None:
+    """All steps in order; manifests, scores, contact sheet and report.html end up in `out`."""
+    urls: dict[str, str] = {}
+    status = "FAILED"
+    try:
+        for step in FLOW:
+            inputs = {name: urls[source] for name, source in step.inputs.items()}
+            report, page = run_step(step, getattr(params, step.section), inputs, store, info)
+            urls[step.name] = report.url
+            say(step.name, report)
+            manifest = out / "manifests" / f"{step.name}.json"
+            export(report, store, manifest_out=manifest, files_out=out if step.stage == EVALUATION else None)
+            if page is not None:
+                write(out / REPORT, page)
+        status = "FINISHED"
+    except BaseException as error:
+        status = tracking.status_of(error)
+        raise
+    finally:
+        tracking.close_run(info, store, status)
+
+
+def say(name: str, report: Report) -> None:
+    """One line about a finished step, on stderr."""
+    done = "found, nothing to do" if report.cached else f"{report.seconds:.1f} s"
+    counts = report.manifest.counts
+    tally = ""
+    if counts.get("in"):
+        tally = f"  in {counts['in']} = ok {counts['ok']} + skipped {counts['skipped']} + failed {counts['failed']}"
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.get("reasons", {}).items()))
+        tally += f" ({reasons})" if reasons else ""
+    speeds = "".join(f"  {speed} {value:.4g}" for speed, value in report.speeds.items())
+    facts = "".join(f"  {fact}: {value}" for fact, value in report.facts.items())
+    print(f"{name}: {done}  {report.url}{tally}{speeds}{facts}", file=sys.stderr, flush=True)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_bytes(data)
+    scratch.replace(path)
+
+
+def export(
+    report: Report,
+    store: str,
+    *,
+    manifest_out: Path | None = None,
+    metrics_out: Path | None = None,
+    files_out: Path | None = None,
+) -> None:
+    """Write what DVC and people look at: the artifact's own files, flat metrics, the manifest's copy (last)."""
+    if files_out:
+        _copy_files(report, store, files_out, manifest_out)
+    if metrics_out:
+        write(metrics_out, (json.dumps(report.metrics, indent=2, sort_keys=True) + "\n").encode())
+    if manifest_out:
+        write(manifest_out, report.manifest.to_bytes())
+
+
+def _copy_files(report: Report, store: str, folder: Path, earlier: Path | None) -> None:
+    """Copy the artifact's files, and remove those of the earlier manifest that this one does not have."""
+    artifact = open_artifact(report.url, open_store(store))
+    names = {entry.name for entry in artifact.manifest.files}
+    if earlier is not None and earlier.is_file():
+        for entry in Manifest.from_bytes(earlier.read_bytes(), str(earlier)).files:
+            if entry.name not in names:
+                (folder / entry.name).unlink(missing_ok=True)
+    for entry in artifact.manifest.files:
+        target = folder / entry.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with artifact.local(entry) as path:
+            shutil.copyfile(path, target)
