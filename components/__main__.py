@@ -3,79 +3,82 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from components import FLOW, STAGES
-from components.errors import SplatClipError, UsageError
-
-if TYPE_CHECKING:
-    from components.config import Params
-    from components.tracking import RunInfo
+from components import FLOW, STAGES, Stage, commands
+from components.errors import SplatClipError
 
 DEFAULT_STORE = "runs/store"
-Call = Callable[[argparse.Namespace], int]
 
 
-def _tracked(args: argparse.Namespace, params: Params) -> RunInfo | None:
-    from components.tracking import run_info
-
-    return None if args.no_tracking else run_info(params.tracking)
-
-
-def _one(args: argparse.Namespace) -> int:
-    from dataclasses import replace
-
-    from components.params import load_params
-    from components.runner import export, run_step, say, write
-
-    params = load_params(args.params, args.set)
-    step = next(step for step in FLOW if step.name == (args.step or args.stage))
-    inputs = {name: getattr(args, name) for name in step.inputs}
-    info = _tracked(args, params)
-    info = info and replace(info, id="")
-    report, page = run_step(step, getattr(params, step.section), inputs, args.store, info)
-    say(step.name, report)
-    export(report, args.store, **{name: getattr(args, name) for name in ("manifest_out", "metrics_out", "files_out")})
-    if page is not None and args.files_out:
-        write(args.files_out / "report.html", page)
-    print(report.url)
-    return 0
+def _add_params(command: argparse.ArgumentParser, *, required: bool = True) -> None:
+    command.add_argument("--params", required=required, metavar="FILE", help="YAML file with a section for each stage")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. splat_fit.num_gaussians=900"
+    )
 
 
-def _all(args: argparse.Namespace) -> int:
-    from components.params import load_params
-    from components.runner import run_flow
-
-    params = load_params(args.params, args.set)
-    out = Path(args.out or Path("runs") / Path(args.params).stem)
-    run_flow(params, args.store, out, _tracked(args, params))
-    return _show(out)
-
-
-def _show(out: Path) -> int:
-    from components.zero_shot_eval.report import show
-
-    scores = out / "scores.json"
-    try:
-        values = json.loads(scores.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{scores}: no scores to show ({error}); `splatclip run` writes them there") from None
-    show(values, out / "contact_sheet.png")
-    print(f"scores: {scores}")
-    if (out / "report.html").is_file():
-        print(f"report: {out / 'report.html'}")
-    return 0
+def _add_store(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--store",
+        default=os.environ.get("SPLATCLIP_STORE", DEFAULT_STORE),
+        metavar="PREFIX",
+        help=f"folder or s3://bucket/prefix that holds all outputs (default: $SPLATCLIP_STORE or {DEFAULT_STORE})",
+    )
 
 
-def _show_again(args: argparse.Namespace) -> int:
-    return _show(Path(args.out))
+def _add_run(command: argparse.ArgumentParser) -> None:
+    _add_params(command)
+    _add_store(command)
+    command.add_argument("--no-tracking", action="store_true", help="record nothing in MLflow")
+    command.add_argument(
+        "--out", metavar="DIR", help="folder for manifests, scores and report.html (default: runs/<params name>)"
+    )
+
+
+def _add_stage(command: argparse.ArgumentParser, stage: Stage) -> None:
+    by_hand = stage.name == "promote"
+    _add_params(command, required=not by_hand)
+    _add_store(command)
+    command.add_argument("--no-tracking", action="store_true", help="record nothing in MLflow")
+    for item, source in stage.inputs.items():
+        command.add_argument(
+            f"--{item}",
+            required=not by_hand,
+            metavar="REF",
+            help=f"what {source} made: folder, s3:// prefix or manifest",
+        )
+    steps = [step.name for step in FLOW if step.stage == stage.name]
+    command.add_argument("--step", choices=steps, help="which step of the flow this is; decides the section of params")
+    command.add_argument("--manifest-out", type=Path, metavar="FILE", help="also write the manifest here")
+    command.add_argument("--metrics-out", type=Path, metavar="FILE", help="also write the metrics here, as JSON")
+    command.add_argument("--files-out", type=Path, metavar="DIR", help="also copy models, tables and the report here")
+    command.set_defaults(stage=stage.name)
+    if by_hand:
+        command.add_argument("--rollback", action="store_true", help="make the former champion the champion again")
+        command.add_argument("--set-champion", metavar="VERSION", help="make this version the champion")
+        command.add_argument("--model-name", default="splatclip", metavar="NAME", help="for these two: the model")
+
+
+def _add_pipeline(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
+    compile_ = actions.add_parser("compile", help="write the pipeline's YAML")
+    compile_.add_argument(
+        "--check", action="store_true", help="write nothing; fail if the YAML is not what it would be"
+    )
+    compile_.add_argument("--params", default="params.yaml", metavar="FILE", help="profile (default: params.yaml)")
+    compile_.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override")
+    compile_.add_argument("--out", default="pipelines/train_eval.yaml", metavar="FILE", help="the YAML")
+    compile_.set_defaults(call=commands.pipeline_compile)
+    local = actions.add_parser("run-local", help="run it here, without a cluster or containers")
+    _add_run(local)
+    local.add_argument("--run-id", metavar="ID", help="name of this run (default: made up)")
+    local.set_defaults(call=commands.pipeline_run_local)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,12 +88,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: splatclip run --params params.yaml",
     )
     parser.add_argument("--version", action="version", version=f"splatclip {version('splatclip')}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    known = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(
         name: str, summary: str, example: str, call: Callable[[argparse.Namespace], int]
     ) -> argparse.ArgumentParser:
-        command = commands.add_parser(
+        command = known.add_parser(
             name,
             help=summary,
             description=f"{summary[0].upper()}{summary[1:]}.",
@@ -100,51 +103,41 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(call=call)
         return command
 
-    def add_common(command: argparse.ArgumentParser) -> None:
-        command.add_argument("--params", required=True, metavar="FILE", help="YAML file with a section for each stage")
-        command.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. splat_fit.num_gaussians=900"
-        )
-        command.add_argument(
-            "--store",
-            default=os.environ.get("SPLATCLIP_STORE", DEFAULT_STORE),
-            metavar="PREFIX",
-            help=f"folder or s3://bucket/prefix that holds all outputs (default: $SPLATCLIP_STORE or {DEFAULT_STORE})",
-        )
-        command.add_argument("--no-tracking", action="store_true", help="record nothing in MLflow")
-
-    run = add("run", "all stages in order, then the table of scores", "splatclip run --params params.yaml", _all)
-    add_common(run)
-    run.add_argument(
-        "--out",
-        metavar="DIR",
-        help="folder for manifests, scores and contact sheet (default: runs/<params name>)",
+    _add_run(
+        add("run", "all stages in order, then the scores", "splatclip run --params params.yaml", commands.everything)
     )
     for stage in STAGES.values():
         needs = "".join(f" --{item} runs/params/manifests/{source}.json" for item, source in stage.inputs.items())
-        command = add(stage.command, stage.summary, f"splatclip {stage.command} --params params.yaml{needs}", _one)
-        add_common(command)
-        for item, source in stage.inputs.items():
-            command.add_argument(
-                f"--{item}",
-                required=True,
-                metavar="REF",
-                help=f"what {source} made: folder, s3:// prefix or manifest",
-            )
-        steps = [step.name for step in FLOW if step.stage == stage.name]
-        command.add_argument(
-            "--step", choices=steps, help="which step of the flow this is; decides the section of params"
+        call = commands.promote if stage.name == "promote" else commands.one
+        _add_stage(
+            add(stage.command, stage.summary, f"splatclip {stage.command} --params params.yaml{needs}", call), stage
         )
-        command.add_argument("--manifest-out", type=Path, metavar="FILE", help="also write the manifest here")
-        command.add_argument("--metrics-out", type=Path, metavar="FILE", help="also write the metrics here, as JSON")
-        command.add_argument(
-            "--files-out", type=Path, metavar="DIR", help="also copy models, tables and the report here"
-        )
-        command.set_defaults(stage=stage.name)
-    show = add(
-        "show", "the table of scores of an earlier run", "splatclip show runs/params", lambda a: _show(Path(a.out))
-    )
+    show = add("show", "the table of scores of an earlier run", "splatclip show runs/params", commands.show)
     show.add_argument("out", metavar="DIR", help="the --out folder of an earlier run")
+    report = add(
+        "report",
+        "the page of an evaluation, or of two side by side",
+        "splatclip report runs/params --against runs/cifar10 --out both.html",
+        commands.report,
+    )
+    report.add_argument("ref", metavar="RUN", help="an evaluation: its prefix, its manifest, or a run's --out folder")
+    report.add_argument("--against", metavar="RUN", help="another one, set beside it")
+    report.add_argument("--out", metavar="FILE", help="where to write it (default: report.html)")
+    _add_store(report)
+    runs = add("runs", "what MLflow recorded: a table, or two runs' difference", "splatclip runs --json", commands.runs)
+    runs.add_argument("run", nargs="?", metavar="RUN", help="name or id, or its beginning (default: the newest)")
+    runs.add_argument("--against", metavar="RUN", help="show what differs from this one, and by how much")
+    runs.add_argument("--json", action="store_true", help="as JSON")
+    runs.add_argument("--sync", action="store_true", help="first deliver what a store holds back for MLflow")
+    _add_store(runs)
+    _add_pipeline(
+        add(
+            "pipeline",
+            "the Kubeflow pipeline",
+            "splatclip pipeline run-local --params params.yaml",
+            commands.pipeline_run_local,
+        )
+    )
     return parser
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+os.environ["SPLATCLIP_TRACKING"] = (
+    "off"  # for the tests' own processes and those they start; tests of tracking turn it on
+)
 
 
 @pytest.fixture(scope="session")

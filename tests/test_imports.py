@@ -13,7 +13,14 @@ from conftest import ROOT
 COMPONENTS = ROOT / "components"
 STAGES = {p.parent.name for p in COMPONENTS.glob("*/stage.py")}
 STDLIB = set(sys.stdlib_module_names)
-LEAN = {"config", "fields", "manifest", "operations", "params", "splats"}  # standard library, NumPy, YAML, splat2d, and modules as lean
+LEAN = {
+    "config",
+    "fields",
+    "manifest",
+    "operations",
+    "params",
+    "splats",
+}  # standard library, NumPy, YAML, splat2d, and modules as lean
 LEAN_NOUNS = LEAN | {"entries", "errors", "store", "tar", "shards"}
 HEAVY = {"torch", "open_clip", "mlflow", "kfp", "kubernetes", "torchvision", "minio", "rich", "numpy"}
 
@@ -48,7 +55,7 @@ def stage_of(name: str) -> str | None:
     return parts[1] if parts[0] == "components" and len(parts) > 1 and parts[1] in STAGES else None
 
 
-OUTER = {"__main__.py", "runner.py", "kfp_base.py"}  # what calls stages
+OUTER = {"__main__.py", "commands.py", "runner.py", "kfp_base.py"}  # what calls stages
 NOUNS = sorted(p for p in COMPONENTS.glob("*.py") if p.name not in OUTER)
 STAGE_FILES = sorted(p for p in COMPONENTS.glob("*/*.py"))
 

@@ -1,0 +1,143 @@
+"""What each subcommand of `splatclip` does with its parsed arguments; returns the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from components import FLOW
+from components.errors import UsageError
+
+if TYPE_CHECKING:
+    from components.config import Params
+    from components.tracking import RunInfo
+
+
+def _params(args: argparse.Namespace) -> Params:
+    from components.params import load_params
+
+    return load_params(args.params, args.set)
+
+
+def _info(args: argparse.Namespace, params: Params) -> RunInfo | None:
+    from components.tracking import run_info
+
+    return None if args.no_tracking else run_info(params.tracking)
+
+
+def _out(args: argparse.Namespace) -> Path:
+    return Path(args.out or Path("runs") / Path(args.params).stem)
+
+
+def one(args: argparse.Namespace) -> int:
+    """One stage by itself."""
+    from components.runner import REPORT, export, run_step, say, write
+
+    params = _params(args)
+    step = next(step for step in FLOW if step.name == (args.step or args.stage))
+    inputs = {name: getattr(args, name) for name in step.inputs}
+    missing = [f"--{name}" for name, ref in inputs.items() if ref is None]
+    if missing:
+        raise UsageError(f"give {' and '.join(missing)} (`splatclip {args.command} --help` shows an example)")
+    info = _info(args, params)
+    info = info and replace(info, id="")
+    report, page = run_step(step, getattr(params, step.section), inputs, args.store, info)
+    say(step.name, report)
+    export(report, args.store, **{name: getattr(args, name) for name in ("manifest_out", "metrics_out", "files_out")})
+    if page is not None and args.files_out:
+        write(args.files_out / REPORT, page)
+    print(report.url)
+    return 0
+
+
+def promote(args: argparse.Namespace) -> int:
+    """The promote stage; or the champion moved by hand."""
+    if args.rollback or args.set_champion is not None:
+        from components import registry
+
+        name = args.model_name
+        print(registry.rollback(name) if args.rollback else registry.set_champion(name, args.set_champion))
+        return 0
+    if args.params is None:
+        raise UsageError("give --params and the stage's inputs, or --rollback, or --set-champion VERSION")
+    return one(args)
+
+
+def everything(args: argparse.Namespace) -> int:
+    """All steps in order."""
+    from components.runner import run_flow
+
+    params, out = _params(args), _out(args)
+    run_flow(params, args.store, out, _info(args, params))
+    return _show(out)
+
+
+def show(args: argparse.Namespace) -> int:
+    """The table of an earlier run."""
+    return _show(Path(args.out))
+
+
+def _show(out: Path) -> int:
+    from components.runner import REPORT
+    from components.zero_shot_eval.report import show
+
+    scores = out / "scores.json"
+    try:
+        values = json.loads(scores.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{scores}: no scores to show ({error}); `splatclip run` writes them there") from None
+    show(values, out / "contact_sheet.png")
+    print(f"scores: {scores}")
+    if (out / REPORT).is_file():
+        print(f"report: {out / REPORT}")
+    return 0
+
+
+def report(args: argparse.Namespace) -> int:
+    """The report of an evaluation, or of two side by side."""
+    from components.provenance import provenance
+    from components.runner import REPORT, write
+    from components.zero_shot_eval.page import report_html
+
+    out = Path(args.out or REPORT)
+    write(out, report_html(args.ref, args.store, tags=provenance(), against=args.against))
+    print(f"report: {out}")
+    return 0
+
+
+def runs(args: argparse.Namespace) -> int:
+    """Tracked runs as a table, or the difference of two."""
+    from components.runs import print_runs
+
+    print_runs(args.run, args.against, as_json=args.json, sync_store=args.store if args.sync else None)
+    return 0
+
+
+def pipeline_compile(args: argparse.Namespace) -> int:
+    """The pipeline as YAML, or whether the committed one still is what the source says."""
+    from pipelines import client
+
+    params = _params(args)
+    if not args.check:
+        client.compile_pipeline(params, Path(args.out))
+        print(f"pipeline: {args.out}")
+        return 0
+    differences = client.check(params, Path(args.out))
+    for line in differences:
+        print(line)
+    if differences:
+        raise UsageError(f"{args.out} is not what the source compiles to; run `splatclip pipeline compile`")
+    print(f"{args.out} is up to date")
+    return 0
+
+
+def pipeline_run_local(args: argparse.Namespace) -> int:
+    """The pipeline on this machine, through KFP's local runner."""
+    from pipelines import client
+
+    params, out = _params(args), _out(args)
+    client.run_local(params, args.store, out, run_id=args.run_id or "", tracked=not args.no_tracking)
+    return _show(out)
