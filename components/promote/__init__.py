@@ -1,0 +1,1 @@
+"""Register a scored model; make it the champion if it is better."""
