@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from components.errors import Interrupted
 from components.operations import TrackingParams
+from components.tracking_client import tracking_uri
 
 if TYPE_CHECKING:
     from components import Step
     from components.report import Report
+
+
+__all__ = ["RunInfo", "StepTracker", "close_run", "run_info", "status_of", "track_step", "tracking_uri"]
 
 
 @dataclass(frozen=True, kw_only=True)

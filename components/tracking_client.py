@@ -1,0 +1,83 @@
+"""Where MLflow is, how this process talks to it, and what its refusals mean. Importing this loads no MLflow."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+DEFAULT_DATABASE = Path("runs/mlflow.db")
+ARTIFACTS = "mlartifacts"
+SQLITE = "sqlite:///"
+PATIENCE = {  # one attempt and ten seconds a request: whoever calls repeats, and decides for how long
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+PERMANENT = {
+    "ALREADY_EXISTS",
+    "BAD_REQUEST",
+    "INVALID_PARAMETER_VALUE",
+    "INVALID_STATE",
+    "MALFORMED_REQUEST",
+    "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+}
+
+
+def quiet() -> None:
+    """Switch MLflow's telemetry off and keep its requests short. Has to come before the first import of mlflow."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, or a sqlite database at runs/mlflow.db in the working directory (its folder is made)."""
+    quiet()
+    given = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    if given:
+        return given
+    database = DEFAULT_DATABASE.absolute()
+    database.parent.mkdir(parents=True, exist_ok=True)
+    return f"{SQLITE}{database}"
+
+
+def artifact_location(uri: str) -> str | None:
+    """Where a new experiment's artifacts go: beside a sqlite database; None leaves it to the server."""
+    if not uri.startswith(SQLITE):
+        return None
+    database = Path(urlsplit(uri).path.removeprefix("/")).absolute()
+    return (database.parent / ARTIFACTS).as_uri()
+
+
+def fingerprint(uri: str) -> str:
+    """Tells tracking servers apart without naming them; credentials in the address do not count."""
+    parts = urlsplit(uri)
+    bare = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+    return hashlib.sha256(bare.encode()).hexdigest()[:12]
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of `uri`. Loads MLflow: seconds; a new sqlite database takes seconds more."""
+    quiet()
+    from mlflow.tracking import MlflowClient
+
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a locked database is tried again here
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def is_permanent(error: BaseException) -> bool:
+    """Whether MLflow refused what it was told, and will refuse it again. Everything else may pass: try again."""
+    from mlflow.exceptions import MlflowException
+
+    if not isinstance(error, MlflowException):
+        return False
+    # an answer that is no JSON is not MLflow's: a proxy in between, or another server at that address
+    return error.error_code in PERMANENT and "failed with error code" not in str(error)
