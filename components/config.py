@@ -31,8 +31,8 @@ class DownloadParams:
     image_size: side in pixels of the square RGB pictures that come out.
     image_format, quality: of pictures that had to be re-encoded.
     shard_size: samples an image shard.
-    num_train, num_val, num_test: samples of each split at most; 0 in num_train: all that is left. At most
-    half of a small set is set aside for val and test.
+    num_train, num_val, num_test: samples of each split at most; 0 in num_train: all that is left, -1: none, for a set
+    that is only evaluated on. Where something is to be left to train on, val and test get at most half of a small set.
     seed: of the generator and of the choice of validation pictures. dataset: the name that results carry.
     """
 
@@ -55,9 +55,15 @@ class DownloadParams:
         seed_in_range("download", self.seed)
         at_least("download", self, 1, "shard_size", "quality", "num_test")
         at_least("download", self, 8, "image_size")
-        at_least("download", self, 0, "num_train", "num_val")
+        at_least("download", self, 0, "num_val")
+        at_least("download", self, -1, "num_train")
         require(self.quality <= 100, f"download.quality is {self.quality}; it must be at most 100")
-        require(self.source != "sample" or self.num_train > 0, "download.num_train is 0; 'sample' needs a number")
+        require(self.source != "sample" or self.num_train != 0, "download.num_train is 0; 'sample' needs a number")
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is a train split, or only what is evaluated on."""
+        return self.num_train >= 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +228,24 @@ class Params:
     promote: PromoteParams = PromoteParams()
     tracking: TrackingParams = TrackingParams()
     resources: ResourcesParams = ResourcesParams()
+
+    def __post_init__(self) -> None:
+        train, test = self.download, self.download_eval
+        require(
+            train.trains, "download.num_train is -1, which leaves nothing to train on; only download_eval may say so"
+        )
+        require(
+            test.image_size == train.image_size,
+            f"download_eval.image_size is {test.image_size}, download.image_size {train.image_size}; make them equal, "
+            "as the adapter reads splats of pictures of the size that it was trained on",
+        )
+        if (train.source, train.path) == (test.source, test.path) and train.source != "sample":
+            dealt = [(part.seed, part.num_train, part.num_val) for part in (train, test)]
+            require(
+                dealt[0] == dealt[1] and test.num_test <= train.num_test,
+                f"download_eval takes {test.path!r} as download does, but deals it otherwise: training pictures may be "
+                "scored; give it another path, or download's seed and numbers (num_test may be less)",
+            )
 
 
 SECTIONS: dict[str, type[Any]] = dict(get_type_hints(Params))

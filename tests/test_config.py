@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT
 
-from components.config import Params, SplatFitParams, as_dict, semantic
+from components.config import SECTIONS, DownloadParams, Params, SplatFitParams, as_dict, semantic
 from components.errors import UsageError
-from components.params import load_params, params_from_dict
+from components.operations import Resources
+from components.params import load_params, params_from_dict, section_from_dict
 
 PROFILES = sorted((ROOT / "params").glob("*.yaml"))
 
 
 def test_the_default_profile_spells_out_every_parameter() -> None:
-    """So that `dvc params diff` and a reader see all of them, and -S finds them."""
+    """So that `dvc params diff` and a reader see all of them, and -S finds them; download_eval says what differs."""
     written = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     expected = {name: set(section) for name, section in as_dict(Params()).items()}
-    assert {name: set(section) for name, section in written.items()} == expected
+    assert {name: set(section) for name, section in written.items()} == expected | {"download_eval": set()}
 
 
 @pytest.mark.parametrize("path", [ROOT / "params.yaml", *PROFILES], ids=lambda p: p.name)
@@ -30,6 +32,14 @@ def test_profiles_load(path: Path) -> None:
 
 def test_the_promised_profiles_exist() -> None:
     assert {p.stem for p in PROFILES} >= {"cifar10", "flickr8k", "datacomp-small"}
+
+
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", ROOT / "tests/tiny.yaml", *PROFILES], ids=lambda p: p.name)
+def test_dvc_finds_its_sections_in_every_profile(path: Path) -> None:
+    """dvc refuses a params file without a section that a stage names: any profile can stand in for params.yaml."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    named = {section for stage in stages.values() for section in stage["params"]}
+    assert named <= set(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize(
@@ -52,6 +62,22 @@ def test_the_promised_profiles_exist() -> None:
         ({"train_teacher": {"learning_rate": 0}}, "above 0"),
         ({"download": {"source": "folder"}}, "download.path is empty"),
         ([], "expected sections"),
+        ({"download": {"num_train": -1}}, "only download_eval may say so"),
+        ({"download_eval": {"num_train": -2}}, "at least -1"),
+        ({"download_eval": {"num_test": 0}}, "at least 1"),
+        ({"download_eval": {"sed": 1}}, "did you mean 'seed'"),
+        ({"download_eval": {"image_size": 32}}, "download_eval.image_size is 32, download.image_size 64"),
+        ({"resources": {"splatfit": {}}}, "did you mean 'splat_fit'"),
+        ({"resources": {"splat_fit": {"gpu": 1}}}, "did you mean 'gpus'"),
+        ({"resources": {"splat_fit": {"gpus": 0.5}}}, "resources.splat_fit.gpus is 0.5; expected int"),
+        ({"resources": {"splat_fit": {"gpus": -1}}}, "at least 0"),
+        ({"resources": {"splat_fit": {"cpu": 0}}}, "above 0"),
+        ({"resources": {"splat_fit": {"memory": "8 GB"}}}, "write it as 4Gi"),
+        ({"resources": {"splat_fit": 8}}, "expected a mapping"),
+        ({"tracking": {"environment": "My Team"}}, "lower-case letters"),
+        ({"tracking": {"gpu_hour_price": -1}}, "at least 0"),
+        ({"promote": {"model_name": "a/b"}}, "promote.model_name is 'a/b'"),
+        ({"promote": {"model_name": ""}}, "promote.model_name is ''"),
     ],
 )
 def test_wrong_values_are_refused(values: object, said: str) -> None:
@@ -92,3 +118,81 @@ def test_where_and_how_fast_never_enter_the_hash() -> None:
     assert semantic(Params().train_adapter)["stage2_learning_rates"] == list(
         Params().train_adapter.stage2_learning_rates
     )
+
+
+def test_the_evaluation_set_inherits_what_it_leaves_out() -> None:
+    same = params_from_dict({"download": {"seed": 5, "num_test": 7}, "download_eval": {}})
+    assert same.download_eval == same.download == DownloadParams(seed=5, num_test=7)
+    assert params_from_dict({"download": {"seed": 5}}).download_eval.seed == 5, "the section itself may be left out"
+    assert params_from_dict({"download": {"seed": 5}, "download_eval": None}).download_eval.seed == 5
+    other = params_from_dict(
+        {
+            "download": {"source": "webdataset", "path": "a", "image_size": 32, "seed": 5},
+            "download_eval": {"path": "b", "dataset": "b", "num_train": -1, "num_val": 0},
+        }
+    )
+    changed = {name for name, value in asdict(other.download).items() if value != getattr(other.download_eval, name)}
+    assert changed == {"path", "dataset", "num_train", "num_val"}
+    assert (other.download.trains, other.download_eval.trains) == (True, False)
+
+
+def test_overrides_reach_the_evaluation_set_through_download(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text("download: {seed: 1}\ndownload_eval: {}\n", encoding="utf-8")
+    params = load_params(path, ["download.image_size=32", "download_eval.num_test=9"])
+    assert (params.download_eval.image_size, params.download_eval.seed) == (32, 1)
+    assert (params.download.num_test, params.download_eval.num_test) == (1000, 9)
+
+
+@pytest.mark.parametrize(
+    "deal", [{"seed": 1}, {"num_train": -1}, {"num_train": 10}, {"num_val": 3}, {"num_test": 1001}]
+)
+def test_the_same_pictures_dealt_otherwise_are_no_evaluation_set(deal: dict[str, int]) -> None:
+    """Without splits of its own, such a source would give training pictures to the test."""
+    source = {"source": "folder", "path": "photos"}
+    with pytest.raises(UsageError, match="training pictures may be scored"):
+        params_from_dict({"download": source, "download_eval": deal})
+    assert params_from_dict({"download": source, "download_eval": deal | {"path": "others"}})
+    assert params_from_dict({"download": source, "download_eval": {"num_test": 999}})
+    assert params_from_dict({"download_eval": deal}), "'sample' draws its splits from seeds of their own"
+
+
+def test_resources_are_given_by_stage_and_complete_themselves() -> None:
+    params = params_from_dict({"resources": {"splat_fit": {"gpus": 1.0}, "promote": {"accelerator": "amd.com/gpu"}}})
+    assert params.resources.splat_fit == Resources(cpu=8, memory="16Gi", gpus=1)
+    assert isinstance(params.resources.splat_fit.gpus, int)
+    assert params.resources.promote == Resources(cpu=1, memory="2Gi", accelerator="amd.com/gpu")
+    assert params.resources.train_teacher == Params().resources.train_teacher
+
+
+@pytest.mark.parametrize("name", ["promote", "tracking", "resources"])
+def test_parameters_of_operation_never_enter_a_key(name: str) -> None:
+    assert semantic(getattr(Params(), name)) == {}
+
+
+def test_sections_come_back_from_json_as_kubeflow_sends_it() -> None:
+    """All numbers as floats, lists and mappings as they are."""
+
+    def floats(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: floats(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [floats(item) for item in value]
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    for name, section in as_dict(load_params(ROOT / "params/datacomp-small.yaml")).items():
+        expected = getattr(load_params(ROOT / "params/datacomp-small.yaml"), name)
+        assert section_from_dict(SECTIONS[name], floats(section), name) == expected
+
+
+def test_the_datacomp_profile_is_scored_on_a_set_that_nothing_is_trained_on() -> None:
+    params = load_params(ROOT / "params/datacomp-small.yaml")
+    assert not params.download_eval.trains
+    assert params.download_eval.dataset != params.download.dataset
+    gpus = {name: part["gpus"] for name, part in as_dict(params)["resources"].items()}
+    assert {name for name, number in gpus.items() if number} == {
+        "train_teacher",
+        "splat_fit",
+        "train_adapter",
+        "zero_shot_eval",
+    }

@@ -9,8 +9,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from components.config import DownloadParams
 from components.download.fetch import Tree
-from components.download.sources import CLASSNAMES, SPLITS, TEMPLATES, Raw, Ref, Skip, Source, plain_key, rank, unique
+from components.download.sources import (
+    CLASSNAMES,
+    SPLITS,
+    TEMPLATES,
+    Raw,
+    Ref,
+    Skip,
+    Source,
+    plain_key,
+    rank,
+    splits_to_read,
+    unique,
+)
 from components.download.webdataset import class_files
 from components.errors import PermanentError
 from components.images import EXTENSIONS, ImageError
@@ -81,20 +94,28 @@ def _jsonl_rows(text: str, where: str) -> Iterator[tuple[str, list[str], str]]:
 
 
 class FolderSource(Source):
-    """Pictures of a folder. With sub-folders `train` and `test` these are the splits."""
+    """Pictures of a folder. With sub-folders `train` and `test` these are the splits; so is `test` alone where nothing
+    is to be trained on.
+    """
 
-    def __init__(self, tree: Tree, seed: int) -> None:
+    def __init__(self, tree: Tree, params: DownloadParams) -> None:
         self._tree = tree
         names = tree.names()
         pictures = [name for name in names if name.rpartition(".")[2].lower() in EXTENSIONS]
         if not pictures:
             raise PermanentError(f"download.path {tree.url!r}: no pictures there ({', '.join(EXTENSIONS)}); {EXPECTED}")
         tops = {name.split("/")[0] for name in pictures if "/" in name}
-        self._in_splits = {"train", "test"} <= tops
+        self._in_splits = {"train", "test"} <= tops or (not params.trains and "test" in tops and tops <= set(SPLITS))
+        unread: set[str] = set()
+        if self._in_splits:
+            there = tops & set(SPLITS)
+            unread = there - splits_to_read(there, params)
+            names, pictures = ([n for n in part if n.split("/")[0] not in unread] for part in (names, pictures))
         files = [name for name in names if self._is_caption_file(name)]
         self._entries: dict[str, _Entry] = {}
         for name in files:
             self._read(name)
+        self._entries = {name: entry for name, entry in self._entries.items() if name.split("/")[0] not in unread}
         if not files:
             self._from_folders(pictures)
         given, self.templates = class_files(tree, names)
@@ -105,7 +126,7 @@ class FolderSource(Source):
         self._there = set(pictures)
         self._names = sorted(self._there | set(self._entries))
         if not files:  # sorted by class: deal them anew, or the shards would hold one class each
-            self._names.sort(key=lambda name: rank(seed, name))
+            self._names.sort(key=lambda name: rank(params.seed, name))
         texts = [name for name in (CLASSNAMES, TEMPLATES) if name in names]
         self.fingerprint = tree.fingerprint([*pictures, *files, *texts])
 

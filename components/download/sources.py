@@ -128,16 +128,18 @@ def deal(refs: Sequence[Ref], params: DownloadParams) -> dict[str, list[Ref]]:
     """Deal samples to train, val and test.
 
     Splits that the source has are kept, each down to its number; otherwise num_test, then num_val are dealt out of the
-    rest, together no more than half of it, so that training is left something from small sets too.
+    rest, together no more than half of it, so that training is left something from small sets too. Where nothing is to
+    be trained on, they may take all of it.
     """
     pools = {split: [ref for ref in refs if ref.split == split] for split in ("", *SPLITS)}
     rest = pools[""] + pools["train"]
     num_test = 0 if pools["test"] else params.num_test
     num_val = 0 if pools["val"] else params.num_val
-    if num_test + num_val > len(rest) // 2:
-        share = (len(rest) // 2) / (num_test + num_val)
+    spare = len(rest) // 2 if params.trains else len(rest)
+    if num_test + num_val > spare:
+        share = spare / (num_test + num_val)
         num_test, num_val = min(num_test, -int(-num_test * share // 1)), int(num_val * share)
-        num_test = min(num_test, len(rest) // 2 - num_val)
+        num_test = min(num_test, spare - num_val)
     if pools["test"]:
         test, _ = _choose(pools["test"], params.num_test, params.seed)
     else:
@@ -146,8 +148,17 @@ def deal(refs: Sequence[Ref], params: DownloadParams) -> dict[str, list[Ref]]:
         val, _ = _choose(pools["val"], params.num_val, params.seed + 1)
     else:
         val, rest = _choose(rest, num_val, params.seed + 1)
-    train, _ = _choose(rest, params.num_train or len(rest), params.seed + 2)
+    train = _choose(rest, params.num_train or len(rest), params.seed + 2)[0] if params.trains else []
     return {"train": train, "val": val, "test": test}
+
+
+def splits_to_read(there: set[str], params: DownloadParams) -> set[str]:
+    """Which of a source's own splits are dealt from: all, or for a set that is only evaluated on as few as will do."""
+    if params.trains or "test" not in there:
+        return there
+    if params.num_val == 0:
+        return {"test"}
+    return {"test", "val"} if "val" in there else there
 
 
 def open_source(params: DownloadParams) -> Source:
@@ -163,10 +174,10 @@ def open_source(params: DownloadParams) -> Source:
         if params.source == "folder":
             from components.download.folder import FolderSource
 
-            return FolderSource(tree, params.seed)
+            return FolderSource(tree, params)
         from components.download.webdataset import WebdatasetSource
 
-        return WebdatasetSource(tree)
+        return WebdatasetSource(tree, params)
     except BaseException:
         tree.close()
         raise

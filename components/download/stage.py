@@ -26,7 +26,6 @@ from components.store import open_store
 
 VERSION = 1
 MIN_SAMPLES = 3
-_NEEDED = ("train", "test")  # val may be empty
 _BLOCK = 64  # samples in the hands of the threads at a time
 
 
@@ -43,23 +42,29 @@ def _place(params: DownloadParams) -> str:
     return f"download.path {params.path!r}" if params.source != "sample" else "download.source 'sample'"
 
 
+def _needed(params: DownloadParams) -> tuple[str, ...]:
+    """Splits that may not be empty."""
+    return ("train", "test") if params.trains else ("test",)
+
+
 def plan(source: Source, params: DownloadParams) -> list[ShardPlan]:
     """All shards, in the order train, val, test; a shard takes `shard_size` samples, good or bad.
 
-    Raises PermanentError if the source has too few samples, or leaves none to training or to the test.
+    Raises PermanentError if the source has too few samples, or leaves none to the test or to what is to be trained.
     """
     shards: list[ShardPlan] = []
-    if len(source.refs) < MIN_SAMPLES:
+    if params.trains and len(source.refs) < MIN_SAMPLES:
         raise PermanentError(
             f"{_place(params)}: number of pictures: {len(source.refs)}; at least {MIN_SAMPLES} are needed, as "
             "neither training nor the test may be left without; add pictures"
         )
     dealt = deal(source.refs, params)
-    if empty := [split for split in _NEEDED if not dealt[split]]:
+    if empty := [split for split in _needed(params) if not dealt[split]]:
         there = ", ".join(sorted({ref.split or "no split" for ref in source.refs}))
         raise PermanentError(
             f"{_place(params)} leaves no picture to {empty[0]!r}: all {len(source.refs)} are of {there}; add pictures "
             f"to {empty[0]!r}, or give all without splits to have them dealt"
+            + ("; a set that is only evaluated on needs num_train: -1" if empty[0] == "train" else "")
         )
     for split in SPLITS:
         refs = dealt[split]
@@ -203,8 +208,8 @@ def run(params: DownloadParams, *, store: str) -> Report:
 
 
 def _check_usable(entries: list[ShardEntry], params: DownloadParams) -> None:
-    """Training and the test have a good sample each; PermanentError that says which has none, and the first reason."""
-    for split in _NEEDED:
+    """What is needed has a good sample each; PermanentError that says which split has none, and the first reason."""
+    for split in _needed(params):
         mine = [entry for entry in entries if entry.split == split]
         if any(entry.ok for entry in mine):
             continue

@@ -7,6 +7,7 @@ import re
 from collections import OrderedDict
 from typing import Any
 
+from components.config import DownloadParams
 from components.download.fetch import Tree
 from components.download.sources import (
     CLASSNAMES,
@@ -18,6 +19,7 @@ from components.download.sources import (
     Skip,
     Source,
     plain_key,
+    splits_to_read,
     unique,
 )
 from components.errors import PermanentError
@@ -58,14 +60,15 @@ class WebdatasetSource(Source):
     ones the size and ETag, where there is one).
     """
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, params: DownloadParams) -> None:
         self._tree = tree
         names = tree.names()
         self._tars = sorted((name for name in names if name.endswith(".tar")), key=_natural)
         in_splits = [name for name in self._tars if name.split("/")[0] in SPLITS and "/" in name]
         self._has_splits = bool(in_splits)
         if in_splits:  # the layout of splits; other folders' tars are not part of it
-            self._tars = in_splits
+            wanted = splits_to_read({name.split("/")[0] for name in in_splits}, params)
+            self._tars = [name for name in in_splits if name.split("/")[0] in wanted]
         if not self._tars:
             raise PermanentError(
                 f"download.path {tree.url!r}: no .tar files there; expected *.tar, or train/ and test/ with tars"
