@@ -44,7 +44,7 @@ def one(args: argparse.Namespace) -> int:
         raise UsageError(f"give {' and '.join(missing)} (`splatclip {args.command} --help` shows an example)")
     info = _info(args, params)
     info = info and replace(info, id="")
-    report, page = run_step(step, getattr(params, step.section), inputs, args.store, info)
+    report, page, _ = run_step(step, getattr(params, step.section), inputs, args.store, info)
     say(step.name, report)
     export(report, args.store, **{name: getattr(args, name) for name in ("manifest_out", "metrics_out", "files_out")})
     if page is not None and args.files_out:

@@ -10,11 +10,13 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from components import FLOW, Step, tracking
+from components.errors import TransientError
 from components.manifest import Manifest, open_artifact
 from components.store import open_store
 
@@ -24,19 +26,29 @@ if TYPE_CHECKING:
 
 EVALUATION = "zero_shot_eval"
 REPORT = "report.html"
+FIRST_WAIT_S = 10.0
+
+
+class Done(NamedTuple):
+    """A finished step: its report, its page where it scores (report.html), and the tags of where it comes from."""
+
+    report: Report
+    page: bytes | None
+    tags: dict[str, str]
 
 
 def run_step(
-    step: Step, section: Any, inputs: Mapping[str, str], store: str, info: tracking.RunInfo | None
-) -> tuple[Report, bytes | None]:
-    """Run one step and record it; returns its report, and its page where the step scores (report.html).
+    step: Step, section: Any, inputs: Mapping[str, str], store: str, info: tracking.RunInfo | None, *, tries: int = 1
+) -> Done:
+    """Run one step and record it.
 
     section: the dataclass of the step's parameters; inputs: the stage's inputs by name, as prefixes or manifests;
-    info: the run that it belongs to, None to record nothing. Raises what the stage raises.
+    info: the run that it belongs to, None to record nothing; tries: how often at most, where it fails for now only.
+    Raises what the stage raises.
     """
     stage = importlib.import_module(f"components.{step.stage}.stage")
     with tracking.track_step(step, section, inputs, store, info) as tracker:
-        report: Report = stage.run(section, **inputs, store=store)
+        report: Report = _persist(step.name, lambda: stage.run(section, **inputs, store=store), tries)
         tracker.finish(report)
         page = None
         if step.stage == EVALUATION:
@@ -44,7 +56,18 @@ def run_step(
 
             page = report_html(report.url, store, tags=tracker.tags)
             tracker.artifact(REPORT, page)
-    return report, page
+    return Done(report, page, dict(tracker.tags))
+
+
+def _persist(name: str, call: Callable[[], Report], tries: int) -> Report:
+    for attempt in range(1, tries):
+        try:
+            return call()
+        except TransientError as error:
+            wait = FIRST_WAIT_S * 3 ** (attempt - 1)
+            print(f"{name}: {error}; try {attempt + 1} of {tries} in {wait:.0f} s", file=sys.stderr, flush=True)
+            time.sleep(wait)
+    return call()
 
 
 def run_flow(params: Params, store: str, out: Path, info: tracking.RunInfo | None) -> None:
@@ -54,19 +77,24 @@ def run_flow(params: Params, store: str, out: Path, info: tracking.RunInfo | Non
     try:
         for step in FLOW:
             inputs = {name: urls[source] for name, source in step.inputs.items()}
-            report, page = run_step(step, getattr(params, step.section), inputs, store, info)
-            urls[step.name] = report.url
-            say(step.name, report)
-            manifest = out / "manifests" / f"{step.name}.json"
-            export(report, store, manifest_out=manifest, files_out=out if step.stage == EVALUATION else None)
-            if page is not None:
-                write(out / REPORT, page)
+            done = run_step(step, getattr(params, step.section), inputs, store, info)
+            urls[step.name] = done.report.url
+            say(step.name, done.report)
+            deliver(step, done, store, out)
         status = "FINISHED"
     except BaseException as error:
         status = tracking.status_of(error)
         raise
     finally:
         tracking.close_run(info, store, status)
+
+
+def deliver(step: Step, done: Done, store: str, out: Path) -> None:
+    """Put a step's manifest into the folder of a run, and what people look at where it scores."""
+    manifest = out / "manifests" / f"{step.name}.json"
+    export(done.report, store, manifest_out=manifest, files_out=out if done.page is not None else None)
+    if done.page is not None:
+        write(out / REPORT, done.page)
 
 
 def say(name: str, report: Report) -> None:

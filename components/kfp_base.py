@@ -1,0 +1,107 @@
+"""What all Kubeflow components share: the decorator that builds them, and the call that runs a step of the flow.
+
+A component is the stage on the project's own image. What flows between components are manifests of a few kilobytes:
+Kubeflow copies an artifact's whole prefix into every step that takes it; the stages read the store themselves.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from kfp import dsl
+
+from components import FLOW
+from components.config import SECTIONS
+from components.errors import SplatClipError
+from components.local_run import LocalRun
+from components.params import section_from_dict
+from components.runner import Done
+
+# Of development; a release compiles with the image's digest. Kubeflow's local runner wants "python" in the name.
+IMAGE = "splatclip-python:dev"
+FINISH = "finish"
+TRIES = 3
+
+
+def component(function: Callable[..., None]) -> Any:
+    """A lightweight component of a function that imports all it needs: on the project's image, nothing installed."""
+    return dsl.component(function, base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
+
+
+def run(
+    step: str, params: dict[str, Any], *, store: str, tracking: dict[str, Any], run_id: str, **inputs: dsl.Artifact
+) -> Done:
+    """Run a step of the flow: its stage with the section `params` on artifacts that hold manifests.
+
+    What fails for now is tried again here: Kubeflow's own retries are lost inside loops and groups.
+    An error of ours ends the process with its exit code.
+    """
+    from components.runner import deliver, run_step, say
+    from components.tracking import run_info
+
+    local = LocalRun.current()
+    try:
+        with local.step(step) if local else nullcontext():
+            flow_step = next(known for known in FLOW if known.name == step)
+            section = section_from_dict(SECTIONS[flow_step.section], params, flow_step.section)
+            watched = section_from_dict(SECTIONS["tracking"], tracking, "tracking")
+            info = run_info(watched, local.id if local else run_id) if local is None or local.tracked else None
+            refs = {name: artifact.path for name, artifact in inputs.items()}
+            done = run_step(flow_step, section, refs, store, info, tries=TRIES)
+            say(step, done.report)
+            if local:
+                deliver(flow_step, done, store, local.out)
+            return done
+    except SplatClipError as error:
+        if local is None:  # on one machine the command says it
+            print(f"{step}: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(error.exit_code) from None
+
+
+def log(done: Done, output: dsl.Artifact, metrics: dsl.Metrics, page: dsl.HTML | None = None) -> None:
+    """Fill a component's outputs: the manifest with its address and tags, the figures, the page."""
+    report = done.report
+    write(output.path, report.manifest.to_bytes())
+    output.metadata |= {"url": report.url, "manifest_sha256": report.manifest_sha256, **done.tags, **report.facts}
+    for name, value in numbers(report.metrics):
+        metrics.log_metric(name, value)
+    metrics.metadata |= done.tags
+    if page is not None:
+        write(page.path, done.page or b"")
+        page.metadata |= done.tags
+
+
+def write(path: str, data: bytes) -> None:
+    """Write an artifact's one file."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(data)
+
+
+def numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The finite numbers of nested figures by dotted name; Kubeflow's metrics hold nothing else."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            yield f"{prefix}{name}", float(value)
+
+
+ENDS = {"SUCCEEDED": "FINISHED", "CANCELED": "KILLED", "CANCELLED": "KILLED"}
+
+
+def close(state: str, *, store: str, tracking: dict[str, Any], run_id: str) -> None:
+    """End the run in MLflow. state: Kubeflow's word for how the steps ended."""
+    from components.tracking import close_run, run_info, status_of
+
+    local = LocalRun.current()
+    with local.step(FINISH, always=True) if local else nullcontext():
+        if local and not local.tracked:
+            return
+        info = run_info(section_from_dict(SECTIONS["tracking"], tracking, "tracking"), local.id if local else run_id)
+        error = local.error() if local else None
+        close_run(info, store, status_of(error) if error else ENDS.get(state, "FAILED"))

@@ -1,0 +1,28 @@
+"""The stage as a Kubeflow component."""
+
+from kfp.dsl import Artifact, Input, Metrics, Model, Output
+
+from components.kfp_base import component
+
+
+@component
+def promote(
+    *,
+    step: str,
+    run_id: str,
+    store: str,
+    tracking: dict,
+    params: dict,
+    teacher: Input[Model],
+    adapter: Input[Model],
+    scores: Input[Artifact],
+    package: Output[Model],
+    metrics: Output[Metrics],
+) -> None:
+    """Register the model; make it the champion if it is better."""
+    from components.kfp_base import log, run
+
+    done = run(
+        step, params, store=store, tracking=tracking, run_id=run_id, teacher=teacher, adapter=adapter, scores=scores
+    )
+    log(done, package, metrics)

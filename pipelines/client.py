@@ -1,0 +1,151 @@
+"""The pipeline as YAML, checked against the source, or run on this machine through Kubeflow's local runner."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from kfp import compiler, local
+
+from components import FLOW, tracking
+from components.config import Params, as_dict
+from components.errors import Interrupted, SplatClipError, UsageError
+from components.kfp_base import FINISH, IMAGE
+from components.local_run import GO_ON, VARIABLE, LocalRun, stopping_with
+from components.runner import write
+from pipelines.quiet import only_the_steps_own
+from pipelines.train_eval import build
+
+MAX_BYTES = 256 << 10  # larger ones do not fit into Kubernetes' objects
+NOT_ARGUMENTS = ("resources",)  # they are part of the graph
+SECRET = re.compile(
+    r"://[^/@\s]+:[^/@\s]+@|[?&](x-amz-signature|x-goog-signature|sig|token|access_token)=", re.IGNORECASE
+)
+
+
+def arguments(params: Params) -> dict[str, Any]:
+    """The pipeline's arguments, but for the store: the sections of params, as JSON has them."""
+    sections: dict[str, Any] = json.loads(json.dumps(as_dict(params)))
+    return {name: section for name, section in sections.items() if name not in NOT_ARGUMENTS}
+
+
+def compile_pipeline(params: Params, out: Path, image: str = IMAGE) -> None:
+    """Write the pipeline's YAML, with the params as its arguments' defaults; the same params give the same bytes.
+
+    Raises UsageError where a parameter holds a secret (a password in an address, a signed address), or where the
+    YAML is too large for Kubernetes.
+    """
+    with tempfile.TemporaryDirectory(prefix="splatclip-compile-") as folder:
+        target = Path(folder) / "pipeline.yaml"
+        compiler.Compiler().compile(
+            build(params.resources, image), str(target), pipeline_parameters=_without_secrets(arguments(params))
+        )
+        data = target.read_bytes()
+    if len(data) > MAX_BYTES:
+        raise UsageError(f"{out}: the pipeline compiles to {len(data)} bytes; Kubernetes takes at most {MAX_BYTES}")
+    write(out, data)
+
+
+def _without_secrets(values: dict[str, Any]) -> dict[str, Any]:
+    for section, fields in values.items():
+        for name, value in fields.items():
+            if isinstance(value, str) and SECRET.search(value):
+                raise UsageError(
+                    f"{section}.{name} holds a password or a signature, which everyone who sees the pipeline could "
+                    "read; give an address without one, and the secret in the step's environment"
+                )
+    return values
+
+
+def check(params: Params, path: Path) -> list[str]:
+    """Where the YAML at `path` is not what the source compiles to, a line each; the SDK's version does not count."""
+    try:
+        there = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: cannot read the pipeline: {error}") from None
+    with tempfile.TemporaryDirectory(prefix="splatclip-compile-") as folder:
+        compile_pipeline(params, Path(folder) / path.name)
+        compiled = yaml.safe_load((Path(folder) / path.name).read_text(encoding="utf-8"))
+    for pipeline in (there, compiled):
+        if isinstance(pipeline, dict):
+            pipeline.pop("sdkVersion", None)
+    return list(_differences(there, compiled, ""))
+
+
+def _differences(there: Any, compiled: Any, where: str) -> Iterator[str]:
+    if isinstance(there, dict) and isinstance(compiled, dict):
+        for name in sorted({*there, *compiled}, key=str):
+            yield from _differences(there.get(name), compiled.get(name), f"{where}.{name}" if where else str(name))
+    elif isinstance(there, list) and isinstance(compiled, list) and len(there) == len(compiled):
+        for index, (one, other) in enumerate(zip(there, compiled, strict=True)):
+            yield from _differences(one, other, f"{where}[{index}]")
+    elif there != compiled or type(there) is not type(compiled):
+        yield f"{where}: {_short(there)} there, {_short(compiled)} from the source"
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:40]}... ({len(text)} characters)"
+
+
+def run_local(params: Params, store: str, out: Path, run_id: str = "", tracked: bool = True) -> None:
+    """Run the pipeline here, each step a process of its own; manifests, scores and report.html end up in `out`.
+
+    run_id: names the run in MLflow (made up if empty); tracked: whether it is recorded there.
+    Raises what the failing step raised; Interrupted after SIGTERM or Ctrl-C, when the step has saved its work.
+    """
+    info = tracking.run_info(params.tracking, run_id) if tracked else None
+    with tempfile.TemporaryDirectory(prefix="splatclip-run-") as scratch:
+        name = info.id if info else run_id or secrets.token_hex(4)
+        run = LocalRun.start(Path(scratch), run_id=name, out=out, tracked=info is not None)
+        status = "FAILED"
+        try:
+            _run(run, build(params.resources), {"store": store, **arguments(params)})
+            status = "FINISHED"
+        except BaseException as error:
+            status = tracking.status_of(error)
+            raise
+        finally:
+            if not run.is_done(FINISH):  # cut short before the exit handler
+                tracking.close_run(info, store, status)
+
+
+def _run(run: LocalRun, pipeline: Any, values: Mapping[str, Any]) -> None:
+    with _variable(VARIABLE, str(run.folder)), stopping_with(run), only_the_steps_own(sys.stderr) as log:
+        warnings.filterwarnings("ignore", module=r"kfp\.")  # resources and the image mean nothing here
+        local.init(
+            local.SubprocessRunner(use_venv=False),
+            pipeline_root=str(run.folder / "artifacts"),
+            workspace_root=str(run.folder / "workspace"),
+            raise_on_error=False,
+        )
+        pipeline(**values)
+    error = run.error()
+    if run.stopped:
+        raise error if isinstance(error, Interrupted) else Interrupted(f"stopped before the next step began; {GO_ON}")
+    if error is not None:
+        raise error
+    undone = [step for step in (*(step.name for step in FLOW), FINISH) if not run.is_done(step)]
+    if undone:
+        log.show_the_rest()
+        raise SplatClipError(f"{undone[0]}: ended without a word; what Kubeflow's runner said stands above")
+
+
+@contextlib.contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable for the length of the block."""
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
