@@ -36,8 +36,8 @@ similarity = images @ texts.T
 """
 LIMITS = """\
 - It reads splats made as those it was trained on: same side of the pictures, same fitting. Others are not tested.
-- Figures hold for the pictures named above. An interval says how far a figure would move with other test pictures of the
-  same kind; it covers neither another training run nor another kind of picture.
+- Figures hold for the pictures named above. An interval says how far a figure would move with other test pictures of
+  the same kind; it covers neither another training run nor another kind of picture.
 - Splats lose detail, so small things and text in pictures may not be recognised. Files may be larger than JPEG.
 - What the teacher and the training pictures bring along (biases of web data, mislabelled classes, licences) is in the
   model too. It was not checked for fairness, and is not meant for decisions about people, surveillance or safety.
@@ -165,8 +165,8 @@ def _figures(scores: Mapping[str, Any]) -> list[str]:
     splats, sizes = scores["splats"], scores["bytes_per_picture"]
     parts.append(f"Intervals: {scores['intervals']['note']}.")
     parts.append(
-        f"Splats: {splats['num_gaussians_mean']:,.0f} Gaussians a picture, PSNR {splats['psnr_db_mean']:.2f} dB. Bytes a "
-        f"picture: .gs2d {sizes['gs2d']:,.0f}, as stored {sizes['stored']:,.0f}, JPEG of quality 90 "
+        f"Splats: {splats['num_gaussians_mean']:,.0f} Gaussians a picture, PSNR {splats['psnr_db_mean']:.2f} dB. "
+        f"Bytes a picture: .gs2d {sizes['gs2d']:,.0f}, as stored {sizes['stored']:,.0f}, JPEG of quality 90 "
         f"{sizes['jpeg90']:,.0f}, raw RGB {sizes['raw']:,.0f}."
     )
     return parts

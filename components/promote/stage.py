@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Mapping
 
-from components.config import PromoteParams, semantic
+from components.config import semantic
 from components.errors import PermanentError, UsageError
 from components.manifest import Artifact, Commit, FileEntry, open_artifact
+from components.operations import PromoteParams
 from components.package import ADAPTER_FILES, CARD, SCORES, TEACHER_FILES, read_scores
 from components.promote.card import model_card
+from components.promote.evaluation import description, version_tags
 from components.report import Report
+from components.signals import Stop, stop_on_sigterm
 from components.store import Store, open_store
 
 STAGE = "promote"
@@ -21,10 +25,13 @@ HEADLINE = "splats"
 
 
 def run(params: PromoteParams, *, teacher: str, adapter: str, scores: str, store: str) -> Report:
-    """Commit a package of adapter, teacher, scores and model card.
+    """Commit a package of adapter, teacher, scores and model card; then register it and settle who is champion.
 
-    teacher, adapter, scores: outputs of train_teacher, train_adapter and zero_shot_eval.
-    Raises UsageError where an input is another stage's output, PermanentError where inputs do not belong together.
+    teacher, adapter, scores: outputs of train_teacher, train_adapter and zero_shot_eval. A package that was committed
+    before is registered all the same, unless it is already: that is one version. With SPLATCLIP_TRACKING=off nothing
+    is registered. Report.facts says model, version, alias and why.
+    Raises UsageError where an input is another stage's output, PermanentError where inputs do not belong together or
+    MLflow refuses, TransientError where it does not answer; Interrupted on SIGTERM or Ctrl-C.
     """
     started = time.monotonic()
     root = open_store(store)
@@ -34,6 +41,8 @@ def run(params: PromoteParams, *, teacher: str, adapter: str, scores: str, store
     commit = Commit(root, stage=STAGE, version=VERSION, params=semantic(params), inputs=inputs)
     found = commit.finished()
     package = found or _commit(commit, inputs, root)
+    with stop_on_sigterm() as stop:
+        facts = _register(params, package, inputs["scores"], stop)
     return Report(
         stage=STAGE,
         url=package.url,
@@ -43,7 +52,24 @@ def run(params: PromoteParams, *, teacher: str, adapter: str, scores: str, store
         seconds=time.monotonic() - started,
         speeds={},
         manifest=package.manifest,
+        facts=facts,
     )
+
+
+def _register(params: PromoteParams, package: Artifact, scored: Artifact, stop: Stop) -> dict[str, str]:
+    """Report.facts."""
+    if os.environ.get("SPLATCLIP_TRACKING") == "off":
+        return {"alias": "none", "verdict": "not registered: tracking is switched off"}
+    from components.registry import register
+
+    tags = version_tags(package, scored, read_scores(package))
+    outcome = register(params.model_name, package, tags, description(tags), stop=stop)
+    return {
+        "model": outcome.model,
+        "version": str(outcome.version),
+        "alias": outcome.alias,
+        "verdict": outcome.verdict,
+    }
 
 
 def check_inputs(inputs: Mapping[str, Artifact]) -> None:

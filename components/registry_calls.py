@@ -1,0 +1,218 @@
+"""MLflow's model registry as this project uses it: few calls, each tried again while the server is away or busy."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from components.errors import PermanentError, TransientError, UsageError
+from components.registry_line import Decision, Version
+from components.signals import Stop
+from components.tracking_client import connect, tracking_uri
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+ALIASES = (CHAMPION, CHALLENGER)
+DECISION_TAG = "splatclip.champions"
+WAIT_ENV, WAIT_S = "SPLATCLIP_REGISTRY_WAIT", 120.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
+PAGE = 1000
+KEPT = "the model package is committed; run the same command again to register it"
+# of a version, written with it in one call
+SCORE, LOW, HIGH, METRIC = "eval.score", "eval.low", "eval.high", "eval.metric"
+EVALUATION, PACKAGE = "eval.hash", "package.sha256"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class State:
+    """What the registry holds of a model. aliases: champion and challenger, where set."""
+
+    versions: list[Version]
+    decision: Decision
+    aliases: dict[str, int]
+
+
+class Registry:
+    """The versions of one registered model.
+
+    Its methods raise TransientError when the server does not answer for SPLATCLIP_REGISTRY_WAIT seconds (120),
+    PermanentError when it refuses, Interrupted once a stop is asked for.
+    """
+
+    def __init__(self, name: str, stop: Stop | None = None) -> None:
+        self.name = name
+        self.uri = tracking_uri()
+        self.stop = stop or Stop()
+        self._wait_s = _wait_s()
+        self.client = self.call("connect", lambda: connect(self.uri))
+
+    def call(self, what: str, function: Callable[[], T]) -> T:
+        """function(), tried again with growing pauses. It may run twice although the first one took effect."""
+        deadline, pause = time.monotonic() + self._wait_s, FIRST_PAUSE_S
+        while True:
+            self.stop.check(KEPT)
+            try:
+                return function()
+            except _errors() as error:
+                reason = _reason(error)
+                if not _passes(error):
+                    raise PermanentError(f"MLflow refuses ({what}, model {self.name!r}): {reason}") from error
+                if time.monotonic() + pause > deadline:
+                    raise TransientError(
+                        f"MLflow does not answer ({what}, model {self.name!r}): {reason}; try again when it is back"
+                    ) from error
+            time.sleep(pause * random.uniform(0.5, 1.0))  # apart, where many wait for one server
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def ensure(self) -> None:
+        """Make the registered model if there is none."""
+
+        def create() -> None:
+            try:
+                self.client.create_registered_model(self.name)
+            except _errors() as error:
+                if getattr(error, "error_code", "") != "RESOURCE_ALREADY_EXISTS":
+                    raise
+
+        if self._model() is None:
+            self.call("create the model", create)
+
+    def _model(self) -> Any:
+        def get() -> Any:
+            try:
+                return self.client.get_registered_model(self.name)
+            except _errors() as error:
+                if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return None
+
+        return self.call("look up the model", get)
+
+    def state(self) -> State:
+        """All of it, read now; UsageError if there is no such model."""
+        versions = self._versions()
+        model = self._model()
+        if model is None:
+            raise UsageError(f"the registry has no model {self.name!r}; `splatclip promote` registers one")
+        return State(
+            versions=versions,
+            decision=Decision.from_json(
+                model.tags.get(DECISION_TAG), f"registered model {self.name!r}, tag {DECISION_TAG}"
+            ),
+            aliases={name: int(model.aliases[name]) for name in ALIASES if name in model.aliases},
+        )
+
+    def _versions(self) -> list[Version]:
+        """Those that the gate registered; others lack its tags."""
+        quoted = self.name.replace("'", "\\'")
+        found, token = [], None
+        while True:
+            page = self.call(
+                "list versions",
+                lambda token=token: self.client.search_model_versions(  # type: ignore[misc]
+                    f"name='{quoted}'", max_results=PAGE, order_by=["version_number ASC"], page_token=token
+                ),
+            )
+            found += [version for version in map(_version, page) if version is not None]
+            token = page.token
+            if not token:
+                return found
+
+    def create(self, source: str, run_id: str | None, tags: Mapping[str, str], description: str) -> None:
+        """A version with all its tags in one call. MLflow numbers versions upwards and never a number twice."""
+        self.client.create_model_version(
+            self.name, source, run_id=run_id, tags=dict(tags), description=description, await_creation_for=0
+        )
+
+    def delete(self, number: int) -> None:
+        """Remove a version; nothing happens if it is gone."""
+
+        def delete() -> None:
+            try:
+                self.client.delete_model_version(self.name, str(number))
+            except _errors() as error:
+                if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+
+        self.call(f"delete version {number}", delete)
+
+    def set_alias(self, alias: str, number: int | None) -> None:
+        """Point an alias at a version, or at none."""
+
+        def point() -> None:
+            if number is None:
+                self.client.delete_registered_model_alias(self.name, alias)
+                return
+            try:
+                self.client.set_registered_model_alias(self.name, alias, str(number))
+            except _errors() as error:
+                # deleted since it was read: the next reading shows it
+                if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+
+        self.call(f"set alias {alias}", point)
+
+    def decide(self, decision: Decision) -> None:
+        """Record a decision by hand."""
+        text = decision.to_json()
+        self.call("record the decision", lambda: self.client.set_registered_model_tag(self.name, DECISION_TAG, text))
+
+
+def _wait_s() -> float:
+    text = os.environ.get(WAIT_ENV, str(WAIT_S))
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise UsageError(f"{WAIT_ENV} is {text!r}; give seconds") from None
+    return seconds
+
+
+def _version(found: Any) -> Version | None:
+    tags = found.tags
+    try:
+        return Version(
+            number=int(found.version),
+            metric=tags[METRIC],
+            score=float(tags[SCORE]),
+            low=float(tags[LOW]),
+            high=float(tags[HIGH]),
+            evaluation=tags[EVALUATION],
+            package=tags[PACKAGE],
+        )
+    except (KeyError, ValueError):
+        return None
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return (MlflowException, SQLAlchemyError, OSError)  # those of `requests` are OSErrors
+
+
+def _passes(error: Exception) -> bool:
+    """Whether trying again may help."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    text = str(error)
+    # two writers met: the next try finds what the other wrote
+    if "IntegrityError" in text or getattr(error, "error_code", "") == "RESOURCE_ALREADY_EXISTS":
+        return True
+    if isinstance(error, MlflowException):
+        status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+        return status >= 500 or status in {408, 409, 429, 499}
+    response = getattr(error, "response", None)  # of an upload
+    if response is not None:
+        return bool(response.status_code >= 500 or response.status_code in {408, 429})
+    return isinstance(error, (SQLAlchemyError, ConnectionError, TimeoutError)) or type(error).__module__.startswith(
+        "requests"
+    )
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,71 @@
+"""Where a registered version says its package lies.
+
+A package in s3:// stays there. One in a folder is named by its path where this process writes to the registry's
+database itself; a server takes no path of a client's, so the package is then uploaded, as artifact of a run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.manifest import MANIFEST, Artifact
+
+if TYPE_CHECKING:
+    from components.registry_calls import Registry
+
+EXPERIMENT = "splatclip/packages"
+FOLDER = "package"
+TAG = "package.sha256"
+UPLOAD_TIMEOUT_S = "600"
+
+
+def package_source(registry: Registry, package: Artifact, run_id: str | None) -> tuple[str, str | None]:
+    """The version's source and its run; uploads the package where it has to.
+
+    run_id: of the run that promotes, where there is one: it then is the version's run, and takes the upload.
+    """
+    if package.url.startswith("s3://"):
+        return package.url, run_id
+    folder = Path(package.url).expanduser().resolve()
+    if not registry.uri.startswith(("http://", "https://")):
+        return str(folder), run_id
+    own = run_id is None
+    run_id = run_id or _run(registry, package)
+    for name in [*(entry.name for entry in package.manifest.files), MANIFEST]:
+        registry.stop.check("the upload starts again with the same command")
+        with _patience():
+            registry.client.log_artifact(run_id, str(folder / name), FOLDER)
+    if own:
+        registry.client.set_terminated(run_id)
+    return f"runs:/{run_id}/{FOLDER}", run_id
+
+
+def _run(registry: Registry, package: Artifact) -> str:
+    """A run to hold the package: the one that an earlier try made, or a new one."""
+    client: Any = registry.client
+    sha = package.manifest.sha256
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
+    found = client.search_runs([experiment_id], f"tags.`{TAG}` = '{sha}'", max_results=1)
+    if found:
+        return str(found[0].info.run_id)
+    return str(client.create_run(experiment_id, tags={TAG: sha}, run_name=f"package-{sha[:7]}").info.run_id)
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """More time for one request: a server answers an upload when all of it is stored."""
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    before = os.environ.get(name)
+    os.environ[name] = UPLOAD_TIMEOUT_S
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
