@@ -239,7 +239,10 @@ class Params:
             f"download_eval.image_size is {test.image_size}, download.image_size {train.image_size}; make them equal, "
             "as the adapter reads splats of pictures of the size that it was trained on",
         )
-        if (train.source, train.path) == (test.source, test.path) and train.source != "sample":
+        if (train.source, train.path) != (test.source, test.path):
+            named = f"download_eval is another set than download, but bears its name {train.dataset!r}"
+            require(test.dataset != train.dataset, f"{named}; give download_eval.dataset its own, results carry it")
+        elif train.source != "sample":
             dealt = [(part.seed, part.num_train, part.num_val) for part in (train, test)]
             require(
                 dealt[0] == dealt[1] and test.num_test <= train.num_test,

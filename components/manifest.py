@@ -36,6 +36,7 @@ __all__ = [
     "ShardEntry",
     "canonical",
     "open_artifact",
+    "output_key",
     "read_manifest",
     "sha256_bytes",
 ]
@@ -110,6 +111,12 @@ def open_artifact(ref: str, store: Store) -> Artifact:
     return Artifact(manifest, there, there.url)
 
 
+def output_key(stage: str, version: int, params: Mapping[str, Any], inputs: Mapping[str, str], source: str = "") -> str:
+    """What a stage's output lies under: a hash of all that decides it. inputs: sha256 of their manifests by name."""
+    whole = {"stage": stage, "version": version, "params": params, "inputs": dict(inputs), "source": source}
+    return sha256_bytes(canonical(whole))[:16]
+
+
 class Commit:
     """One stage's write side, at `<store>/<stage>/<key>`.
 
@@ -132,8 +139,7 @@ class Commit:
             for name, given in sorted(inputs.items())
         }
         sums = {name: given["sha256"] for name, given in self.inputs.items()}
-        whole = {"stage": stage, "version": version, "params": params, "inputs": sums, "source": source}
-        self.key = sha256_bytes(canonical(whole))[:16]
+        self.key = output_key(stage, version, params, sums, source)
         self.params_hash = sha256_bytes(canonical(params))
         self.path = f"{stage}/{self.key}"
         self.store = store.sub(self.path)

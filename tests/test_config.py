@@ -67,6 +67,7 @@ def test_dvc_finds_its_sections_in_every_profile(path: Path) -> None:
         ({"download_eval": {"num_test": 0}}, "at least 1"),
         ({"download_eval": {"sed": 1}}, "did you mean 'seed'"),
         ({"download_eval": {"image_size": 32}}, "download_eval.image_size is 32, download.image_size 64"),
+        ({"download_eval": {"source": "folder", "path": "x"}}, "bears its name 'sample'; give download_eval.dataset"),
         ({"resources": {"splatfit": {}}}, "did you mean 'splat_fit'"),
         ({"resources": {"splat_fit": {"gpu": 1}}}, "did you mean 'gpus'"),
         ({"resources": {"splat_fit": {"gpus": 0.5}}}, "resources.splat_fit.gpus is 0.5; expected int"),
@@ -152,7 +153,7 @@ def test_the_same_pictures_dealt_otherwise_are_no_evaluation_set(deal: dict[str,
     source = {"source": "folder", "path": "photos"}
     with pytest.raises(UsageError, match="training pictures may be scored"):
         params_from_dict({"download": source, "download_eval": deal})
-    assert params_from_dict({"download": source, "download_eval": deal | {"path": "others"}})
+    assert params_from_dict({"download": source, "download_eval": deal | {"path": "others", "dataset": "others"}})
     assert params_from_dict({"download": source, "download_eval": {"num_test": 999}})
     assert params_from_dict({"download_eval": deal}), "'sample' draws its splits from seeds of their own"
 

@@ -77,6 +77,18 @@ def _trained_classes(made: Artifact, images: Artifact, own: list[str], store: St
     return own + (list(found.class_names) if found is not None else [])
 
 
+def _trained_on(made: Artifact, images: Artifact, store: Store) -> bool:
+    """Whether the training of `made` read this image set: the same pictures, or others of the set of that name."""
+    source = made.manifest.inputs.get("images")
+    if source is None or source["sha256"] == images.manifest.sha256:
+        return source is not None
+    try:
+        trained = open_artifact(store.sub(source["path"]).url, store)
+    except PermanentError:
+        return False
+    return trained.manifest.metrics.get("dataset") == images.manifest.metrics.get("dataset")
+
+
 def settings(
     inputs: Mapping[str, Artifact], teacher: LoadedTeacher, prompts: Prompts | None, store: Store
 ) -> dict[str, str]:
@@ -89,8 +101,7 @@ def settings(
             seen = _trained_classes(inputs[name], images, own, store) if trained_here else []
             found[name] = wording.classification_setting(prompts.class_names, seen)
         else:
-            source = inputs[name].manifest.inputs.get("images", {}).get("sha256")
-            found[name] = wording.retrieval_setting(trained_here, source == images.manifest.sha256)
+            found[name] = wording.retrieval_setting(trained_here, _trained_on(inputs[name], images, store))
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from components.images import EXTENSIONS, decode_rgb
-from components.manifest import Artifact, Manifest, canonical
+from components.manifest import Artifact, Manifest, canonical, output_key
 from components.splats import Splats, compression_ratio
 from components.zero_shot_eval.embed import Embedded
 from components.zero_shot_eval.inventory import Inventory, Photograph, SplatFile, fetch
@@ -74,7 +74,7 @@ def interval_note(num_bootstrap: int, task: str) -> dict[str, Any]:
 def notes(adapter: Manifest, splats: Manifest, rows: Sequence[Mapping[str, Any]], headline: Sequence[str]) -> list[str]:
     """What a reader of the scores has to know. rows: of scores.json; headline: the metrics that the table shows."""
     found = []
-    if adapter.inputs.get("splats", {}).get("sha256") != splats.sha256:
+    if not _fitted_alike(adapter, splats):
         found.append(
             "the adapter was trained on other splats than these; a stem reads badly what it was not trained for"
         )
@@ -89,6 +89,15 @@ def notes(adapter: Manifest, splats: Manifest, rows: Sequence[Mapping[str, Any]]
     if any(ratio is not None and ratio["value"] > 1 for ratio in ratios):
         found.append(_more_than_the_control(adapter.metrics.get("stage1_steps", 0) > 0, "control_stage1" in by_name))
     return found
+
+
+def _fitted_alike(adapter: Manifest, splats: Manifest) -> bool:
+    """Whether the adapter was trained on these splats, or on its own pictures' as these parameters fit them."""
+    used = adapter.inputs.get("splats", {})
+    if used.get("sha256") == splats.sha256:
+        return True
+    pictures = {"images": adapter.inputs.get("images", {}).get("sha256", "")}
+    return used.get("path") == f"{splats.stage}/{output_key(splats.stage, splats.version, splats.params, pictures)}"
 
 
 def _more_than_the_control(had_stage1: bool, shown: bool) -> str:
