@@ -38,14 +38,18 @@ class StepLog(io.TextIOBase):
             self._inside = bare == BEGIN
             self._others.clear()
         elif self._inside:
-            print(bare, file=self._target, flush=True)
+            self._pass_on(bare)
         else:
             self._others.append(line)
 
     def show_the_rest(self) -> None:
         """Print what was kept back since the last mark."""
         for line in self._others:
-            print(line, file=self._target, flush=True)
+            self._pass_on(line)
+
+    def _pass_on(self, line: str) -> None:
+        self._target.write(f"{line}\n")  # not print: the runner replaces it while a step runs
+        self._target.flush()
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from kfp import dsl
 
 from components import FLOW, STAGES
 from components.kfp_base import FINISH, IMAGE, component
-from components.operations import ResourcesParams
+from components.operations import Resources, ResourcesParams
 
 NAME = "train-eval"
 SUMMARY = "Photographs -> 2D Gaussian splats -> tokens -> embeddings -> scores."
@@ -43,13 +43,21 @@ def build(resources: ResourcesParams, image: str = IMAGE) -> Any:
             """A step of FLOW; each input is the task that makes it, under the name that its output has there."""
             given = {item: task.outputs[item] for item, task in inputs.items()}
             task = COMPONENTS[STAGE_OF[name]](step=name, params=params, **common, **given)
-            return settle(task, name).after(*after)
+            return settle(task, name, getattr(resources, STAGE_OF[name])).after(*after)
 
-        def settle(task: Any, name: str) -> Any:
+        def settle(task: Any, name: str, asked: Resources) -> Any:
             # The store is the cache, by content: Kubeflow's own goes by the image's name and the artifacts' addresses.
-            return task.set_display_name(name).set_caching_options(False).set_container_image(image)
+            task.set_display_name(name).set_caching_options(False).set_container_image(image)
+            if "@" in image:
+                task.set_env_variable("SPLATCLIP_IMAGE_DIGEST", image.partition("@")[2])
+            cpu = f"{asked.cpu:g}"
+            task.set_cpu_request(cpu).set_cpu_limit(cpu)
+            task.set_memory_request(asked.memory).set_memory_limit(asked.memory)
+            if asked.gpus:
+                task.set_accelerator_type(asked.accelerator).set_accelerator_limit(asked.gpus)
+            return task
 
-        with dsl.ExitHandler(settle(finish(**common), FINISH)):
+        with dsl.ExitHandler(settle(finish(**common), FINISH, Resources(cpu=0.5, memory="1Gi"))):
             images = step("download", download)
             images_eval = step("download_eval", download_eval, images)
             teacher = step("train_teacher", train_teacher, images=images)
