@@ -9,8 +9,8 @@ PARAMS ?= params.yaml
 .PHONY: demo test test-full system-packages lint format lock clean
 .DELETE_ON_ERROR:
 
-demo: .venv/.installed  ## the whole pipeline on the embedded default, ending with a table and a contact sheet
-	$(BIN)/splatclip run --params $(PARAMS) --store $(STORE)
+demo: .venv/.installed  ## the whole pipeline on the embedded default, through KFP's local runner, ending with a report
+	$(BIN)/splatclip pipeline run-local --params $(PARAMS) --store $(STORE)
 
 test: .venv/.installed-dev  ## what a laptop can test; no root, no network
 	$(BIN)/python -m pytest
