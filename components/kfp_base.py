@@ -50,7 +50,7 @@ def run(
             flow_step = next(known for known in FLOW if known.name == step)
             section = section_from_dict(SECTIONS[flow_step.section], params, flow_step.section)
             watched = section_from_dict(SECTIONS["tracking"], tracking, "tracking")
-            info = run_info(watched, local.id if local else run_id) if local is None or local.tracked else None
+            info = run_info(watched, local.id if local else run_id)
             refs = {name: artifact.path for name, artifact in inputs.items()}
             done = run_step(flow_step, section, refs, store, info, tries=TRIES)
             say(step, done.report)
@@ -100,8 +100,6 @@ def close(state: str, *, store: str, tracking: dict[str, Any], run_id: str) -> N
 
     local = LocalRun.current()
     with local.step(FINISH, always=True) if local else nullcontext():
-        if local and not local.tracked:
-            return
         info = run_info(section_from_dict(SECTIONS["tracking"], tracking, "tracking"), local.id if local else run_id)
         error = local.error() if local else None
         close_run(info, store, status_of(error) if error else ENDS.get(state, "FAILED"))

@@ -9,10 +9,12 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 from components.errors import Interrupted, PermanentError, SplatClipError, TransientError, UsageError
 
@@ -24,19 +26,20 @@ _ERRORS = {error.exit_code: error for error in (UsageError, PermanentError, Tran
 
 @dataclass(frozen=True)
 class LocalRun:
-    """folder: where they talk; id: of the run; out: where steps export to; tracked: whether MLflow records it."""
+    """folder: where they talk; id: of the run; out: where steps export to; runner: the runner's process id."""
 
     folder: Path
     id: str
     out: Path
-    tracked: bool
+    runner: int
 
     @classmethod
-    def start(cls, folder: Path, *, run_id: str, out: Path, tracked: bool) -> LocalRun:
-        """A new run; `environment` in the steps' environment lets them find it."""
-        about = {"id": run_id, "out": str(out.absolute()), "tracked": tracked}
+    def start(cls, folder: Path, *, run_id: str, out: Path) -> LocalRun:
+        """A new run of this process; VARIABLE in the steps' environment lets them find it."""
+        run = cls(folder, run_id, out.absolute(), os.getpid())
+        about = {"id": run.id, "out": str(run.out), "runner": run.runner}
         (folder / "run.json").write_text(json.dumps(about), encoding="utf-8")
-        return cls(folder, run_id, out.absolute(), tracked)
+        return run
 
     @classmethod
     def current(cls) -> LocalRun | None:
@@ -45,20 +48,22 @@ class LocalRun:
         if not folder:
             return None
         about = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
-        return cls(Path(folder), about["id"], Path(about["out"]), about["tracked"])
+        return cls(Path(folder), about["id"], Path(about["out"]), about["runner"])
 
     @contextmanager
     def step(self, name: str, *, always: bool = False) -> Iterator[None]:
         """Be step `name` for the length of the block: can be stopped, and its error is kept for the runner.
 
-        Once the run has failed or was stopped no further step begins, but those that always run.
+        Once a step has failed or a stop was asked for no other begins (SystemExit), but those that always run.
         """
+        if not always and (self.stopped or self.broken()):
+            raise SystemExit(Interrupted.exit_code)
         pid = self.folder / "step.pid"
         pid.write_text(str(os.getpid()), encoding="utf-8")
+        (self.folder / f"{name}.begun").touch()
+        Thread(target=self._stop_without_runner, daemon=True).start()
+        print(BEGIN, flush=True)
         try:
-            if not always and (self.stopped or self.error() is not None):
-                raise SystemExit(Interrupted.exit_code)
-            print(BEGIN, flush=True)
             yield
             (self.folder / f"{name}.done").touch()
         except SplatClipError as error:
@@ -72,6 +77,16 @@ class LocalRun:
             sys.stderr.flush()
             print(END, flush=True)
 
+    def _stop_without_runner(self) -> None:
+        """Stop as if by SIGTERM where the runner was killed: nobody waits for the step any more."""
+        while True:
+            time.sleep(1)
+            try:
+                os.kill(self.runner, 0)
+            except ProcessLookupError:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
     def _keep(self, name: str, exit_code: int, message: str) -> None:
         if self.error() is None:  # the first tells why, the others follow from it
             text = json.dumps({"step": name, "exit_code": exit_code, "message": message})
@@ -84,6 +99,11 @@ class LocalRun:
         except FileNotFoundError:
             return None
         return _ERRORS.get(kept["exit_code"], SplatClipError)(f"{kept['step']}: {kept['message']}")
+
+    def broken(self) -> str:
+        """The step that began and did not end well, or an empty text."""
+        begun = (path.stem for path in sorted(self.folder.glob("*.begun")))
+        return next((name for name in begun if not self.is_done(name)), "")
 
     def is_done(self, name: str) -> bool:
         """Whether step `name` ended well."""

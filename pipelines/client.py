@@ -111,10 +111,11 @@ def run_local(params: Params, store: str, out: Path, run_id: str = "", tracked: 
     info = tracking.run_info(params.tracking, run_id) if tracked else None
     with tempfile.TemporaryDirectory(prefix="splatclip-run-") as scratch:
         name = info.id if info else run_id or secrets.token_hex(4)
-        run = LocalRun.start(Path(scratch), run_id=name, out=out, tracked=info is not None)
+        run = LocalRun.start(Path(scratch), run_id=name, out=out)
         status = "FAILED"
         try:
-            _run(run, build(params.resources), {"store": store, **arguments(params)})
+            with _environment(run, tracked=info is not None):
+                _run(run, build(params.resources, one_by_one=True), {"store": store, **arguments(params)})
             status = "FINISHED"
         except BaseException as error:
             status = tracking.status_of(error)
@@ -125,7 +126,7 @@ def run_local(params: Params, store: str, out: Path, run_id: str = "", tracked: 
 
 
 def _run(run: LocalRun, pipeline: Any, values: Mapping[str, Any]) -> None:
-    with _variable(VARIABLE, str(run.folder)), stopping_with(run), only_the_steps_own(sys.stderr) as log:
+    with stopping_with(run), only_the_steps_own(sys.stderr) as log:
         warnings.filterwarnings("ignore", module=r"kfp\.")  # resources and the image mean nothing here
         local.init(
             local.SubprocessRunner(use_venv=False),
@@ -142,14 +143,22 @@ def _run(run: LocalRun, pipeline: Any, values: Mapping[str, Any]) -> None:
     undone = [step for step in (*(step.name for step in FLOW), FINISH) if not run.is_done(step)]
     if undone:
         log.show_the_rest()
-        raise SplatClipError(f"{undone[0]}: ended without a word; what Kubeflow's runner said stands above")
+        raise SplatClipError(f"{run.broken() or undone[0]}: its process was killed or could not start; {GO_ON}")
 
 
 @contextlib.contextmanager
-def _variable(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable for the length of the block."""
-    os.environ[name] = value
+def _environment(run: LocalRun, *, tracked: bool) -> Iterator[None]:
+    """What the steps find in their environment; the pipeline's components leave a folder each where TMPDIR says."""
+    scratch = run.folder / "tmp"
+    scratch.mkdir()
+    values = {VARIABLE: str(run.folder), "TMPDIR": str(scratch), **({} if tracked else {"SPLATCLIP_TRACKING": "off"})}
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        del os.environ[name]
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

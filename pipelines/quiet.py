@@ -19,7 +19,7 @@ class StepLog(io.TextIOBase):
 
     def __init__(self, target: TextIO) -> None:
         self._target, self._line, self._inside = target, "", False
-        self._others: deque[str] = deque(maxlen=60)
+        self._others: deque[str] = deque(maxlen=200)
 
     def writable(self) -> bool:
         """It is."""
@@ -36,14 +36,13 @@ class StepLog(io.TextIOBase):
         bare = line[INDENT:] if line.startswith(" " * INDENT) else line
         if bare in {BEGIN, END}:
             self._inside = bare == BEGIN
-            self._others.clear()
         elif self._inside:
             self._pass_on(bare)
         else:
             self._others.append(line)
 
     def show_the_rest(self) -> None:
-        """Print what was kept back since the last mark."""
+        """Print the last of what was kept back."""
         for line in self._others:
             self._pass_on(line)
 

@@ -23,8 +23,11 @@ def finish(*, status: dsl.PipelineTaskFinalStatus, run_id: str, store: str, trac
     close(status.state, store=store, tracking=tracking, run_id=run_id)
 
 
-def build(resources: ResourcesParams, image: str = IMAGE) -> Any:
-    """The pipeline, and what each step asks of the cluster; its arguments are the store and sections of params."""
+def build(resources: ResourcesParams, image: str = IMAGE, *, one_by_one: bool = False) -> Any:
+    """The pipeline, and what each step asks of the cluster; its arguments are the store and sections of params.
+
+    one_by_one: no two steps at once, in the order below.
+    """
 
     def train_eval(  # noqa: PLR0917 - KFP calls it so
         store: str,
@@ -37,13 +40,16 @@ def build(resources: ResourcesParams, image: str = IMAGE) -> Any:
         promote: dict[str, Any],
         tracking: dict[str, Any],
     ) -> None:
+        earlier: list[Any] = []
         common = {"run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER, "store": store, "tracking": tracking}
 
         def step(name: str, params: dict[str, Any], *after: Any, **inputs: Any) -> Any:
             """A step of FLOW; each input is the task that makes it, under the name that its output has there."""
             given = {item: task.outputs[item] for item, task in inputs.items()}
             task = COMPONENTS[STAGE_OF[name]](step=name, params=params, **common, **given)
-            return settle(task, name, getattr(resources, STAGE_OF[name])).after(*after)
+            settle(task, name, getattr(resources, STAGE_OF[name])).after(*after, *(earlier[-1:] if one_by_one else ()))
+            earlier.append(task)
+            return task
 
         def settle(task: Any, name: str, asked: Resources) -> Any:
             # The store is the cache, by content: Kubeflow's own goes by the image's name and the artifacts' addresses.
