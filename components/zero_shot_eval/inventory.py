@@ -64,7 +64,8 @@ class Inventory:
         )
 
 
-def _opened(artifact: Artifact, shards: Iterable[ShardEntry]) -> Iterator[tuple[ShardEntry, IndexedShard, str]]:
+def opened(artifact: Artifact, shards: Iterable[ShardEntry]) -> Iterator[tuple[ShardEntry, IndexedShard, str]]:
+    """Each shard's entry, the shard, and where it lies."""
     for entry in shards:
         with artifact.local(entry) as path, IndexedShard(path) as shard:
             yield entry, shard, f"{artifact.url}/{entry.name}"
@@ -77,7 +78,7 @@ def picture_ext(shard: IndexedShard, i: int) -> str | None:
 
 def _photographs(images: Artifact, split: str) -> dict[str, Photograph]:
     found: dict[str, Photograph] = {}
-    for entry, shard, where in _opened(images, images.manifest.split(split)):
+    for entry, shard, where in opened(images, images.manifest.split(split)):
         for i, key in enumerate(shard.keys):
             ext = picture_ext(shard, i)
             if ext is None:
@@ -104,7 +105,7 @@ def _about(data: bytes, where: str) -> tuple[int, float]:
 
 def _splat_files(splats: Artifact, split: str) -> dict[str, SplatFile]:
     found: dict[str, SplatFile] = {}
-    for entry, shard, where in _opened(splats, splats.manifest.split(split)):
+    for entry, shard, where in opened(splats, splats.manifest.split(split)):
         for i, key in enumerate(shard.keys):
             if not shard.has(i, "gs2d"):
                 continue
@@ -140,7 +141,7 @@ def fetch(artifact: Artifact, wanted: dict[str, ShardEntry], extensions: Iterabl
     choices = tuple(extensions)
     shards = {entry.name: entry for entry in wanted.values()}
     found: dict[str, bytes] = {}
-    for _, shard, _ in _opened(artifact, [shards[name] for name in sorted(shards)]):
+    for _, shard, _ in opened(artifact, [shards[name] for name in sorted(shards)]):
         for i, key in enumerate(shard.keys):
             if key in wanted:
                 ext = next((ext for ext in choices if shard.has(i, ext)), None)

@@ -28,7 +28,8 @@ class Row:
 
     name: a key of LABELS; setting: in which sense it was tested (see wording.py); metrics: what CLIP_benchmark reports;
     hits: metric -> value a picture [n]; class_recall [C], NaN for a class without pictures, None in retrieval;
-    predictions [n], None in retrieval.
+    predictions [n], None in retrieval; text_ranks [n], image_ranks [captions]: as scores.Retrieval has them, None in
+    classification.
     """
 
     name: str
@@ -37,6 +38,8 @@ class Row:
     hits: dict[str, FloatArray]
     class_recall: FloatArray | None = None
     predictions: scores.IntArray | None = None
+    text_ranks: scores.IntArray | None = None
+    image_ranks: scores.IntArray | None = None
 
 
 def classification_row(name: str, setting: str, logits: Any, targets: Any) -> Row:
@@ -61,7 +64,7 @@ def retrieval_row(name: str, setting: str, similarity: Any, text_image: Any) -> 
         metrics[f"text_retrieval_recall@{k}"] = result.text_recall(k)
         hits[f"image_retrieval_recall@{k}"] = result.image_hits(k)[0]
         hits[f"text_retrieval_recall@{k}"] = (result.text_ranks < k).astype(np.float64)
-    return Row(name, setting, metrics, hits)
+    return Row(name, setting, metrics, hits, text_ranks=result.text_ranks, image_ranks=result.image_ranks)
 
 
 def retrieval_chance(text_image: Any) -> dict[str, float]:

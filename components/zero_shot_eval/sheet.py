@@ -103,7 +103,7 @@ def _panel(pixels: Pixels, size: tuple[int, int]) -> Image.Image:
     return image.resize(size, Image.Resampling.NEAREST if enlarge else Image.Resampling.LANCZOS)
 
 
-def _line_colors(colors: NDArray[np.floating]) -> list[Color]:
+def line_colors(colors: NDArray[np.floating]) -> list[Color]:
     """The Gaussians' own colours [n, 3], scaled together so that they show on the dark ground (negative parts: 0)."""
     shown = np.clip(colors.astype(np.float64), 0.0, None)
     brightest = float(np.quantile(shown.max(axis=1), 0.9)) if len(shown) else 0.0
@@ -120,7 +120,7 @@ def outlines(picture: SheetPicture, size: tuple[int, int]) -> Image.Image:
     angle = np.linspace(0.0, 2.0 * np.pi, ELLIPSE_POINTS + 1)
     circle = np.stack([np.cos(angle), np.sin(angle)])
     factor = picture.cholesky.astype(np.float64)
-    inks = _line_colors(picture.colors)
+    inks = line_colors(picture.colors)
     for i in np.argsort(-np.abs(factor[:, 0] * factor[:, 2]), kind="stable"):
         l00, l10, l11 = factor[i]
         offset = np.stack([l00 * circle[0], l10 * circle[0] + l11 * circle[1]], axis=1)

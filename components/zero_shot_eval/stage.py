@@ -19,13 +19,13 @@ from components.prompts import load_prompts
 from components.report import Report
 from components.signals import Stop, stop_on_sigterm
 from components.store import Store, open_store
-from components.zero_shot_eval import judge, outputs, rows
+from components.zero_shot_eval import judge, outputs, predictions, rows
 from components.zero_shot_eval.embed import build_readers, embed_images
+from components.zero_shot_eval.figures import FORMAT
 from components.zero_shot_eval.inventory import jpeg_bytes, take_inventory
-from components.zero_shot_eval.report import FORMAT
 
 STAGE = "zero_shot_eval"
-VERSION = 1
+VERSION = 2
 KEPT = "scoring keeps nothing half done; run the same command again"
 TRAINED = ("trained", "trained_share", "trained_vision_share", "trained_all_share", "control_trained_share")
 MAKERS = {"images": "download", "teacher": "train_teacher", "splats": "splat_fit", "adapter": "train_adapter"}
@@ -38,7 +38,8 @@ HEADLINE = {
 def run(params: ZeroShotEvalParams, *, images: str, teacher: str, splats: str, adapter: str, store: str) -> Report:
     """Score `adapter` and `teacher` on the split of `images` that `splats` were fitted to.
 
-    Commits scores.json, per_class.csv, benchmark/*.json and contact_sheet.png under `store` (docs/scores.md).
+    Commits scores.json, per_class.csv, predictions.csv, benchmark/*.json and contact_sheet.png under `store`
+    (docs/scores.md).
     Classification where the image set has class names, otherwise retrieval on its captions.
     Raises UsageError where an input is another stage's output, PermanentError where inputs do not belong together, the
     split is missing or empty, or a class number has no name; Interrupted on SIGTERM or Ctrl-C.
@@ -150,6 +151,7 @@ def _evaluate(
     files = {
         "scores.json": canonical(scores, indent=1),
         "per_class.csv": outputs.per_class_csv(judged.rows, class_names, counts),
+        predictions.NAME: predictions.predictions_csv(judged.rows, embedded, inventory),
         "contact_sheet.png": sheet,
         **outputs.benchmark_files(judged.rows, **names),
     }
