@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import PermanentError, UsageError
@@ -12,6 +15,8 @@ from components.manifest import Artifact, open_artifact
 from components.store import open_store
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from components.adapter import SplatClip
     from components.openclip import LoadedTeacher
 
@@ -36,19 +41,76 @@ class Package:
     class_names: tuple[str, ...]
     templates: tuple[str, ...]
 
+    def embed(self, files: Sequence[bytes]) -> Tensor:
+        """Features of .gs2d files, [B, D], of length 1.
+
+        Raises PermanentError for a file that is damaged or of pictures of another size than it was trained on.
+        """
+        import torch
+
+        from components.loader import SplatBatch
+        from components.splats import Splats, pad
+
+        splats = [Splats.unpack(data, f"splats {index}") for index, data in enumerate(files)]
+        for index, one in enumerate(splats):
+            if (one.width, one.height) != self.model.config.picture:
+                width, height = self.model.config.picture
+                raise PermanentError(
+                    f"splats {index} are of a picture of {one.width} x {one.height}; this model reads splats of "
+                    f"pictures of {width} x {height}: fit them at that size"
+                )
+        padded = pad(splats, max((len(one) for one in splats), default=0))
+        arrays = (padded.means, padded.cholesky, padded.colors, padded.mask)
+        batch = SplatBatch(*(torch.from_numpy(array) for array in arrays)).to(self.model.logit_scale.device)
+        with torch.inference_mode():
+            return self.model.encode_splats(batch)
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Features of texts, [U, D], of length 1."""
+        import torch
+
+        tokens = self.teacher.tokenizer(list(texts)).to(self.model.logit_scale.device)
+        with torch.inference_mode():
+            return self.model.encode_text(tokens)
+
+    def classify(self, files: Sequence[bytes]) -> list[str]:
+        """The class name of each .gs2d file; UsageError where the model was scored on captions and has no classes."""
+        if not self.class_names:
+            raise UsageError("this model was scored by retrieval and names no classes; compare embed() with texts")
+        chosen = (self.embed(files) @ self._classifier).argmax(1)
+        return [self.class_names[number] for number in chosen.tolist()]
+
+    @functools.cached_property
+    def _classifier(self) -> Tensor:
+        from components.contrastive import prompt_classifier
+
+        return prompt_classifier(self.model.clip, self.teacher.tokenizer, self.class_names, self.templates)
+
 
 def load_package(ref: str, store: str = ".", device: str = "cpu") -> Package:
     """Load a package for use, in evaluation mode.
 
-    ref: its folder (in a store, or downloaded from MLflow) or s3:// prefix, or its manifest, looked up under `store`.
-    Raises UsageError where it is no package, PermanentError where it is damaged.
+    ref: models:/NAME@champion or models:/NAME/VERSION of MLflow's registry; or the package's folder or s3:// prefix; or
+    its manifest, looked up under `store`.
+    Raises UsageError where it is no package or there is no such version, PermanentError where it is damaged,
+    TransientError where MLflow does not answer.
     """
+    if ref.startswith("models:/"):
+        from components.registry_source import fetch
+
+        with tempfile.TemporaryDirectory(prefix="splatclip-") as folder:
+            return _load(open_artifact(fetch(ref, Path(folder)), open_store(folder)), device)
+    return _load(open_artifact(ref, open_store(store)), device)
+
+
+def _load(artifact: Artifact, device: str) -> Package:
     from components.adapter import load_adapter
     from components.openclip import load_teacher
 
-    artifact = open_artifact(ref, open_store(store))
     if artifact.manifest.stage != MAKER:
-        raise UsageError(f"{ref} was made by {artifact.manifest.stage}; give {MAKER}'s output, a model package")
+        raise UsageError(
+            f"{artifact.url} was made by {artifact.manifest.stage}; give {MAKER}'s output, a model package"
+        )
     teacher = load_teacher(artifact, device)
     scores = read_scores(artifact)
     return Package(

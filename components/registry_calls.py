@@ -106,6 +106,22 @@ class Registry:
             aliases={name: int(model.aliases[name]) for name in ALIASES if name in model.aliases},
         )
 
+    def find(self, *, alias: str | None = None, number: str | None = None) -> Any:
+        """MLflow's record of a version by alias or number; None where there is no such version."""
+
+        def get() -> Any:
+            try:
+                if alias is not None:
+                    return self.client.get_model_version_by_alias(self.name, alias)
+                return self.client.get_model_version(self.name, str(number))
+            except _errors() as error:
+                # an alias that is not set is an invalid parameter to MLflow
+                if getattr(error, "error_code", "") not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+                    raise
+                return None
+
+        return self.call("look up a version", get)
+
     def _versions(self) -> list[Version]:
         """Those that the gate registered; others lack its tags."""
         quoted = self.name.replace("'", "\\'")

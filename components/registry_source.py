@@ -1,4 +1,4 @@
-"""Where a registered version says its package lies.
+"""Where a registered version says its package lies, and how it is fetched from there.
 
 A package in s3:// stays there. One in a folder is named by its path where this process writes to the registry's
 database itself; a server takes no path of a client's, so the package is then uploaded, as artifact of a run.
@@ -7,19 +7,19 @@ database itself; a server takes no path of a client's, so the package is then up
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from components.manifest import MANIFEST, Artifact
-
-if TYPE_CHECKING:
-    from components.registry_calls import Registry
+from components.errors import PermanentError, UsageError
+from components.manifest import MANIFEST, Artifact, read_manifest
+from components.registry_calls import PACKAGE, Registry
+from components.store import open_store
 
 EXPERIMENT = "splatclip/packages"
 FOLDER = "package"
-TAG = "package.sha256"
 UPLOAD_TIMEOUT_S = "600"
 
 
@@ -50,10 +50,10 @@ def _run(registry: Registry, package: Artifact) -> str:
     sha = package.manifest.sha256
     experiment = client.get_experiment_by_name(EXPERIMENT)
     experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
-    found = client.search_runs([experiment_id], f"tags.`{TAG}` = '{sha}'", max_results=1)
+    found = client.search_runs([experiment_id], f"tags.`{PACKAGE}` = '{sha}'", max_results=1)
     if found:
         return str(found[0].info.run_id)
-    return str(client.create_run(experiment_id, tags={TAG: sha}, run_name=f"package-{sha[:7]}").info.run_id)
+    return str(client.create_run(experiment_id, tags={PACKAGE: sha}, run_name=f"package-{sha[:7]}").info.run_id)
 
 
 @contextmanager
@@ -69,3 +69,27 @@ def _patience() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
+
+
+def fetch(model_uri: str, folder: Path) -> str:
+    """The prefix of a registered package: where it lies, or `folder`, filled, where it was uploaded.
+
+    model_uri: models:/NAME@ALIAS or models:/NAME/VERSION. Raises UsageError where there is none, PermanentError where
+    what lies there is not what was registered.
+    """
+    found = re.fullmatch(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<number>[0-9]+))", model_uri)
+    if found is None:
+        raise UsageError(f"{model_uri!r}: write models:/NAME@champion or models:/NAME/VERSION")
+    registry = Registry(found["name"])
+    version = registry.find(alias=found["alias"], number=found["number"])
+    if version is None:
+        raise UsageError(f"the registry has no {model_uri}; `splatclip promote` registers a model")
+    source = str(version.source)
+    if source.startswith("runs:/"):
+        run_id, _, path = source.removeprefix("runs:/").partition("/")
+        registry.call("download the package", lambda: registry.client.download_artifacts(run_id, path, str(folder)))
+        source = str(folder / FOLDER)
+    made, registered = read_manifest(open_store(source)).sha256, version.tags.get(PACKAGE)
+    if made != registered:
+        raise PermanentError(f"{model_uri}: {source} holds package {made}, but {registered} was registered")
+    return source

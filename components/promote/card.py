@@ -24,14 +24,11 @@ prompts, retrieval, indexing of splat files.
 
 ```python
 from components.package import load_package
-from components.splats import Splats
-from components.tokens import collate
 
-package = load_package("FOLDER OF THIS FILE")
-splats = collate([Splats.unpack(data, name) for name, data in files])
-images = package.model.encode_splats(splats)
-texts = package.model.encode_text(package.teacher.tokenizer(["a photo of a dog."]))
-similarity = images @ texts.T
+package = load_package("the folder of this file")  # or models:/NAME@champion
+images = package.embed([open("photo.gs2d", "rb").read()])
+texts = package.embed_texts(["a photo of a dog.", "a photo of a cat."])
+print(images @ texts.T)
 ```
 """
 LIMITS = """\
