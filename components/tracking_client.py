@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
@@ -73,11 +74,32 @@ def connect(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
+def failures() -> tuple[type[Exception], ...]:
+    """What a call of MLflow's client can raise. OSError stands for what its HTTP client raises, too."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return (MlflowException, SQLAlchemyError, OSError, ImportError)
+
+
 def is_permanent(error: BaseException) -> bool:
     """Whether MLflow refused what it was told, and will refuse it again. Everything else may pass: try again."""
     from mlflow.exceptions import MlflowException
 
+    if isinstance(error, ImportError):  # the client of an artifact store that is not installed
+        return True
     if not isinstance(error, MlflowException):
         return False
     # an answer that is no JSON is not MLflow's: a proxy in between, or another server at that address
     return error.error_code in PERMANENT and "failed with error code" not in str(error)
+
+
+def reason(error: BaseException) -> str:
+    """An error in a few words, without credentials."""
+    text = re.sub(r"//[^/@\s]*@", "//", str(error))
+    found = re.search(r"\[Errno -?\d+\] ([A-Za-z ]+)", text)
+    if found:
+        return found[1].strip().lower()
+    if "timed out" in text.lower():
+        return "timed out"
+    return " ".join(text.split())[:200] or type(error).__name__

@@ -1,4 +1,4 @@
-"""A real `mlflow server` for tests: a free port, a sqlite database and artifacts in a folder, killed and started at will.
+"""A real `mlflow server` for tests: a free port, a sqlite database, artifacts in a folder; killed and started at will.
 
 with MlflowServer(folder) as server:
     client = MlflowClient(server.uri)
@@ -33,7 +33,7 @@ def free_port() -> int:
 
 
 class MlflowServer:
-    """The server over `folder`/mlflow.db and `folder`/artifacts; its address stays the same when it is started again."""
+    """The server over `folder`/mlflow.db and `folder`/artifacts; its address outlives a kill and another start."""
 
     def __init__(self, folder: Path, port: int = 0) -> None:
         self.folder, self.port = folder, port or free_port()

@@ -1,0 +1,130 @@
+"""Runs in MLflow: a parent a pipeline run and a nested run a step, each made once by whoever comes first.
+
+MLflow has no "create unless there": everybody looks, creates, looks again, keeps the oldest and merges the others into
+it. Who wrote to one of the others is told (Moved) and tells its journal again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from components.errors import TransientError
+from components.manifest import canonical, sha256_bytes
+from components.tracking_client import artifact_location, failures, is_permanent
+from components.tracking_journal import Op
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+PARENT = "mlflow.parentRunId"
+NAME = "mlflow.runName"
+RUN_ID = "splatclip.run_id"
+CREATED = "splatclip.created_ns"
+MERGED = "splatclip.merged_into"
+PARAMS_HASH = "params.hash"
+TOTALS = ("seconds", "gpu_seconds", "cost")
+PAGE = 1000
+
+
+class Moved(Exception):
+    """A run of the journal was merged into another one."""
+
+
+class RunTree:
+    """Makes, finds, names and ends runs on one server. Raises what MLflow's client raises."""
+
+    def __init__(self, client: MlflowClient, uri: str) -> None:
+        self._client, self._uri = client, uri
+        self._experiments: dict[str, str] = {}
+
+    def run(self, op: Op, known: Mapping[str, str | None]) -> str | None:
+        """MLflow's id of the run that a `run` operation makes or finds; None: it has no parent to be found."""
+        from mlflow.entities import RunTag
+
+        if op.get("above"):
+            below = known.get(op["above"])
+            return None if below is None else self._client.get_run(below).data.tags.get(PARENT)
+        parent = known.get(op["nested_in"]) if op.get("nested_in") else None
+        tags = {**op["tags"], **({PARENT: parent} if parent else {})}
+        if op.get("given"):
+            found: str = self._client.get_run(op["given"]).info.run_id
+        else:
+            found = self._ensure(op, tags)
+        given = [RunTag(*tag) for tag in tags.items() if not (op.get("given") and tag[0].startswith("mlflow."))]
+        self._client.log_batch(found, tags=given)
+        return found
+
+    def _experiment(self, name: str) -> str:
+        if name not in self._experiments:
+            found = self._client.get_experiment_by_name(name)
+            if found is None:
+                try:
+                    made: str = self._client.create_experiment(name, artifact_location=artifact_location(self._uri))
+                    self._experiments[name] = made
+                    return made
+                except failures() as error:
+                    found = self._client.get_experiment_by_name(name)
+                    if found is None or not is_permanent(error):
+                        raise
+            if found.lifecycle_stage == "deleted":
+                raise TransientError(f"experiment {name} is deleted; restore it with `mlflow experiments restore`")
+            self._experiments[name] = found.experiment_id
+        return self._experiments[name]
+
+    def _find(self, experiment: str, tags: Mapping[str, str]) -> list[Run]:
+        """The active runs with these tags, the oldest first."""
+        text = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        runs = list(self._client.search_runs([experiment], text, max_results=PAGE))
+        return sorted(runs, key=lambda run: (int(run.data.tags.get(CREATED, "0")), run.info.run_id))
+
+    def _ensure(self, op: Op, tags: Mapping[str, str]) -> str:
+        experiment = self._experiment(op["experiment"])
+        runs = self._find(experiment, op["find"])
+        if not runs:
+            marks = {**tags, **op["find"], CREATED: str(time.time_ns())}
+            self._client.create_run(experiment, start_time=op["start"], tags=marks, run_name=op["name"])
+            runs = self._find(experiment, op["find"])
+        kept: str = runs[0].info.run_id
+        for other in runs[1:]:
+            self._merge(experiment, other.info.run_id, kept)
+        return kept
+
+    def _merge(self, experiment: str, run_id: str, into: str) -> None:
+        for nested in self._find(experiment, {PARENT: run_id}):
+            self._client.set_tag(nested.info.run_id, PARENT, into)
+        self._client.set_tag(run_id, MERGED, into)
+        self._client.delete_run(run_id)
+
+    def merged(self, run_id: str) -> bool:
+        """Whether the run was deleted as a double of another."""
+        run = self._client.get_run(run_id)
+        return run.info.lifecycle_stage == "deleted" and MERGED in run.data.tags
+
+    def name(self, run_id: str, git: str, data: str) -> None:
+        """Give the parent its name: commit, data and the time that it began, in UTC."""
+        began = datetime.fromtimestamp(self._client.get_run(run_id).info.start_time / 1000, UTC)
+        self._client.set_tag(run_id, NAME, f"{git}-{data}-{began:%Y%m%dT%H%M%SZ}")
+
+    def gather(self, run_id: str) -> list[Run]:
+        """Give the parent what all its steps make up: the hash of their parameters and the sums; returns the steps."""
+        parent = self._client.get_run(run_id)
+        nested = self._find(parent.info.experiment_id, {PARENT: run_id})
+        hashes = {run.info.run_name: run.data.tags[PARAMS_HASH] for run in nested if PARAMS_HASH in run.data.tags}
+        self._client.set_tag(run_id, PARAMS_HASH, sha256_bytes(canonical(hashes)))
+        return nested
+
+    def close(self, run_id: str, status: str, end: int, *, spare: str | None) -> None:
+        """End the parent, and as KILLED what still runs below it (except `spare`); add up what the steps took."""
+        nested = self.gather(run_id)
+        for run in nested:
+            if run.info.status == "RUNNING" and run.info.run_id != spare:
+                self._client.set_terminated(run.info.run_id, status="KILLED", end_time=end)
+        for total in TOTALS:
+            parts = [run.data.metrics[total] for run in nested if total in run.data.metrics]
+            if parts:
+                self._client.log_metric(run_id, total, sum(parts), timestamp=end, step=0)
+        self._client.set_terminated(run_id, status=status, end_time=end)
