@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import os
@@ -17,8 +18,24 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
+from components import FLOW, STAGES
+
 TINY = ROOT / "tests/tiny.yaml"
-SECTIONS = ("download", "train_teacher", "splat_fit", "train_adapter", "zero_shot_eval")
+STEPS = [step.name for step in FLOW]
+# Modules that decide how a stage runs, not what it makes; what they take from params is in its key.
+PLUMBING = {
+    "config",
+    "entries",
+    "errors",
+    "fields",
+    "manifest",
+    "operations",
+    "progress",
+    "report",
+    "series",
+    "signals",
+}
+PLUMBING |= {"store", "store_s3"}
 RUNNER = Path(sys.executable).parent
 
 
@@ -44,19 +61,47 @@ def test_a_run_ends_with_something_to_look_at(first: tuple[Path, str]) -> None:
     assert "in-distribution" in json.dumps(scores)
     with Image.open(folder / "out/contact_sheet.png") as sheet:
         assert sheet.size[0] > 400
-    assert {p.stem for p in (folder / "out/manifests").iterdir()} == set(SECTIONS)
+    assert {p.stem for p in (folder / "out/manifests").iterdir()} == set(STEPS)
+    page = folder / "out/report.html"
+    assert page.read_bytes().startswith(b"<!")
+    assert f"report: {page}" in table.splitlines()[-1]
 
 
 def test_the_same_work_is_found_under_any_name(first: tuple[Path, str]) -> None:
     folder, table = first
     again = run("splatclip", "run", "--params", str(TINY), "--store", f"{folder}/store", "--out", f"{folder}/other")
-    assert again.stderr.count("found, nothing to do") == len(SECTIONS)
+    assert again.stderr.count("found, nothing to do") == len(STEPS)
     assert (folder / "other/scores.json").read_bytes() == (folder / "out/scores.json").read_bytes()
-    for name in SECTIONS:
+    for name in STEPS:
         manifests = [(folder / out / "manifests" / f"{name}.json").read_bytes() for out in ("out", "other")]
         assert manifests[0] == manifests[1]
     shown = run("splatclip", "show", f"{folder}/out")
     assert shown.stdout.splitlines()[:4] == table.splitlines()[:4]
+
+
+def test_the_evaluation_set_is_the_training_sets_own_test_split_unless_said_otherwise(first: tuple[Path, str]) -> None:
+    """Its two steps find what their twins committed, and cost nothing."""
+    folder, _ = first
+    for one, twin in (("download", "download_eval"), ("splat_fit", "splat_fit_eval")):
+        assert len({(folder / "out/manifests" / f"{name}.json").read_bytes() for name in (one, twin)}) == 1
+    assert len(list((folder / "store/download").iterdir())) == len(list((folder / "store/splat_fit").iterdir())) == 1
+
+
+def test_another_evaluation_set_trains_nothing_again(first: tuple[Path, str]) -> None:
+    folder, _ = first
+    evaluation = ("--set", "download_eval.seed=1", "--set", "download_eval.num_train=-1")
+    result = run(
+        "splatclip", "run", "--params", str(TINY), "--store", f"{folder}/store", "--out", f"{folder}/e", *evaluation
+    )
+    assert found(result.stderr) == ["download", "train_teacher", "splat_fit", "train_adapter"]
+    mine, other = (json.loads((folder / out / "scores.json").read_text()) for out in ("out", "e"))
+    assert mine["num_pictures"] == other["num_pictures"] == 32
+    assert mine["splats"]["psnr_db_mean"] != other["splats"]["psnr_db_mean"], "other pictures"
+    assert {row["setting"] for row in other["rows"]} == {"in-distribution, prompt classifier"}
+
+
+def found(log: str) -> list[str]:
+    return [line.partition(":")[0] for line in log.splitlines() if "found, nothing to do" in line]
 
 
 def test_nothing_found_out_later_is_in_a_manifest(first: tuple[Path, str]) -> None:
@@ -74,8 +119,7 @@ def test_a_parameter_changes_only_what_follows(first: tuple[Path, str]) -> None:
     )
     before, after = ({path.name for path in (folder / out / "benchmark").iterdir()} for out in ("out", "9"))
     assert before - after == {name for name in before if "control_stage1" in name} != set()
-    found = [line.partition(":")[0] for line in result.stderr.splitlines() if "found, nothing to do" in line]
-    assert found == ["download", "train_teacher"]
+    assert found(result.stderr) == ["download", "download_eval", "train_teacher", "splat_fit_eval"]
     manifest = json.loads((folder / "9/manifests/splat_fit.json").read_text())
     assert manifest["params"]["num_gaussians"] == 9
     assert {shard["params_hash"] for shard in manifest["shards"]} == {manifest["params_hash"]}
@@ -100,16 +144,47 @@ def stages_run(output: str) -> list[str]:
 
 
 def test_dvc_runs_only_what_changed(workspace: Path) -> None:
-    assert sorted(stages_run(run("dvc", "repro", cwd=workspace).stdout)) == sorted(SECTIONS)
+    assert sorted(stages_run(run("dvc", "repro", cwd=workspace).stdout)) == sorted(STEPS)
     assert stages_run(run("dvc", "repro", cwd=workspace).stdout) == []
     params = yaml.safe_load((workspace / "params.yaml").read_text())
     params["splat_fit"]["num_gaussians"] = 9
     (workspace / "params.yaml").write_text(yaml.safe_dump(params))
-    assert stages_run(run("dvc", "repro", cwd=workspace).stdout) == ["splat_fit", "train_adapter", "zero_shot_eval"]
+    follow = {"splat_fit", "splat_fit_eval", "train_adapter", "zero_shot_eval", "promote"}
+    assert set(stages_run(run("dvc", "repro", cwd=workspace).stdout)) == follow
+    params["download_eval"] = {"num_test": 20}
+    (workspace / "params.yaml").write_text(yaml.safe_dump(params))
+    assert set(json.loads(run("dvc", "status", "--json", cwd=workspace).stdout)) == {"download_eval"}
     shown = json.loads(run("dvc", "metrics", "show", "--json", cwd=workspace).stdout)
     files = shown[""]["data"]
     assert any("psnr_db_mean" in json.dumps(values) for values in files.values())
     assert (workspace / "runs/dvc/scores/scores.json").is_file()
+    assert (workspace / "runs/dvc/scores/report.html").is_file()
+    assert not (workspace / "runs/dvc/scores/report.html").is_symlink()
+
+
+def test_dvc_knows_every_module_that_decides_an_output() -> None:
+    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    for step in FLOW:
+        deps = {dep for dep in graph[step.name]["deps"] if not dep.startswith("runs/")}
+        imported = modules_of(ROOT / "components" / step.stage / "stage.py") - PLUMBING - set(STAGES)
+        imported = {name for name in imported if not name.startswith(("registry", "tracking"))}
+        listed = {Path(dep).stem for dep in deps if dep.endswith(".py")}
+        assert f"components/{step.stage}" in deps
+        assert imported <= listed, f"{step.name}: {sorted(imported - listed)}"
+
+
+def modules_of(path: Path) -> set[str]:
+    """Names under components/ that a module imports as it is loaded, whatever is between them."""
+    waiting, read = [path], set()
+    while waiting:
+        path = waiting.pop()
+        read.add(path)
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("components"):
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+                files = (ROOT / f"{name.replace('.', '/')}.py" for name in names)
+                waiting += [file for file in files if file.is_file() and file not in read]
+    return {file.relative_to(ROOT / "components").parts[0].removesuffix(".py") for file in read}
 
 
 def test_dvc_goes_on_where_it_was_killed(workspace: Path) -> None:
