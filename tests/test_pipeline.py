@@ -1,0 +1,125 @@
+"""The compiled pipeline: stable, small, without secrets, and the committed one is what the source gives."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from components.errors import UsageError
+from components.params import load_params
+from pipelines import client
+
+# an editable install's finder would put this checkout before the copy that a test alters
+IN_FOLDER = """
+import runpy, sys
+sys.meta_path = [finder for finder in sys.meta_path if "ScikitBuild" not in repr(finder)]
+sys.path.insert(0, "")
+sys.argv[0] = "splatclip"
+runpy.run_module("components", run_name="__main__", alter_sys=True)
+"""
+COMMITTED = ROOT / "pipelines/train_eval.yaml"
+
+
+def compile_(*args: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", IN_FOLDER, "pipeline", "compile", *args]
+    env = {**os.environ, **env}
+    return subprocess.run(command, cwd=cwd, env=env, check=False, capture_output=True, text=True, timeout=60)
+
+
+def executors(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["deploymentSpec"]["executors"]
+    return {name: executor["container"] for name, executor in found.items()}
+
+
+def test_the_same_params_give_the_same_bytes_and_no_secret(tmp_path: Path) -> None:
+    secret = "k3ep-th1s-quiet"
+    named = {"AWS_SECRET_ACCESS_KEY": secret, "MLFLOW_TRACKING_PASSWORD": secret, "MINIO_SECRET_KEY": secret}
+    for seed in ("1", "2"):
+        result = compile_("--out", str(tmp_path / f"{seed}.yaml"), PYTHONHASHSEED=seed, **named)
+        assert result.returncode == 0, result.stderr
+    one, other = ((tmp_path / f"{seed}.yaml").read_bytes() for seed in ("1", "2"))
+    assert one == other == COMMITTED.read_bytes()
+    assert len(one) < 256 << 10
+    text = one.decode()
+    assert secret not in text
+    assert str(ROOT) not in text
+    assert str(Path.home()) not in text
+
+
+def test_check_sees_the_source_and_not_the_sdk(tmp_path: Path) -> None:
+    for folder in ("components", "pipelines"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    copy = tmp_path / "pipelines/train_eval.yaml"
+    copy.write_text(re.sub(r"sdkVersion: \S+", "sdkVersion: kfp-2.99.9", copy.read_text()))
+    assert "2.99.9" in copy.read_text()
+    result = compile_("--check", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    component = tmp_path / "components/splat_fit/component.py"
+    component.write_text(component.read_text().replace("log(done, splats", "log( done, splats"))
+    result = compile_("--check", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "exec-splat-fit.container.command" in result.stdout
+    assert "splatclip pipeline compile" in result.stderr
+
+
+def test_check_names_what_differs(tmp_path: Path) -> None:
+    params = load_params(ROOT / "params.yaml", ["splat_fit.num_gaussians=9"])
+    assert client.check(params, COMMITTED) == [
+        "root.inputDefinitions.parameters.splat_fit.defaultValue.num_gaussians: 128.0 there, 9.0 from the source"
+    ]
+    for text in (None, "a: [", "- 1\n"):
+        path = tmp_path / "other.yaml"
+        if text is not None:
+            path.write_text(text)
+        if text == "- 1\n":
+            assert client.check(params, path)
+        else:
+            with pytest.raises(UsageError, match="cannot read the pipeline"):
+                client.check(params, path)
+
+
+def test_every_step_asks_for_what_params_say_on_the_image_given(tmp_path: Path) -> None:
+    params = load_params(
+        ROOT / "params.yaml",
+        ["resources.splat_fit={cpu: 7.5, memory: 9Gi, gpus: 2}", "resources.train_adapter={accelerator: a/mig}"],
+    )
+    image = "registry/splatclip-python@sha256:" + "0" * 64
+    client.compile_pipeline(params, tmp_path / "p.yaml", image)
+    for name, container in executors(tmp_path / "p.yaml").items():
+        asked = container["resources"]
+        assert container["image"] == image
+        assert container["env"] == [{"name": "SPLATCLIP_IMAGE_DIGEST", "value": "sha256:" + "0" * 64}]
+        for kind in ("Cpu", "Memory"):
+            assert asked[f"resource{kind}Limit"] == asked[f"resource{kind}Request"]
+        fits = name.startswith("exec-splat-fit")
+        assert ("accelerator" in asked) == fits
+        if fits:
+            assert (asked["resourceCpuLimit"], asked["resourceMemoryLimit"]) == ("7.5", "9Gi")
+            assert (asked["accelerator"]["resourceType"], asked["accelerator"]["resourceCount"]) == (
+                "nvidia.com/gpu",
+                "2",
+            )
+
+
+def test_development_compiles_name_no_digest() -> None:
+    assert all("env" not in container and "@" not in container["image"] for container in executors(COMMITTED).values())
+
+
+@pytest.mark.parametrize(
+    "path", ["https://user:word@host/set", "s3://key:word@bucket/set", "https://host/set?X-Amz-Signature=0f"]
+)
+def test_a_secret_in_params_is_refused(path: str, tmp_path: Path) -> None:
+    params = load_params(ROOT / "params.yaml", ["download.source=webdataset", f"download.path={path}"])
+    with pytest.raises(UsageError, match=r"download\.path holds a password or a signature"):
+        client.compile_pipeline(params, tmp_path / "p.yaml")
+    assert not list(tmp_path.iterdir())
