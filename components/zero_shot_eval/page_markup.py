@@ -49,12 +49,13 @@ def table(
     *,
     caption: str,
     silent: bool = False,
+    words: bool = False,
     strong: Sequence[int] = (),
 ) -> Html:
     """A table whose first column names its rows, in a box that scrolls sideways where it must.
 
-    caption: what the table is; silent: it is heard only, by those who cannot see where the table stands; strong: the
-    rows that are set off.
+    caption: what the table is; silent: it is heard only, by those who cannot see where the table stands; words: its
+    cells are words, not figures; strong: the rows that are set off.
     """
     head = el("tr", *(el("th", one, scope="col") for one in heads))
     body = []
@@ -66,6 +67,7 @@ def table(
         el("caption", caption, class_="silent" if silent else None),
         el("thead", head),
         el("tbody", *body),
+        class_="words" if words else None,
     )
     return el("div", inner, class_="scroll", role="region", aria_label=caption, tabindex=0)
 

@@ -72,8 +72,13 @@ def versions() -> list[tuple[str, str]]:
 
 def origin_parts(run: Run, tags: Mapping[str, str]) -> list[Html]:
     """Tags, versions, lineage."""
+    return [origin_blocks(tags, "Tags of the run"), el("h3", "Lineage"), lineage(run)]
+
+
+def origin_blocks(tags: Mapping[str, str], title: str) -> Html:
+    """Tags under `title`, and what made the page."""
     blocks = [el("div", el("h3", "This page was made with"), pairs(versions()))]
     if tags:
         given = pairs((name, el("code", value)) for name, value in sorted(tags.items()))
-        blocks.insert(0, el("div", el("h3", "Tags of the run"), given))
-    return [el("div", *blocks, class_="two"), el("h3", "Lineage"), lineage(run)]
+        blocks.insert(0, el("div", el("h3", title), given))
+    return el("div", *blocks, class_="two")

@@ -159,17 +159,20 @@ def photograph(picture: Picture, what: str) -> Html:
     return _panel(_image(picture.photo, f"Photograph: {what}"), "photograph")
 
 
-def render(splats: Splats, psnr_db: float, threads: int = 1) -> Html:
+def render(splats: Splats, psnr_db: float, whose: str = "") -> Html:
     """What the file looks like."""
-    pixels = np.rint(np.clip(splats.render(threads=threads), 0, 1) * 255).astype(np.uint8)
-    return _panel(_image(pixels, f"Render of {count(splats)}, {psnr_db:.1f} dB"), "its splats")
+    pixels = np.rint(np.clip(splats.render(), 0, 1) * 255).astype(np.uint8)
+    return _panel(
+        _image(pixels, f"Render of {count(splats)}, {psnr_db:.1f} dB"),
+        f"{whose}: its splats" if whose else "its splats",
+    )
 
 
-def gaussians(picture: Picture, splats: Splats) -> Html:
+def gaussians(picture: Picture, splats: Splats, whose: str = "") -> Html:
     """The Gaussians' outlines."""
     alt = f"Outlines of {count(splats)} at one sigma"
     drawing = _ellipses(splats, alt) if len(splats) <= MANY else _drawn(picture, splats, alt)
-    return _panel(drawing, "Gaussians, 1 sigma")
+    return _panel(drawing, f"{whose}: Gaussians" if whose else "Gaussians, 1 sigma")
 
 
 def _panel(inner: Html, name: str) -> Html:

@@ -96,3 +96,52 @@ def training_parts(run: Run) -> list[Html]:
     if not found:
         return [el("p", "Nothing was trained here, or the store has the curves no more.", class_="note")]
     return [el("div", *found, class_="charts")]
+
+
+def charts_together(a: Run, b: Run) -> list[Html]:
+    """The curves of two runs over each other: of stage 2 only the rates that were kept."""
+    curves = [(run.curve("teacher"), run.curve("adapter"), run) for run in (a, b)]
+    panels: list[tuple[str, bool, list[Line]]] = []
+
+    def add(title: str, shares: bool, lines: list[Line | None]) -> None:
+        drawn = [line for line in lines if line is not None]
+        if drawn:
+            panels.append((title, shares, drawn))
+
+    nodes = [run.node("teacher") for run in (a, b)]
+    if nodes[0] is None or nodes[1] is None or nodes[0].sha256 != nodes[1].sha256:
+        for name, title in (("loss", "Teacher: contrastive loss"), ("val_accuracy", "Teacher: accuracy on validation")):
+            lines = [
+                _of(letter, points(curve, TEACHER, name)) for letter, (curve, _, _) in zip("ab", curves, strict=True)
+            ]
+            add(title, name == "val_accuracy", lines)
+    for phase, title in ((TOKENS, "Stage 1: patch tokens, loss"), (CLS, "Stage 1: image embedding, loss")):
+        add(
+            title,
+            False,
+            [
+                _of(letter, points(curve, phase, "loss"), validation(curve, phase))
+                for letter, (_, curve, _) in zip("ab", curves, strict=True)
+            ],
+        )
+    for side, title in SIDES.items():
+        kept = [_of(letter, *_kept(run, curve, side)) for letter, (_, curve, run) in zip("ab", curves, strict=True)]
+        add(f"Stage 2, {title}: contrastive loss at the rate kept", False, kept)
+    drawn = [line_chart(lines, title=title, x_name=STEPS, percent=shares) for title, shares, lines in panels]
+    if not drawn:
+        return [el("p", "Nothing was trained here, or the store has the curves no more.", class_="note")]
+    return [el("div", *drawn, class_="charts")]
+
+
+def _of(letter: str, line: list[tuple[float, float]], note: str = "") -> Line | None:
+    return Line(letter.upper(), line, letter, note=note) if line else None
+
+
+def _kept(run: Run, curve: Sequence[CurvePoint], side: str) -> tuple[list[tuple[float, float]], str]:
+    """The curve of a side at the rate that was kept, and what was reached."""
+    kept = chosen_rate(run, side)
+    for phase in dict.fromkeys(one.phase for one in curve):
+        if side_of(phase) == (side, kept):
+            words = (f"rate {kept:g}", validation(curve, phase))
+            return points(curve, phase, "contrastive") or points(curve, phase, "loss"), ", ".join(filter(None, words))
+    return [], ""
