@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -46,7 +47,8 @@ def tracking_uri() -> str:
     if given:
         return given
     database = DEFAULT_DATABASE.absolute()
-    database.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # where nothing can be written, what is recorded waits in the store
+        database.parent.mkdir(parents=True, exist_ok=True)
     return f"{SQLITE}{database}"
 
 

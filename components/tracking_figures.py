@@ -47,7 +47,7 @@ def params_of(section: Any, prefix: str = "") -> dict[str, str]:
     }
 
 
-def intervals(report: Report, store: str) -> dict[str, float]:
+def intervals(report: Report) -> dict[str, float]:
     """The ends of the headline figures' intervals, which only scores.json has: acc1_splats_low, acc1_splats_high ..."""
     artifact = Artifact(report.manifest, open_store(report.url), report.url)
     if not artifact.has(SCORES):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import resource
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 
@@ -71,11 +75,22 @@ def gpus_held(device: str, backend: str = "") -> int:
     return int("cuda" in backend or (device in ("auto", "cuda") and used))
 
 
+def forget_peak() -> None:
+    """Let peak_memory() count from here on, where Linux and torch can."""
+    with contextlib.suppress(OSError):  # no Linux, or /proc is read-only: the whole process' peak is told instead
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_memory() -> Values:
     """Most memory held so far, of this process and on the GPU by torch [MB]."""
-    import resource
-
-    values = {"peak_memory_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    with contextlib.suppress(OSError):
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+        peak = int(found[1]) * 1024 if found else peak
+    values = {"peak_memory_megabytes": peak / 1e6}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         values["peak_gpu_memory_megabytes"] = torch.cuda.max_memory_allocated() / 1e6
