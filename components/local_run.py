@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ class LocalRun:
             self._keep(name, error.exit_code, str(error))
             raise
         except Exception:
+            traceback.print_exc()  # here, between the marks; the interpreter's own comes after them
             self._keep(name, SplatClipError.exit_code, "failed unexpectedly; what went wrong stands above")
             raise
         finally:

@@ -143,7 +143,10 @@ def _run(run: LocalRun, pipeline: Any, values: Mapping[str, Any]) -> None:
     undone = [step for step in (*(step.name for step in FLOW), FINISH) if not run.is_done(step)]
     if undone:
         log.show_the_rest()
-        raise SplatClipError(f"{run.broken() or undone[0]}: its process was killed or could not start; {GO_ON}")
+        raise SplatClipError(
+            f"{run.broken() or undone[0]}: its process could not start, or was killed (for want of memory?); "
+            "what Kubeflow's runner said stands above"
+        )
 
 
 @contextlib.contextmanager

@@ -1,0 +1,166 @@
+"""The pipeline on this machine, through Kubeflow's local runner, at a size of seconds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from components import FLOW
+
+TINY = str(ROOT / "tests/tiny.yaml")
+STEPS = [step.name for step in FLOW]
+FITTING = ("--set", "splat_fit.num_iters=3000", "--set", "download.shard_size=4")
+
+
+def start(*args: str, **env: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "components", *args]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    process = start(*args, **env)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(args, process.returncode, out, err)
+
+
+def paths(folder: Path, out: str = "out") -> tuple[str, ...]:
+    return ("--params", TINY, "--store", f"{folder}/store", "--out", f"{folder}/{out}")
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("local")
+    scratch = folder / "tmp"
+    scratch.mkdir()
+    result = run("pipeline", "run-local", *paths(folder), TMPDIR=str(scratch))
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder, result
+
+
+def test_it_ends_like_a_run(first: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, result = first
+    assert {path.stem for path in (folder / "out/manifests").iterdir()} == {*STEPS}
+    assert (folder / "out/contact_sheet.png").is_file()
+    assert "RGB control" in result.stdout
+    assert result.stdout.splitlines()[-1] == f"report: {folder}/out/report.html"
+
+
+def test_its_log_is_the_steps_own(first: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    lines = first[1].stderr.splitlines()
+    ends = [line for line in lines if ": " in line and line.partition(":")[0] in STEPS and "/store/" in line]
+    assert [line.partition(":")[0] for line in ends] == STEPS
+    assert all(len(line) - len(line.lstrip()) == 0 for line in lines)
+    assert not any(word in first[1].stderr for word in ("KFP", "Executing task", "Warning", "\x1e"))
+
+
+def test_it_leaves_nothing_outside_store_and_out(first: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    assert list((first[0] / "tmp").iterdir()) == []
+
+
+def test_run_finds_its_work(first: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    """The same keys: what one of the two ways has done, the other finds; ints came through Kubeflow as ints."""
+    folder, _ = first
+    result = run("run", *paths(folder, "again"))
+    assert result.stderr.count("found, nothing to do") == len(STEPS), result.stderr
+    for name in STEPS:
+        one, other = ((folder / out / f"manifests/{name}.json").read_bytes() for out in ("out", "again"))
+        assert one == other
+    for name in ("scores.json", "report.html", "contact_sheet.png"):
+        assert (folder / "out" / name).read_bytes() == (folder / "again" / name).read_bytes()
+
+
+@pytest.mark.full
+def test_it_makes_what_run_makes(first: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    """Each in a store of its own: the same bytes."""
+    assert run("run", *paths(tmp_path)).returncode == 0
+    for name in STEPS:
+        one, other = ((folder / f"out/manifests/{name}.json").read_bytes() for folder in (first[0], tmp_path))
+        assert one == other
+
+
+def test_a_killed_fit_is_taken_up_by_another_run_which_stops_when_told(tmp_path: Path) -> None:
+    process = start("pipeline", "run-local", *paths(tmp_path), *FITTING, "--run-id", "one")
+    wait_for(tmp_path, "store/splat_fit/*/_done/*.json", process)
+    process.kill()
+    process.communicate(timeout=60)
+    # the step notices that nobody waits for it any more
+    deadline = time.monotonic() + 60
+    while steps_of(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not steps_of(tmp_path)
+    assert not list(tmp_path.glob("store/splat_fit/*/manifest.json"))
+    finished = set(tmp_path.glob("store/splat_fit/*/*/*.tar"))
+    assert finished
+    stamps = {path: path.stat().st_mtime_ns for path in finished}
+
+    process = start("pipeline", "run-local", *paths(tmp_path), *FITTING, "--run-id", "other")
+    wait_for(tmp_path, "store/splat_fit/*/manifest.json", process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "stopped" in err.splitlines()[-1]
+    assert "run the same command again to go on" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert {path: path.stat().st_mtime_ns for path in finished} == stamps
+    assert not list(tmp_path.glob("out/manifests/zero_shot_eval.json"))
+    assert not steps_of(tmp_path)
+
+
+def wait_for(folder: Path, pattern: str, process: subprocess.Popen[str]) -> set[Path]:
+    deadline = time.monotonic() + 120
+    while not (found := set(folder.glob(pattern))):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found
+
+
+def steps_of(folder: Path) -> list[str]:
+    """Processes of steps at work on the store in `folder`."""
+    lines = subprocess.run(["ps", "-eo", "args"], check=True, capture_output=True, text=True).stdout.splitlines()
+    return [line for line in lines if "kfp.dsl.executor_main" in line and f"{folder}/store" in line]
+
+
+def test_a_failing_step_ends_it_with_its_own_code(tmp_path: Path) -> None:
+    settings = ("--set", "download.source=folder", "--set", "download.path=/nowhere")
+    result = run("pipeline", "run-local", *paths(tmp_path), *settings)
+    assert result.returncode == 42
+    assert result.stderr == (
+        "splatclip pipeline: download: download.path '/nowhere': there is no such folder; correct the path\n"
+    )
+    assert not (tmp_path / "out/manifests").exists()
+
+
+def test_a_step_that_breaks_shows_why(tmp_path: Path) -> None:
+    """A bug, not an error of ours: its traceback is shown, and no other step begins."""
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if 'download' in sys.argv:\n"
+        "    import components.runner\n"
+        "    def fail(*args, **more): raise ZeroDivisionError('a bug')\n"
+        "    components.runner.run_step = fail\n"
+    )
+    result = run("pipeline", "run-local", *paths(tmp_path), PYTHONPATH=str(broken))
+    assert result.returncode == 1
+    assert "ZeroDivisionError: a bug" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("splatclip pipeline: download: ")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_step_that_cannot_start_shows_why(tmp_path: Path) -> None:
+    broken = tmp_path / "sitecustomize.py"
+    broken.write_text("import sys\nif 'download' in sys.argv: sys.modules['components'] = None\n")
+    result = run("pipeline", "run-local", *paths(tmp_path), PYTHONPATH=str(tmp_path))
+    assert result.returncode == 1
+    assert "No module named 'components.kfp_base'" in result.stderr
+    assert not (tmp_path / "store").exists()
