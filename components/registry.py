@@ -8,7 +8,7 @@ left undone the next one does. Who is champion: registry_line.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from components.errors import UsageError
@@ -17,6 +17,8 @@ from components.registry_calls import CHALLENGER, CHAMPION, EVALUATION, PACKAGE,
 from components.registry_line import Decision, Version, challenger, champions, unique, verdict
 from components.registry_source import package_source
 from components.signals import Stop
+
+KFP_RUN = "kfp.run_id"
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,13 @@ def register(
     tags: Mapping[str, str],
     description: str,
     *,
-    run_id: str | None = None,
+    run_id: Callable[[], str | None] = lambda: None,
     stop: Stop | None = None,
 ) -> Outcome:
     """Register a package, once however often it is called, and see that the aliases are right.
 
-    tags: all of the version's, with its score, evaluation and package (registry_calls.py names them); run_id: of the
-    MLflow run that promotes it.
+    tags: all of the version's, with its score, evaluation and package (registry_calls.py names them); run_id: says
+    which MLflow run promotes it, asked where there is something to register.
     Raises as Registry does.
     """
     registry = Registry(model_name, stop)
@@ -51,7 +53,9 @@ def register(
     def create() -> None:
         # looked up at every try: an answer that was lost may have been a yes
         if _own(registry.state(), key) is None:
-            registry.create(*package_source(registry, package, run_id), tags=tags, description=description)
+            run = run_id()
+            source, at = package_source(registry, package, run)
+            registry.create(source, at, {**tags, **registry.tags_of_run(run, KFP_RUN)}, description)
 
     registry.call("register the version", create)
     state, line = _settle(registry)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Mapping
 
+from components import tracking
 from components.config import semantic
 from components.errors import PermanentError, UsageError
 from components.manifest import Artifact, Commit, FileEntry, open_artifact
-from components.operations import PromoteParams
+from components.operations import PromoteParams, TrackingParams
 from components.package import ADAPTER_FILES, CARD, SCORES, TEACHER_FILES, read_scores
 from components.promote.card import model_card
 from components.promote.evaluation import description, version_tags
+from components.provenance import provenance
 from components.report import Report
 from components.signals import Stop, stop_on_sigterm
 from components.store import Store, open_store
@@ -22,6 +23,7 @@ STAGE = "promote"
 VERSION = 1
 MAKERS = {"teacher": "train_teacher", "adapter": "train_adapter", "scores": "zero_shot_eval"}
 HEADLINE = "splats"
+RUN_WAIT_S = 15.0  # for the tracker to have made the run that the version is linked to
 
 
 def run(params: PromoteParams, *, teacher: str, adapter: str, scores: str, store: str) -> Report:
@@ -42,7 +44,7 @@ def run(params: PromoteParams, *, teacher: str, adapter: str, scores: str, store
     found = commit.finished()
     package = found or _commit(commit, inputs, root)
     with stop_on_sigterm() as stop:
-        facts = _register(params, package, inputs["scores"], stop)
+        facts = _register(params, package, inputs, stop)
     return Report(
         stage=STAGE,
         url=package.url,
@@ -56,14 +58,26 @@ def run(params: PromoteParams, *, teacher: str, adapter: str, scores: str, store
     )
 
 
-def _register(params: PromoteParams, package: Artifact, scored: Artifact, stop: Stop) -> dict[str, str]:
+def _register(params: PromoteParams, package: Artifact, inputs: Mapping[str, Artifact], stop: Stop) -> dict[str, str]:
     """Report.facts."""
-    if os.environ.get("SPLATCLIP_TRACKING") == "off":
+    if tracking.run_info(TrackingParams()) is None:
         return {"alias": "none", "verdict": "not registered: tracking is switched off"}
     from components.registry import register
 
-    tags = version_tags(package, scored, read_scores(package))
-    outcome = register(params.model_name, package, tags, description(tags), stop=stop)
+    adapter = inputs["adapter"].manifest
+    data_hash = adapter.inputs.get("images", {}).get("sha256", "")
+    tags = {
+        **provenance(data_hash=data_hash, params_hash=adapter.params_hash),
+        **version_tags(package, inputs["scores"], read_scores(package)),
+    }
+    outcome = register(
+        params.model_name,
+        package,
+        tags,
+        description(tags),
+        run_id=lambda: tracking.current_run_id(RUN_WAIT_S),
+        stop=stop,
+    )
     return {
         "model": outcome.model,
         "version": str(outcome.version),
