@@ -25,7 +25,8 @@ def _table(scores: Mapping[str, Any], metric: str) -> Table:
             f"{first}\n{second}",
             header_style="dim" if place == 0 else "",
             justify="right" if place else "left",
-            no_wrap=True,
+            overflow="ellipsis" if place else "fold",
+            no_wrap=place > 0,  # where it is narrow the rows' names fold, never a figure
         )
     for row in scores["rows"]:
         table.add_row(*line(row, scores, metric), style="bold" if row["name"] == "splats" else "")
