@@ -125,8 +125,9 @@ class Recorder:
         self.journal.log("parent", tags=facts)
         if self.step.name == "download":
             self.journal.log("parent", tags={"data.hash": report.manifest_sha256})
-            name = {"git": self.tags["git.sha"][:7], "data": report.manifest_sha256[:7]}
-            self.journal.add("name", to="parent", **name)
+            if not self.info.given:
+                name = {"git": self.tags["git.sha"][:7], "data": report.manifest_sha256[:7]}
+                self.journal.add("name", to="parent", **name)
 
     def artifact(self, name: str, data: bytes) -> None:
         """A file for the step's run and its parent."""
@@ -136,9 +137,10 @@ class Recorder:
 
     def end(self, status: str) -> None:
         """What the step took; its run's end."""
-        seconds = time.monotonic() - self.started if self.report is None else self.report.seconds
+        held = time.monotonic() - self.started  # with what was tried again
+        seconds = held if self.report is None else self.report.seconds
         backend = "" if self.report is None else str(self.report.metrics.get("backend", ""))
-        gpu_seconds = seconds * gpus_held(getattr(self.section, "device", ""), backend)
+        gpu_seconds = held * gpus_held(getattr(self.section, "device", ""), backend)
         cost = gpu_seconds * self.info.params.gpu_hour_price / 3600
         took = {"seconds": seconds, "gpu_seconds": gpu_seconds, "cost": cost}
         self.metrics("step", took | peak_memory())
