@@ -28,7 +28,7 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 @dataclass(frozen=True)
 class Span:
-    """A figure with its interval on an interval chart. kind: the colour's name."""
+    """A figure with its interval on an interval chart. kind: the colour's name; text: said on pointing at it."""
 
     label: str
     value: float
@@ -36,6 +36,7 @@ class Span:
     high: float
     kind: str
     text: str
+    strong: bool = False
 
 
 def interval_chart(spans: Sequence[Span], *, title: str, unit: str) -> Html:
@@ -52,7 +53,15 @@ def interval_chart(spans: Sequence[Span], *, title: str, unit: str) -> Html:
         width = f"{100 * (span.high - span.low) / (last - first):.2f}%"
         bar = el("i", class_="bar", style=f"left:{at(span.low)};width:{width}")
         track = el("span", grid, bar, el("i", class_="dot", style=f"left:{at(span.value)}"), class_="track")
-        rows.append(el("li", el("span", span.label, class_="who"), track, class_=f"k-{span.kind}", title=span.text))
+        rows.append(
+            el(
+                "li",
+                el("span", span.label, class_="who"),
+                track,
+                class_=f"k-{span.kind} strong" if span.strong else f"k-{span.kind}",
+                title=span.text,
+            )
+        )
     axis = el("span", *(el("i", number(mark), style=f"left:{at(mark)}") for mark in marks), class_="axis")
     foot = el("li", el("span", unit, class_="who"), axis, class_="feet", aria_hidden="true")
     return el("figure", el("figcaption", title), el("ul", *rows, foot, class_="intervals"))
@@ -188,4 +197,7 @@ def histogram(values: ArrayLike, *, title: str, unit: str, others: ArrayLike | N
     )
     y_axis = el("span", el("i", "0", style="bottom:0%"), el("i", f"{tallest:,}", style="bottom:100%"))
     x_axis = el("span", el("i", f"{edges[0]:.1f}"), el("i", f"{edges[-1]:.1f} {unit}"))
-    return el("figure", el("figcaption", title), el("div", y_axis, drawing, x_axis, class_="plot"))
+    plot = el("div", y_axis, drawing, x_axis, class_="plot")
+    keys = (el("li", el("i"), kind.upper(), class_=f"k-{kind}") for kind, _ in groups)
+    legend = "" if two is None else el("ul", *keys, class_="legend")
+    return el("figure", el("figcaption", title), plot, legend)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from components.scores import Estimate, FloatArray
+from components.scores import Estimate, FloatArray, confusion_matrix, per_class_recall
 from components.zero_shot_eval.figures import heading, label, percent, ratio, settings
 from components.zero_shot_eval.page_charts import Bar, Span, bars, histogram, interval_chart
 from components.zero_shot_eval.page_data import Run
@@ -19,9 +19,17 @@ from components.zero_shot_eval.page_difference import (
     ratio_difference,
     score_difference,
 )
-from components.zero_shot_eval.page_markup import Html, details, el, join, pairs, section, table
+from components.zero_shot_eval.page_markup import Html, details, el, join, pairs, section, table, whole
 from components.zero_shot_eval.page_origin import lineage, origin_blocks
-from components.zero_shot_eval.page_scores import answer_parts, signed, splats_row, title_of
+from components.zero_shot_eval.page_scores import (
+    LISTED,
+    answer_parts,
+    confusions,
+    recall_table,
+    signed,
+    splats_row,
+    title_of,
+)
 from components.zero_shot_eval.page_together import pictures_together
 from components.zero_shot_eval.page_training import charts_together
 
@@ -54,7 +62,7 @@ def compare_body(a: Run, b: Run, tags: Mapping[str, str]) -> Html:
             section("size", "Size and fidelity", *_sizes(pair)),
             section("answers", "Answers", *_answers(pair)),
             section("training", "Training", *charts_together(a, b)),
-            section("origin", "Versions and lineage", *_origin(a, b, tags)),
+            section("origin", "Versions and lineage", *_origin(pair, tags)),
         ]
     )
 
@@ -82,8 +90,9 @@ def _lead(pair: Pair) -> Html:
     words = []
     for metric in pair.a.scores["headline"]:
         found = score_difference(pair, metric, "splats")
-        words.append(f"In {title_of(metric)} A's splat reader is {_points(found)} points from B's: {outcome(found)}.")
-    return el("p", " ".join(words), class_="lead")
+        told = whole(f"{_points(found)} points")
+        words.append(join([f"A − B in {title_of(metric)} of the splat reader: ", told, f", {outcome(found)}."]))
+    return el("p", join(words, " "), class_="lead")
 
 
 def _scores(pair: Pair) -> list[Html]:
@@ -102,7 +111,9 @@ def _scores(pair: Pair) -> list[Html]:
                 low, high = figure["interval"]
                 row = next(row for row in run.scores["rows"] if row["name"] == name)
                 text = f"{letter.upper()} · {label(row, run.scores)}"
-                spans.append(Span(text, 100 * figure["value"], 100 * low, 100 * high, letter, percent(figure)))
+                spans.append(
+                    Span(text, 100 * figure["value"], 100 * low, 100 * high, letter, percent(figure), name == "splats")
+                )
             found = score_difference(pair, metric, name)
             strong += [len(rows)] if name == "splats" else []
             rows.append([_row_name(name, a), *(percent(one) for one in figures), _points(found), outcome(found)])
@@ -113,7 +124,16 @@ def _scores(pair: Pair) -> list[Html]:
             rows.append(["splats, ratio to control", *(ratio(one) for one in ratios), *shown])
         parts.append(interval_chart(spans, title=f"{title_of(metric)}, with 95 % intervals", unit="%"))
         unit = f"{title_of(metric)}, % [95 % interval]"
-        parts.append(table([unit, "A", "B", "A − B, points", ""], rows, caption=title_of(metric), strong=strong))
+        parts.append(
+            table(
+                [unit, "A", "B", "A − B, points", "outcome"],
+                rows,
+                caption=title_of(metric),
+                silent=True,
+                stack=2,
+                strong=strong,
+            )
+        )
     lines = [(f"{name}: {what}", text) for run, name in ((a, "A"), (b, "B")) for what, text in _notes(run)]
     return [*parts, pairs(lines)]
 
@@ -137,14 +157,9 @@ def _own_scores(run: Run, name: str) -> Html:
 
 def _differs(pair: Pair) -> list[Html]:
     changed = parameter_differences(pair)
-    made = output_differences(pair)
-    parts = []
-    if changed:
-        parts.append(table(["parameter", "A", "B"], changed, caption="Parameters that differ", words=True))
-    else:
-        parts.append(el("p", "No parameter differs.", class_="note"))
-    parts.append(table(["", "A", "B"], made, caption="What each was made from", words=True))
-    return parts
+    if not changed:
+        return [el("p", "No parameter, version or backend.", class_="note")]
+    return [table(["parameter", "A", "B"], changed, caption="Parameters, versions and backends", words=True)]
 
 
 def _sizes(pair: Pair) -> list[Html]:
@@ -160,9 +175,14 @@ def _sizes(pair: Pair) -> list[Html]:
     rows = []
     for what, digits, of in MEANS:
         means = [f"{np.mean(of(run)):,.{digits}f}" for run in (a, b)]
-        rows.append([what, *means, _points(mean_difference(pair, of), digits, 1.0)])
+        apart = mean_difference(pair, of)
+        told = signed(apart.value, digits) if apart.low == apart.high else _points(apart, digits, 1.0)
+        rows.append([what, *means, told])
+    mean = ", ".join(f"{name} {rows[0][i]} dB" for i, name in ((1, "A"), (2, "B")))
     together = None if pair.same_splats else b.predictions.psnr_db
-    chart = histogram(a.predictions.psnr_db, title="Pictures by PSNR of their splats", unit="dB", others=together)
+    chart = histogram(
+        a.predictions.psnr_db, title=f"Pictures by PSNR of their splats, mean {mean}", unit="dB", others=together
+    )
     return [
         el("div", bars(items, title="Bytes a picture, mean"), chart, class_="two"),
         table(["", "A", "B", "A − B [95 %]"], rows, caption="Means over pictures"),
@@ -170,32 +190,53 @@ def _sizes(pair: Pair) -> list[Html]:
 
 
 def _answers(pair: Pair) -> list[Html]:
-    parts = []
-    for metric in pair.a.scores["headline"] if pair.same_pictures else []:
-        if metric.startswith("image_retrieval"):
-            continue  # a picture's captions may be right in part
-        one, two = (run.predictions.hits[metric]["splats"] > 0 for run in (pair.a, pair.b))
-        counts = {
-            "both right": one & two,
-            "only A": one & ~two,
-            "only B": two & ~one,
-            "neither": ~one & ~two,
-        }
-        share = [[name, f"{which.sum():,}", f"{100 * which.mean():.1f} %"] for name, which in counts.items()]
-        parts.append(
-            table(
-                ["splat reader right in", "pictures", "share"], share, caption=f"Picture by picture: {title_of(metric)}"
-            )
-        )
-    parts += [
-        el("div", el("h3", name), *answer_parts(run), class_=f"side k-{name.lower()}")
-        for run, name in ((pair.a, "A"), (pair.b, "B"))
-    ]
-    return parts
-
-
-def _origin(a: Run, b: Run, tags: Mapping[str, str]) -> list[Html]:
+    a, b = pair.a, pair.b
+    if not pair.same_task:
+        return [el("div", el("h3", name), *answer_parts(run)) for run, name in ((a, "A"), (b, "B"))]
+    if a.scores["task"] == "retrieval":
+        return [*_shared(pair), *(_titled(name, recall_table(run)) for run, name in ((a, "a"), (b, "b")))]
+    matrices = (_titled(name, confusions(run)) for run, name in ((a, "a"), (b, "b")))
     return [
+        el("div", *_shared(pair), _class_table(pair), class_="two"),
+        el("div", *matrices, class_="two"),
+    ]
+
+
+def _titled(letter: str, inner: Html) -> Html:
+    return el("div", el("h3", letter.upper()), inner, class_=f"side k-{letter}")
+
+
+def _shared(pair: Pair) -> list[Html]:
+    """How many pictures both readers got right, or only one of them; where they scored the same ones."""
+    metric = "acc1" if pair.a.scores["task"] == "classification" else "text_retrieval_recall@5"
+    if not pair.same_pictures:
+        return []
+    one, two = (run.predictions.hits[metric]["splats"] > 0 for run in (pair.a, pair.b))
+    counts = {"both": one & two, "only A": one & ~two, "only B": two & ~one, "neither": ~one & ~two}
+    share = [[name, f"{which.sum():,}", f"{100 * which.mean():.1f} %"] for name, which in counts.items()]
+    what = "Right from splats" if metric == "acc1" else "A fitting caption among the first five, from splats"
+    return [table(["in", "pictures", "share"], share, caption=f"{what}, picture by picture")]
+
+
+def _class_table(pair: Pair) -> Html:
+    """Recall by class of both splat readers, the largest differences first."""
+    recalls = []
+    for run in (pair.a, pair.b):
+        seen = run.predictions
+        counts = confusion_matrix(seen.guesses["splats"], seen.classes, len(run.scores["class_names"]))
+        recalls.append(100 * per_class_recall(counts))
+    apart = recalls[0] - recalls[1]
+    known = [int(i) for i in np.argsort(-np.abs(apart), kind="stable") if np.isfinite(apart[i])]
+    names = pair.a.scores["class_names"]
+    rows = [[names[i], f"{recalls[0][i]:.1f}", f"{recalls[1][i]:.1f}", signed(float(apart[i]))] for i in known[:LISTED]]
+    most = f"; the {LISTED} of {len(known):,} that differ most" if len(known) > LISTED else ""
+    return table(["class", "A", "B", "A − B"], rows, caption=f"Recall by class from splats, %{most}")
+
+
+def _origin(pair: Pair, tags: Mapping[str, str]) -> list[Html]:
+    a, b = pair.a, pair.b
+    return [
+        table(["output", "A", "B"], output_differences(pair), caption="What each was made from", words=True),
         origin_blocks(tags, "Tags of A's run"),
         details("Lineage of A", lineage(a)),
         details("Lineage of B", lineage(b)),

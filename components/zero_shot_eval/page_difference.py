@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from components.scores import CONFIDENCE, Estimate, FloatArray, bootstrap_means, estimate
+from components.scores import Estimate, FloatArray, bootstrap_means, estimate
 from components.zero_shot_eval.figures import base_of
 from components.zero_shot_eval.page_data import ROLES, Run
 from components.zero_shot_eval.page_origin import backends, written
@@ -102,6 +102,8 @@ def mean_difference(pair: Pair, of: Callable[[Run], FloatArray]) -> Estimate:
 
 def outcome(found: Estimate) -> str:
     """Which is better, if that can be told."""
+    if found.low == found.high == 0:
+        return "the same"
     if found.low > 0:
         return "A is better"
     return "A is worse" if found.high < 0 else "cannot be told apart"
@@ -147,8 +149,3 @@ def output_differences(pair: Pair) -> list[list[str]]:
         paths = [f"{node.path}" if node is not None else "–" for node in (one, two)]
         found.append([ROLES[role], paths[0], "the same" if same else paths[1]])
     return found
-
-
-def confidence() -> str:
-    """How sure the intervals are."""
-    return f"{100 * CONFIDENCE:.0f} %"

@@ -50,26 +50,39 @@ def table(
     caption: str,
     silent: bool = False,
     words: bool = False,
+    stack: int = 0,
     strong: Sequence[int] = (),
 ) -> Html:
     """A table whose first column names its rows, in a box that scrolls sideways where it must.
 
     caption: what the table is; silent: it is heard only, by those who cannot see where the table stands; words: its
-    cells are words, not figures; strong: the rows that are set off.
+    cells are words, not figures; stack: on a phone the cells stand under the row's name, so many beside each other;
+    strong: the rows that are set off.
     """
     head = el("tr", *(el("th", one, scope="col") for one in heads))
     body = []
     for i, (first, *others) in enumerate(rows):
-        cells = [el("th", first, scope="row"), *(el("td", one) for one in others)]
+        names = heads[1:] if stack else [None] * len(others)
+        cells = [el("td", _unbroken(one), data_name=name) for name, one in zip(names, others, strict=True)]
+        cells.insert(0, el("th", first, scope="row"))
         body.append(el("tr", *cells, class_="strong" if i in strong else None))
     inner = el(
         "table",
         el("caption", caption, class_="silent" if silent else None),
         el("thead", head),
         el("tbody", *body),
-        class_="words" if words else None,
+        class_="words" if words else "stacks" if stack else None,
+        style=f"--cells:{stack}" if stack else None,
     )
     return el("div", inner, class_="scroll", role="region", aria_label=caption, tabindex=0)
+
+
+def _unbroken(cell: str) -> str:
+    """A cell whose interval, in brackets, is kept on one line."""
+    value, bracket, interval = cell.partition(" [")
+    if isinstance(cell, Html) or not bracket:
+        return cell
+    return join([f"{value} ", whole(f"[{interval}")])
 
 
 def pairs(items: Iterable[tuple[str, str]], class_: str = "facts") -> Html:
@@ -85,6 +98,11 @@ def details(summary: str, *children: str) -> Html:
 def data_uri(data: bytes, kind: str) -> str:
     """A file as an address. kind: png, webp ..."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def whole(text: str) -> Html:
+    """Text that is not broken across lines."""
+    return el("span", text, class_="whole")
 
 
 def number(value: float) -> str:

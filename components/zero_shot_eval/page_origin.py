@@ -77,7 +77,7 @@ def origin_parts(run: Run, tags: Mapping[str, str]) -> list[Html]:
 
 def origin_blocks(tags: Mapping[str, str], title: str) -> Html:
     """Tags under `title`, and what made the page."""
-    blocks = [el("div", el("h3", "This page was made with"), pairs(versions()))]
+    blocks = [el("div", el("h3", "This page was made with"), pairs(versions(), "facts params"))]
     if tags:
         given = pairs((name, el("code", value)) for name, value in sorted(tags.items()))
         blocks.insert(0, el("div", el("h3", title), given))

@@ -172,7 +172,7 @@ def gaussians(picture: Picture, splats: Splats, whose: str = "") -> Html:
     """The Gaussians' outlines."""
     alt = f"Outlines of {count(splats)} at one sigma"
     drawing = _ellipses(splats, alt) if len(splats) <= MANY else _drawn(picture, splats, alt)
-    return _panel(drawing, f"{whose}: Gaussians" if whose else "Gaussians, 1 sigma")
+    return _panel(drawing, f"{whose}: Gaussians" if whose else "Gaussians, 1 σ")
 
 
 def _panel(inner: Html, name: str) -> Html:
@@ -184,15 +184,14 @@ def count(splats: Splats) -> str:
     return f"{len(splats):,} Gaussian{'s' if len(splats) != 1 else ''}"
 
 
-def sizes(picture: Picture, place: int = 0) -> str:
-    """Bytes as splats, as JPEG of quality 90, as stored and raw."""
+def other_sizes(picture: Picture) -> str:
+    """Bytes as JPEG of quality 90, as stored and raw."""
     forms = {
-        ".gs2d": picture.files[place][0],
         "JPEG 90": picture.jpeg_bytes,
         f"stored {picture.stored_format}": picture.stored_bytes,
         "raw": picture.photo.size,
     }
-    return "bytes " + ", ".join(f"{name} {size:,}" for name, size in forms.items())
+    return ", ".join(f"{name} {size:,}" for name, size in forms.items())
 
 
 def shown(run: Run, i: int) -> str:
@@ -228,10 +227,9 @@ def card(run: Run, i: int, picture: Picture) -> Html:
         ),
         el(
             "figcaption",
-            el("b", f"{psnr:.1f} dB"),
-            el("span", what),
-            el("span", "read from splats: ", verdict(run, i)),
-            el("small", f"{count(splats)}; {sizes(picture)}"),
+            el("p", what),
+            el("p", el("b", f"{psnr:.1f} dB"), ", read from splats: ", verdict(run, i)),
+            el("small", f"{count(splats)}; bytes .gs2d {picture.files[0][0]:,}, {other_sizes(picture)}"),
         ),
         class_="card",
     )

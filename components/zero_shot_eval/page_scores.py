@@ -22,7 +22,7 @@ from components.zero_shot_eval.figures import (
 )
 from components.zero_shot_eval.page_charts import Bar, Span, bars, histogram, interval_chart
 from components.zero_shot_eval.page_data import Run, content
-from components.zero_shot_eval.page_markup import Html, details, el, join, pairs, table
+from components.zero_shot_eval.page_markup import Html, details, el, join, pairs, table, whole
 from components.zero_shot_eval.rows import RECALL_AT
 
 MATRIX_CLASSES = 30  # more do not fit a screen; their confusions are listed instead
@@ -37,8 +37,8 @@ def title_of(metric: str) -> str:
 
 def signed(value: float, digits: int = 1) -> str:
     """A difference, with a proper minus; never "-0.0"."""
-    text = f"{value:+.{digits}f}"
-    return f"{0:.{digits}f}" if float(text) == 0 else text.replace("-", "−")
+    text = f"{value:+,.{digits}f}"
+    return f"{0:.{digits}f}" if not text.strip("+-0.,") else text.replace("-", "−")
 
 
 def splats_row(run: Run) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def verdict(run: Run) -> Html:
     scores, row = run.scores, splats_row(run)
     base = base_of(scores)
     words: list[str] = []
-    for metric in scores["headline"]:
+    for who, metric in zip(("The splat reader", "It"), scores["headline"], strict=False):
         figure = row["figures"][metric]
         share = figure["ratio"][f"to_{base}"]
         what = {
@@ -63,11 +63,11 @@ def verdict(run: Run) -> Html:
             "text_retrieval_recall@5": "finds a fitting caption among the first five for",
         }.get(metric, f"reaches, in {title_of(metric)},")
         value, interval = _parted(percent(figure), " %")
-        text = f"The splat reader {what} {value} {interval} of the {_asked(metric)}"
+        words += [f"{who} {what} ", whole(f"{value} {interval}"), f" of the {_asked(metric)}"]
         if share is not None:
-            text += f"; that is {ratio(share)} of what {_reader(base)} reaches on the photographs"
-        words.append(f"{text}.")
-    return el("p", " ".join(words), class_="lead")
+            words += ["; that is ", whole(ratio(share)), f" of what {_reader(base)} reaches on the photographs"]
+        words.append(". ")
+    return el("p", *words, class_="lead")
 
 
 def _asked(metric: str) -> str:
@@ -93,7 +93,7 @@ def tiles(run: Run) -> Html:
     items.append(_tile("PSNR, mean", f"{splats['psnr_db_mean']:.2f} dB", _range(splats)))
     smaller = f"{beside('raw RGB', ratios['raw'])}, {beside('JPEG quality 90', ratios['jpeg90'])}"
     items.append(_tile("bytes a picture", f"{size['gs2d']:,.0f}", smaller))
-    return el("dl", *items, class_="tiles")
+    return el("dl", *items, class_="tiles" if len(items) % 3 else "tiles thirds")
 
 
 def _range(splats: dict[str, Any]) -> str:
@@ -122,6 +122,7 @@ def score_parts(run: Run) -> list[Html]:
                 100 * row["figures"][metric]["interval"][1],
                 row["name"],
                 percent(row["figures"][metric]),
+                strong=row["name"] == "splats",
             )
             for row in scores["rows"]
         ]
@@ -133,6 +134,7 @@ def score_parts(run: Run) -> list[Html]:
                 [line(row, scores, metric) for row in scores["rows"]],
                 caption=title_of(metric),
                 silent=True,
+                stack=3,
                 strong=[i for i, row in enumerate(scores["rows"]) if row["name"] == "splats"],
             )
         )
@@ -174,13 +176,14 @@ def answer_parts(run: Run) -> list[Html]:
     """Which classes were taken for which, or recall at each depth."""
     if run.scores["task"] == "retrieval":
         return [recall_table(run)]
-    names = run.scores["class_names"]
-    seen = run.predictions
+    return [el("div", confusions(run), class_table(run), class_="two")]
+
+
+def confusions(run: Run) -> Html:
+    """What the splat reader took for what: the matrix, or the most frequent mistakes where it would be too large."""
+    names, seen = run.scores["class_names"], run.predictions
     counts = confusion_matrix(seen.guesses["splats"], seen.classes, len(names))
-    if len(names) <= MATRIX_CLASSES:
-        matrix = _matrix(counts, names)
-        return [el("div", matrix, class_table(run), class_="two")]
-    return [el("div", _confusions(counts, names), class_table(run), class_="two")]
+    return _matrix(counts, names) if len(names) <= MATRIX_CLASSES else _mistakes(counts, names)
 
 
 def recall_table(run: Run) -> Html:
@@ -191,7 +194,7 @@ def recall_table(run: Run) -> Html:
     rows.append(["chance", *(f"{100 * scores['chance'][metric]:.3g}" for metric in metrics)])
     strong = [i for i, row in enumerate(scores["rows"]) if row["name"] == "splats"]
     heads = ["recall, % [95 % interval]", *(f"{TITLES[metric]} @{metric.partition('@')[2]}" for metric in metrics)]
-    return table(heads, rows, caption="Recall in both directions", strong=strong)
+    return table(heads, rows, caption="Recall in both directions", stack=2, strong=strong)
 
 
 def _matrix(counts: np.ndarray, names: list[str]) -> Html:
@@ -216,7 +219,7 @@ def _matrix(counts: np.ndarray, names: list[str]) -> Html:
     return el("div", inner, class_="scroll", role="region", aria_label="Confusion matrix", tabindex=0)
 
 
-def _confusions(counts: np.ndarray, names: list[str]) -> Html:
+def _mistakes(counts: np.ndarray, names: list[str]) -> Html:
     """The most frequent mistakes, where a matrix would be too large."""
     off = counts.copy()
     np.fill_diagonal(off, 0)

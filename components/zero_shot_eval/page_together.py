@@ -14,11 +14,11 @@ from components.zero_shot_eval.page_pictures import (
     gallery,
     gaussians,
     groups_of,
+    other_sizes,
     photograph,
     read_pictures,
     render,
     shown,
-    sizes,
     verdict,
 )
 from components.zero_shot_eval.page_scores import signed
@@ -33,8 +33,8 @@ def _groups(pair: Pair) -> list[tuple[str, list[int]]]:
     found: list[tuple[str, list[int]]] = []
     if not pair.same_splats:
         order = np.argsort(one.psnr_db - two.psnr_db, kind="stable").tolist()
-        found.append(("PSNR furthest ahead in A", order[: -EACH - 1 : -1]))
-        found.append(("PSNR furthest behind in A", order[:EACH]))
+        found.append(("Where A gains most PSNR over B", order[: -EACH - 1 : -1]))
+        found.append(("Where A gains least or loses", order[:EACH]))
     else:
         metric = "acc1" if "acc1" in one.hits else "text_retrieval_recall@5"
         left, right = (seen.hits[metric]["splats"] > 0 for seen in (one, two))
@@ -55,7 +55,7 @@ def _line(letter: str, run: Run, i: int, picture: Picture, place: int) -> Html:
         el("b", letter.upper(), class_="letter"),
         el("b", f" {psnr:.1f} dB "),
         verdict(run, i),
-        el("small", f" {count(splats)}; {sizes(picture, place)}"),
+        el("small", f" {count(splats)}, .gs2d {picture.files[place][0]:,}"),
         class_=f"k-{letter}",
     )
 
@@ -75,7 +75,7 @@ def _card(pair: Pair, i: int, picture: Picture) -> Html:
     return el(
         "figure",
         el("div", *panels, class_="panels"),
-        el("figcaption", el("span", what), *lines, class_="both"),
+        el("figcaption", el("p", what), *lines, el("small", f"bytes {other_sizes(picture)}")),
         class_="card",
     )
 

@@ -85,7 +85,8 @@ def _stage2(run: Run, curve: Sequence[CurvePoint], phase: str, sides: Sequence[s
     if not line:
         return None
     kept = chosen_rate(run, side)
-    note = ", ".join(word for word in (validation(curve, phase), "kept" if rate == kept else "") if word)
+    several = len({one.phase for one in curve if one.phase.startswith(f"{side}_lr")}) > 1
+    note = ", ".join(word for word in (validation(curve, phase), "kept" if rate == kept and several else "") if word)
     label = f"{SIDES[side]}, rate {rate:g}"
     return Line(label, line, KINDS[side], faint=kept is not None and rate != kept, note=note)
 
