@@ -66,8 +66,8 @@ class Recorder:
         params = tracking_figures.params_of(self.section)
         self.journal.log("step", params=params, tags=self.tags)
         if self.nested:
-            on_parent = {f"{self.step.section}.{name}": value for name, value in params.items()}
-            self.journal.log("parent", params=on_parent)
+            on_parent = tracking_figures.params_of(self.section, f"{self.step.section}.")
+            self.journal.log("parent", params=on_parent | tracking_figures.params_of(self.info.params, "tracking."))
         if dataset is not None:
             context = "evaluation" if self.step.name in tracking_figures.EVALUATIONS else "training"
             self.journal.add("inputs", to="step", datasets=[{**dataset, "context": context}])
