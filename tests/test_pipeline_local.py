@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +13,16 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from kfp import dsl
 
 from components import FLOW
+from components.config import as_dict
+from components.params import load_params
+from pipelines.train_eval import COMPONENTS
 
 TINY = str(ROOT / "tests/tiny.yaml")
 STEPS = [step.name for step in FLOW]
-FITTING = ("--set", "splat_fit.num_iters=3000", "--set", "download.shard_size=4")
+FITTING = ("--set", "splat_fit.num_iters=8000")  # a second a shard; there are five
 
 
 def start(*args: str, **env: str) -> subprocess.Popen[str]:
@@ -49,8 +55,36 @@ def test_it_ends_like_a_run(first: tuple[Path, subprocess.CompletedProcess[str]]
     folder, result = first
     assert {path.stem for path in (folder / "out/manifests").iterdir()} == {*STEPS}
     assert (folder / "out/contact_sheet.png").is_file()
+    assert (folder / "out/report.html").read_bytes().startswith(b"<!doctype html>")
     assert "RGB control" in result.stdout
     assert result.stdout.splitlines()[-1] == f"report: {folder}/out/report.html"
+
+
+def test_a_component_fills_its_artifacts(
+    first: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a cluster: manifests in, a manifest out, with its address, tags, figures and page."""
+    monkeypatch.delenv("SPLATCLIP_LOCAL_RUN", raising=False)
+    folder, _ = first
+    section = json.loads(json.dumps(as_dict(load_params(TINY))["zero_shot_eval"]), parse_int=float)
+    inputs = {}
+    for item, source in next(step for step in FLOW if step.name == "zero_shot_eval").inputs.items():
+        inputs[item] = dsl.Artifact(uri=str(folder / f"out/manifests/{source}.json"))
+    scores, metrics, page = (kind(uri=str(tmp_path / kind.__name__)) for kind in (dsl.Artifact, dsl.Metrics, dsl.HTML))
+    outputs = {"scores": scores, "metrics": metrics, "page": page}
+    common = {"step": "zero_shot_eval", "run_id": "7-7", "store": str(folder / "store"), "tracking": {}}
+    COMPONENTS["zero_shot_eval"].python_func(**common, params=section, **inputs, **outputs)
+    manifest = (folder / "out/manifests/zero_shot_eval.json").read_bytes()
+    assert Path(scores.path).read_bytes() == manifest
+    assert Path(scores.metadata["url"], "manifest.json").read_bytes() == manifest
+    tags = {"git.sha", "git.dirty", "dvc.hash", "data.hash", "params.hash", "image.digest", "kfp.run_id"}
+    for artifact in outputs.values():
+        assert tags <= {*artifact.metadata}
+    figures = json.loads(manifest)["metrics"]
+    assert metrics.metadata["psnr_db_mean"] == figures["psnr_db_mean"]
+    assert metrics.metadata["num_pictures"] == 32
+    assert Path(page.path).read_bytes().startswith(b"<!doctype html>")
+    assert not json.dumps(metrics.metadata).count("NaN")
 
 
 def test_its_log_is_the_steps_own(first: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -73,7 +107,7 @@ def test_run_finds_its_work(first: tuple[Path, subprocess.CompletedProcess[str]]
     for name in STEPS:
         one, other = ((folder / out / f"manifests/{name}.json").read_bytes() for out in ("out", "again"))
         assert one == other
-    for name in ("scores.json", "report.html", "contact_sheet.png"):
+    for name in ("scores.json", "contact_sheet.png"):
         assert (folder / "out" / name).read_bytes() == (folder / "again" / name).read_bytes()
 
 
@@ -86,41 +120,44 @@ def test_it_makes_what_run_makes(first: tuple[Path, subprocess.CompletedProcess[
         assert one == other
 
 
-def test_a_killed_fit_is_taken_up_by_another_run_which_stops_when_told(tmp_path: Path) -> None:
+def test_a_killed_fit_is_taken_up_by_another_run_which_stops_when_told(
+    first: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    for stage in ("download", "train_teacher"):
+        shutil.copytree(first[0] / "store" / stage, tmp_path / "store" / stage)
     process = start("pipeline", "run-local", *paths(tmp_path), *FITTING, "--run-id", "one")
-    wait_for(tmp_path, "store/splat_fit/*/_done/*.json", process)
+    wait_for(tmp_path, 1, process)
     process.kill()
     process.communicate(timeout=60)
-    # the step notices that nobody waits for it any more
     deadline = time.monotonic() + 60
-    while steps_of(tmp_path) and time.monotonic() < deadline:
+    while steps_of(tmp_path) and time.monotonic() < deadline:  # the step notices that nobody waits for it any more
         time.sleep(0.1)
     assert not steps_of(tmp_path)
-    assert not list(tmp_path.glob("store/splat_fit/*/manifest.json"))
-    finished = set(tmp_path.glob("store/splat_fit/*/*/*.tar"))
-    assert finished
+    finished = wait_for(tmp_path, 1)
+    assert not list(tmp_path.glob("store/splat_fit/*/manifest.json")), "it had finished before the blow"
     stamps = {path: path.stat().st_mtime_ns for path in finished}
 
     process = start("pipeline", "run-local", *paths(tmp_path), *FITTING, "--run-id", "other")
-    wait_for(tmp_path, "store/splat_fit/*/manifest.json", process)
+    wait_for(tmp_path, len(finished) + 1, process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
-    assert "stopped" in err.splitlines()[-1]
-    assert "run the same command again to go on" in err.splitlines()[-1]
+    assert err.splitlines()[-1].startswith("splatclip pipeline: splat_fit: stopped by SIGTERM")
+    assert "run the same command again to go on" in err
     assert "Traceback" not in err
     assert {path: path.stat().st_mtime_ns for path in finished} == stamps
-    assert not list(tmp_path.glob("out/manifests/zero_shot_eval.json"))
+    assert {path.stem for path in tmp_path.glob("out/manifests/*")} == {"download", "download_eval", "train_teacher"}
     assert not steps_of(tmp_path)
 
 
-def wait_for(folder: Path, pattern: str, process: subprocess.Popen[str]) -> set[Path]:
+def wait_for(folder: Path, count: int, process: subprocess.Popen[str] | None = None) -> set[Path]:
+    """The finished splat shards, once there are `count` of them."""
     deadline = time.monotonic() + 120
-    while not (found := set(folder.glob(pattern))):
-        assert process.poll() is None, process.communicate()[1]
+    while len(entries := set(folder.glob("store/splat_fit/*/_done/*.json"))) < count:
+        assert process is None or process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    return found
+    return {path.parent.parent / json.loads(path.read_text())["name"] for path in entries}
 
 
 def steps_of(folder: Path) -> list[str]:
