@@ -124,16 +124,8 @@ def _scores(pair: Pair) -> list[Html]:
             rows.append(["splats, ratio to control", *(ratio(one) for one in ratios), *shown])
         parts.append(interval_chart(spans, title=f"{title_of(metric)}, with 95 % intervals", unit="%"))
         unit = f"{title_of(metric)}, % [95 % interval]"
-        parts.append(
-            table(
-                [unit, "A", "B", "A − B, points", "outcome"],
-                rows,
-                caption=title_of(metric),
-                silent=True,
-                stack=2,
-                strong=strong,
-            )
-        )
+        heads = [unit, "A", "B", "A − B, points", "outcome"]
+        parts.append(table(heads, rows, caption=title_of(metric), silent=True, stack=heads[1:], strong=strong))
     lines = [(f"{name}: {what}", text) for run, name in ((a, "A"), (b, "B")) for what, text in _notes(run)]
     return [*parts, pairs(lines)]
 

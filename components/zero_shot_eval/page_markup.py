@@ -50,19 +50,19 @@ def table(
     caption: str,
     silent: bool = False,
     words: bool = False,
-    stack: int = 0,
+    stack: Sequence[str] = (),
     strong: Sequence[int] = (),
 ) -> Html:
     """A table whose first column names its rows, in a box that scrolls sideways where it must.
 
     caption: what the table is; silent: it is heard only, by those who cannot see where the table stands; words: its
-    cells are words, not figures; stack: on a phone the cells stand under the row's name, so many beside each other;
+    cells are words, not figures; stack: short names of the cells, which then stand under the row's name on a phone;
     strong: the rows that are set off.
     """
     head = el("tr", *(el("th", one, scope="col") for one in heads))
     body = []
     for i, (first, *others) in enumerate(rows):
-        names = heads[1:] if stack else [None] * len(others)
+        names: Sequence[str | None] = stack or [None] * len(others)
         cells = [el("td", _unbroken(one), data_name=name) for name, one in zip(names, others, strict=True)]
         cells.insert(0, el("th", first, scope="row"))
         body.append(el("tr", *cells, class_="strong" if i in strong else None))
@@ -72,7 +72,7 @@ def table(
         el("thead", head),
         el("tbody", *body),
         class_="words" if words else "stacks" if stack else None,
-        style=f"--cells:{stack}" if stack else None,
+        style=f"--cells:{2 if len(stack) == 4 else 3}" if stack else None,
     )
     return el("div", inner, class_="scroll", role="region", aria_label=caption, tabindex=0)
 

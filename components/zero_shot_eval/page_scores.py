@@ -127,14 +127,14 @@ def score_parts(run: Run) -> list[Html]:
             for row in scores["rows"]
         ]
         titles = column_titles(scores, metric)
-        found.append(interval_chart(spans, title=f"{title_of(metric)}, with 95 % intervals", unit="%"))
+        found.append(interval_chart(spans, title=f"{title_of(metric)}, with 95 % intervals; {titles[0][1]}", unit="%"))
         found.append(
             table(
                 [" ".join(part for part in pair if part) for pair in titles],
                 [line(row, scores, metric) for row in scores["rows"]],
                 caption=title_of(metric),
                 silent=True,
-                stack=3,
+                stack=["%", " ".join(titles[2]), titles[3][1]],
                 strong=[i for i, row in enumerate(scores["rows"]) if row["name"] == "splats"],
             )
         )
@@ -194,7 +194,7 @@ def recall_table(run: Run) -> Html:
     rows.append(["chance", *(f"{100 * scores['chance'][metric]:.3g}" for metric in metrics)])
     strong = [i for i, row in enumerate(scores["rows"]) if row["name"] == "splats"]
     heads = ["recall, % [95 % interval]", *(f"{TITLES[metric]} @{metric.partition('@')[2]}" for metric in metrics)]
-    return table(heads, rows, caption="Recall in both directions", stack=2, strong=strong)
+    return table(heads, rows, caption="Recall in both directions", stack=heads[1:], strong=strong)
 
 
 def _matrix(counts: np.ndarray, names: list[str]) -> Html:
