@@ -1,0 +1,94 @@
+"""What Kubeflow components share: trying again, exit codes, figures that Kubeflow can hold."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kfp import dsl
+
+from components import runner
+from components.download import stage
+from components.errors import PermanentError, SplatClipError, TransientError
+from components.kfp_base import numbers
+from components.local_run import BEGIN, END
+from pipelines.quiet import StepLog
+from pipelines.train_eval import COMPONENTS
+
+PARAMS = {"num_train": 6.0, "num_val": 0.0, "num_test": 2.0, "image_size": 8.0}
+
+
+def download(store: Path) -> dict[str, Any]:
+    outputs = {"images": dsl.Dataset(uri=str(store / "images")), "metrics": dsl.Metrics(uri=str(store / "metrics"))}
+    COMPONENTS["download"].python_func(
+        step="download", run_id="1", store=str(store), tracking={}, params=PARAMS, **outputs
+    )
+    return outputs
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, *errors: SplatClipError) -> list[int]:
+    """Let the stage fail with these before it works; the returned list grows by its calls."""
+    calls: list[int] = []
+    works = stage.run
+
+    def run(*args: Any, **more: Any) -> Any:
+        calls.append(1)
+        if len(calls) <= len(errors):
+            raise errors[len(calls) - 1]
+        return works(*args, **more)
+
+    monkeypatch.delenv("SPLATCLIP_LOCAL_RUN", raising=False)
+    monkeypatch.setattr(stage, "run", run)
+    monkeypatch.setattr(runner, "FIRST_WAIT_S", 0.01)
+    return calls
+
+
+def test_what_fails_for_now_is_tried_three_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = failing(monkeypatch, TransientError("the store is away"), TransientError("still away"))
+    outputs = download(tmp_path)
+    assert len(calls) == 3
+    assert Path(outputs["images"].path).read_bytes().startswith(b"{")
+    assert outputs["metrics"].metadata["image_size"] == 8.0
+    assert "download: the store is away; try 2 of 3" in capsys.readouterr().err
+
+
+def test_then_the_process_ends_with_75(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = failing(monkeypatch, *(TransientError(f"away {number}") for number in range(9)))
+    with pytest.raises(SystemExit) as ended:
+        download(tmp_path)
+    assert (ended.value.code, len(calls)) == (75, 3)
+    assert capsys.readouterr().err.splitlines()[-1] == "download: away 2"
+
+
+def test_what_fails_for_good_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = failing(monkeypatch, PermanentError("bad input"))
+    with pytest.raises(SystemExit) as ended:
+        download(tmp_path)
+    assert (ended.value.code, len(calls)) == (42, 1)
+    assert capsys.readouterr().err == "download: bad input\n"
+
+
+def test_figures_are_flat_and_finite() -> None:
+    values = {"a": 1, "b": {"c": 2.5, "d": {"e": -1}}, "nan": math.nan, "inf": math.inf, "yes": True, "text": "x"}
+    assert dict(numbers(values)) == {"a": 1.0, "b.c": 2.5, "b.d.e": -1.0}
+
+
+def test_a_log_passes_on_what_lies_between_the_marks_however_it_comes() -> None:
+    text = f"noise\n    {BEGIN}\n    one\n        two\n    {END}\n    more noise\n"
+    for size in (1, 7, len(text)):
+        target = io.StringIO()
+        log = StepLog(target)
+        for start in range(0, len(text), size):
+            log.write(text[start : start + size])
+        assert target.getvalue() == "one\n    two\n"
+        log.show_the_rest()
+        assert target.getvalue() == "one\n    two\nnoise\n    more noise\n"
