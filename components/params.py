@@ -78,8 +78,16 @@ def params_from_dict(values: Any, where: str = "params") -> Params:
     known = {name: part for name, part in values.items() if part is not None}
     if all(isinstance(part, dict) for part in (known.get("download", {}), known.get("download_eval", {}))):
         known["download_eval"] = {**known.get("download", {}), **known.get("download_eval", {})}
-    parts = {name: section_from_dict(SECTIONS[name], part, f"{where}: {name}") for name, part in known.items()}
-    return Params(**parts)
+    return Params(**{name: _section(name, part, where) for name, part in known.items()})
+
+
+def _section(name: str, values: Any, where: str) -> Any:
+    try:
+        return section_from_dict(SECTIONS[name], values, f"{where}: {name}")
+    except UsageError as error:  # one class checks both image sets, and speaks of `download`
+        if name == "download_eval" and str(error).startswith("download."):
+            raise UsageError(str(error).replace("download.", "download_eval.", 1)) from None
+        raise
 
 
 def _override(values: dict[str, Any], assignment: str) -> None:

@@ -63,7 +63,7 @@ def test_dvc_finds_its_sections_in_every_profile(path: Path) -> None:
         ({"download": {"source": "folder"}}, "download.path is empty"),
         ([], "expected sections"),
         ({"download": {"num_train": -1}}, "only download_eval may say so"),
-        ({"download_eval": {"num_train": -2}}, "at least -1"),
+        ({"download_eval": {"num_train": -2}}, r"^download_eval\.num_train is -2; it must be at least -1"),
         ({"download_eval": {"num_test": 0}}, "at least 1"),
         ({"download_eval": {"sed": 1}}, "did you mean 'seed'"),
         ({"download_eval": {"image_size": 32}}, "download_eval.image_size is 32, download.image_size 64"),

@@ -21,6 +21,7 @@ from components.manifest import open_artifact
 from components.params import load_params
 from components.shards import Sample, write_shard
 from components.store import open_store
+from components.zero_shot_eval.page import report_html
 
 ALONE: dict[str, Any] = {"num_train": -1, "num_val": 0, "num_test": 100}
 
@@ -167,6 +168,9 @@ def test_another_set_is_scored_in_its_own_classes_and_called_zero_shot(captioned
     assert [row["name"] for row in scores["rows"]] == ["teacher", "control", "control_stage1", "splats"]
     assert not [note for note in scores["notes"] if "other splats" in note], "fitted alike, though to other pictures"
     assert captioned.splits(urls["splat_fit_eval"]) == ["test"], "no time goes into pictures that are not scored"
+    page = report_html(urls["zero_shot_eval"], captioned.store, tags={}).decode()
+    assert "animals, split test" in page
+    assert captioned.urls["download"].rpartition("/")[2] in page, "what was trained on is in the lineage"
     place = open_store(urls["zero_shot_eval"])
     for row in scores["rows"]:
         result = json.loads(place.get_bytes(f"benchmark/animals_vit-32_{row['name']}.json"))
