@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import logging
 import os
@@ -73,7 +74,19 @@ def connect(uri: str) -> MlflowClient:
     from mlflow.tracking import MlflowClient
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a locked database is tried again here
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    if uri.startswith(SQLITE):
+        with contextlib.suppress(*failures()):  # what is wrong with it the caller's first call says
+            _make_database(uri, client)
+    return client
+
+
+def _make_database(uri: str, client: MlflowClient) -> None:
+    """Let MLflow make a new database one process at a time: two that do it at once break each other's tables."""
+    database = Path(urlsplit(uri).path.removeprefix("/"))
+    with database.with_name(f"{database.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        client.search_experiments(max_results=1)
 
 
 def failures() -> tuple[type[Exception], ...]:

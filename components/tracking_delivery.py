@@ -92,7 +92,7 @@ class Delivery:
         elif kind == "name":
             self._tree.name(to, op["git"], op["data"])
         elif kind == "gather":
-            self._tree.gather(to)
+            self._tree.gather(to, op["time"])
         elif kind == "end":
             self.client.set_terminated(to, status=op["status"], end_time=op["time"])
         elif kind == "close":

@@ -76,12 +76,11 @@ def curve(report: Report, told: Collection[tuple[str, int]]) -> Iterator[Row]:
                 if (phase, step) not in told:
                     yield phase, step, {name: float(text) for name, text in row.items() if text}
         return
-    shards = [shard for shard in report.manifest.shards if "psnr_db_sum" in shard.metrics]
+    shards = [shard for shard in report.manifest.shards if shard.ok and "psnr_db_sum" in shard.metrics]
     done = 0
     for shard in shards[: max(0, len(shards) - len(told))]:  # shards are fitted in order, so the first are the earlier
-        done += shard.ok
-        if shard.ok:
-            yield report.stage, done, {"psnr_db": shard.metrics["psnr_db_sum"] / shard.ok}
+        done += shard.ok + sum(shard.skipped.values()) + sum(shard.failed.values())
+        yield report.stage, done, {"psnr_db": shard.metrics["psnr_db_sum"] / shard.ok}
 
 
 def images_of(inputs: Mapping[str, str], store: str) -> tuple[str, dict[str, str] | None]:

@@ -7,7 +7,7 @@ Operations carry their own times, so that delivering a journal twice, or by two 
     inputs    to, datasets [{name, digest, source_type, source, profile, context}]
     artifact  to, name, data (base64)
     name      to, git, data               the parent's name, once the data are known
-    gather    to                          what the parent has from all its steps: params.hash, totals
+    gather    to, time                    what the parent has from all its steps: params.hash, totals
     end       to, status, time            end a run
     close     to, status, time            end the parent, and what a kill left running below it
 """
@@ -50,7 +50,7 @@ class Journal:
 
     store: str
     target: str
-    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    id: str = field(default_factory=lambda: f"{now_ms():013d}-{secrets.token_hex(4)}")  # by name is by time
     ops: list[Op] = field(default_factory=list)
     done: int = 0
     ready: bool = False

@@ -74,6 +74,8 @@ class Outbox:
             try:
                 journal.keep()
                 places.append(f"{journal.store}/{journal.name}")
+                with self._change:  # if this process goes on, it delivers it as any other would
+                    self._journals = [one for one in self._journals if one is not journal]
             except SplatClipError as error:
                 tell(f"what was recorded of {journal.id} could be neither delivered{self._why()} nor kept: {error}")
         if places:
@@ -126,14 +128,14 @@ class Outbox:
             return
         if self._delivery is None:
             self._delivery = Delivery(self.uri)
+        for store in list(self._stores):  # first: the end of a run counts what all its steps took
+            sweep(self._delivery, store, fingerprint(self.uri), {journal.id for journal in self._journals})
+            self._stores.discard(store)
         for journal in pending:
             deliver(self._delivery, journal)
         if self.away:
             self.away = ""
             tell("the MLflow server answers again; all that was recorded is delivered")
-        for store in list(self._stores):
-            sweep(self._delivery, store, fingerprint(self.uri), {journal.id for journal in self._journals})
-            self._stores.discard(store)
         with self._change:
             self._journals = [one for one in self._journals if one.pending() or not one.closed]
 

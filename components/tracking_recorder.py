@@ -146,7 +146,7 @@ class Recorder:
         self.metrics("step", took | peak_memory())
         if self.nested:
             self.metrics("parent", {f"{self.step.name}/{name}": value for name, value in took.items()})
-            self.journal.add("gather", to="parent")
+            self.journal.add("gather", to="parent", time=now_ms())
         self.journal.add("end", to="step", status=status, time=now_ms())
         self.journal.closed = True
         if self.journal.ready or self.report is None or not self.report.cached:

@@ -53,7 +53,7 @@ class RunTree:
         if op.get("given"):
             found: str = self._client.get_run(op["given"]).info.run_id
         else:
-            found = self._ensure(op, tags)
+            found = self._ensure(op, tags, self._client.get_run(parent).info.experiment_id if parent else None)
         given = [RunTag(*tag) for tag in tags.items() if not (op.get("given") and tag[0].startswith("mlflow."))]
         self._client.log_batch(found, tags=given)
         return found
@@ -81,8 +81,8 @@ class RunTree:
         runs = list(self._client.search_runs([experiment], text, max_results=PAGE))
         return sorted(runs, key=lambda run: (int(run.data.tags.get(CREATED, "0")), run.info.run_id))
 
-    def _ensure(self, op: Op, tags: Mapping[str, str]) -> str:
-        experiment = self._experiment(op["experiment"])
+    def _ensure(self, op: Op, tags: Mapping[str, str], experiment: str | None) -> str:
+        experiment = experiment or self._experiment(op["experiment"])
         runs = self._find(experiment, op["find"])
         if not runs:
             marks = {**tags, **op["find"], CREATED: str(time.time_ns())}
@@ -109,22 +109,22 @@ class RunTree:
         began = datetime.fromtimestamp(self._client.get_run(run_id).info.start_time / 1000, UTC)
         self._client.set_tag(run_id, NAME, f"{git}-{data}-{began:%Y%m%dT%H%M%SZ}")
 
-    def gather(self, run_id: str) -> list[Run]:
+    def gather(self, run_id: str, time_ms: int) -> list[Run]:
         """Give the parent what all its steps make up: the hash of their parameters and the sums; returns the steps."""
+        from mlflow.entities import Metric, RunTag
+
         parent = self._client.get_run(run_id)
         nested = self._find(parent.info.experiment_id, {PARENT: run_id})
         hashes = {run.info.run_name: run.data.tags[PARAMS_HASH] for run in nested if PARAMS_HASH in run.data.tags}
-        self._client.set_tag(run_id, PARAMS_HASH, sha256_bytes(canonical(hashes)))
+        parts = {total: [r.data.metrics[total] for r in nested if total in r.data.metrics] for total in TOTALS}
+        metrics = [Metric(total, sum(found), time_ms, len(found)) for total, found in parts.items() if found]
+        self._client.log_batch(run_id, metrics, tags=[RunTag(PARAMS_HASH, sha256_bytes(canonical(hashes)))])
         return nested
 
     def close(self, run_id: str, status: str, end: int, *, spare: str | None) -> None:
-        """End the parent, and as KILLED what still runs below it (except `spare`); add up what the steps took."""
-        nested = self.gather(run_id)
+        """End the parent, and as KILLED what still runs below it (except `spare`)."""
+        nested = self.gather(run_id, end)
         for run in nested:
             if run.info.status == "RUNNING" and run.info.run_id != spare:
                 self._client.set_terminated(run.info.run_id, status="KILLED", end_time=end)
-        for total in TOTALS:
-            parts = [run.data.metrics[total] for run in nested if total in run.data.metrics]
-            if parts:
-                self._client.log_metric(run_id, total, sum(parts), timestamp=end, step=0)
         self._client.set_terminated(run_id, status=status, end_time=end)

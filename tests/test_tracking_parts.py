@@ -1,0 +1,133 @@
+"""Parts of tracking that need no server: names, curves of resumed work, system figures, what a refusal means."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from s3 import FaultyServer
+
+from components import FLOW, tracking, tracking_system
+from components.config import DownloadParams, SplatFitParams
+from components.operations import TrackingParams
+from components.runner import run_step
+from components.series import listening
+from components.splat_fit.stage import run as splat_fit
+from components.tracking_figures import curve, flat, params_of
+from components.tracking_journal import Journal, leftovers, read_journal
+from components.tracking_system import SystemMonitor, forget_peak, gpu_values, gpus_held, peak_memory
+
+STEPS = {step.name: step for step in FLOW}
+SMALL = DownloadParams(image_size=16, num_train=40, num_val=0, num_test=8, shard_size=16)
+FIT = SplatFitParams(num_gaussians=6, num_iters=5, threads=1)
+
+
+def test_figures_and_params_as_mlflow_takes_them() -> None:
+    values = {"image_retrieval_recall@5_splats": 1, "a": {"b": 2.5, "c": "text"}, "flag": True, "list": [1]}
+    assert flat(values) == {"image_retrieval_recall_at_5_splats": 1.0, "a.b": 2.5}
+    params = params_of(FIT, "splat_fit.")
+    assert params["splat_fit.recipe"] == "default"
+    assert params["splat_fit.num_gaussians"] == "6"
+
+
+def test_a_resumed_fit_has_the_whole_curve(tmp_path: Path) -> None:
+    store = str(tmp_path)
+    images = run_step(STEPS["download"], SMALL, {}, store, None).report.url
+    live: list[tuple[str, int, dict[str, float]]] = []
+
+    def sink(phase: str, step: int, values: object) -> None:
+        live.append((phase, step, dict(values)))  # type: ignore[call-overload]
+
+    with listening(sink):
+        whole = splat_fit(FIT, images=images, store=store)
+    (tmp_path / whole.manifest.path / "manifest.json").unlink()
+    last = max((tmp_path / whole.manifest.path / "_done").iterdir())
+    last.unlink()
+    undisturbed, live[:] = [(phase, step, v["psnr_db"]) for phase, step, v in live], []
+    with listening(sink):
+        resumed = splat_fit(FIT, images=images, store=store)
+    told = {(phase, step) for phase, step, _ in live}
+    assert len(told) == 1
+    rest = [(phase, step, v["psnr_db"]) for phase, step, v in curve(resumed, told)]
+    assert rest + [(phase, step, v["psnr_db"]) for phase, step, v in live] == undisturbed
+    assert [step for _, step, _ in curve(resumed, ())] == [step for _, step, _ in undisturbed]
+
+
+@pytest.mark.parametrize("answer", [(500, b"{}"), (404, b"<html>not here</html>"), (200, b"hello"), (503, b"")])
+def test_a_server_that_is_not_mlflow_or_not_well_costs_nothing(
+    answer: tuple[int, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with FaultyServer() as server:
+        server.answer = lambda number, method: answer
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+        monkeypatch.setenv("SPLATCLIP_TRACKING", "on")
+        monkeypatch.setenv("SPLATCLIP_TRACKING_WAIT", "0.5")
+        info = tracking.run_info(TrackingParams(), "kubeflow-id")
+        started = time.monotonic()
+        run_step(STEPS["download"], SMALL, {}, str(tmp_path), info)
+        assert time.monotonic() - started < 10
+    (name,) = leftovers(str(tmp_path))
+    journal, live = read_journal(str(tmp_path), name)
+    assert not live
+    assert journal.ops[-1] == {**journal.ops[-1], "op": "end", "status": "FINISHED"}
+    assert not journal.refused
+    assert "is kept in" in capsys.readouterr().err
+
+
+def test_a_store_that_cannot_be_written_fails_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("SPLATCLIP_TRACKING", "on")
+    monkeypatch.setenv("SPLATCLIP_TRACKING_WAIT", "0.2")
+    (tmp_path / "file").write_bytes(b"")
+    tracking.close_run(tracking.run_info(TrackingParams()), str(tmp_path / "file"), "FINISHED")
+    assert "could be neither delivered (connection refused) nor kept" in capsys.readouterr().err
+
+
+def test_a_journal_keeps_what_is_not_delivered(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path), "target", ready=True)
+    journal.add("run", **{"as": "step"})
+    journal.log("step", metrics=[("m", float(i), i, i) for i in range(1000)], params={str(i): "x" for i in range(100)})
+    journal.done = 2
+    journal.keep()
+    found, live = read_journal(str(tmp_path), journal.name)
+    assert live
+    assert [op["op"] for op in found.ops] == ["run", "log", "log", "log", "log"]
+    assert sum(len(op.get("metrics", ())) for op in found.ops) == 600
+    assert (found.id, found.target) == (journal.id, "target")
+
+
+def test_gpus_as_nvidia_smi_tells_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '0, 35, 1000, 4000, 250.5'\necho '1, [N/A], 10, 4000, [N/A]'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    values = gpu_values()
+    assert values["system/gpu_0_utilization_percentage"] == 35
+    assert values["system/gpu_0_memory_usage_percentage"] == 25
+    assert values["system/gpu_0_power_usage_watts"] == 250.5
+    assert "system/gpu_1_utilization_percentage" not in values
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    assert gpus_held("cpu") == gpus_held("") == 0
+    assert gpus_held("cuda", "cuda") == 1
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert gpus_held("cpu") == 2  # a pod keeps all of its GPUs from others, whatever it does
+
+
+def test_system_figures_are_taken_at_the_start_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking_system, "INTERVAL_S", 0.1)
+    told: list[tuple[int, dict[str, float]]] = []
+    monitor = SystemMonitor(lambda step, values: told.append((step, values)))
+    monitor.start()
+    monitor.stop()
+    assert [step for step, _ in told] == list(range(len(told)))
+    assert told
+    assert told[-1][1]["system/process_memory_megabytes"] > 10
+    forget_peak()
+    before = peak_memory()["peak_memory_megabytes"]
+    block = bytearray(os.urandom(64 << 20))
+    assert peak_memory()["peak_memory_megabytes"] - before > 50
+    del block
