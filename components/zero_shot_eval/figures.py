@@ -45,6 +45,12 @@ def heading(scores: Mapping[str, Any]) -> str:
     return f"{count}, {scores['num_classes']} classes" if scores["task"] == "classification" else count
 
 
+def title_of(metric: str) -> str:
+    """A metric's name for people."""
+    name = TITLES.get(metric, metric)
+    return f"{name}, recall@{metric.partition('@')[2]}" if "@" in metric else name
+
+
 def label(row: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
     """A row's name for people."""
     if row["name"] != "splats":

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from components.scores import Estimate, FloatArray, confusion_matrix, per_class_recall
-from components.zero_shot_eval.figures import heading, label, percent, ratio, settings
+from components.zero_shot_eval.figures import heading, label, percent, ratio, settings, title_of
 from components.zero_shot_eval.page_charts import Bar, Span, bars, histogram, interval_chart
 from components.zero_shot_eval.page_data import Run
 from components.zero_shot_eval.page_difference import (
@@ -28,7 +28,6 @@ from components.zero_shot_eval.page_scores import (
     recall_table,
     signed,
     splats_row,
-    title_of,
 )
 from components.zero_shot_eval.page_together import pictures_together
 from components.zero_shot_eval.page_training import charts_together

@@ -19,6 +19,7 @@ from components.zero_shot_eval.figures import (
     line,
     percent,
     ratio,
+    title_of,
 )
 from components.zero_shot_eval.page_charts import Bar, Span, bars, histogram, interval_chart
 from components.zero_shot_eval.page_data import Run, content
@@ -27,12 +28,6 @@ from components.zero_shot_eval.rows import RECALL_AT
 
 MATRIX_CLASSES = 30  # more do not fit a screen; their confusions are listed instead
 LISTED = 20
-
-
-def title_of(metric: str) -> str:
-    """A metric's name for people."""
-    name = TITLES.get(metric, metric)
-    return f"{name}, recall@{metric.partition('@')[2]}" if "@" in metric else name
 
 
 def signed(value: float, digits: int = 1) -> str:
