@@ -34,9 +34,10 @@ PERMANENT = {
 
 
 def quiet() -> None:
-    """Switch MLflow's telemetry off and keep its requests short. Has to come before the first import of mlflow."""
+    """Switch MLflow's telemetry and talk off and keep its requests short. Has to come before the first import of mlflow."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout is what scripts read
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
 
@@ -74,19 +75,28 @@ def connect(uri: str) -> MlflowClient:
     from mlflow.tracking import MlflowClient
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a locked database is tried again here
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     if uri.startswith(SQLITE):
-        with contextlib.suppress(*failures()):  # what is wrong with it the caller's first call says
-            _make_database(uri, client)
-    return client
+        _make_database(Path(urlsplit(uri).path.removeprefix("/")))
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def _make_database(uri: str, client: MlflowClient) -> None:
-    """Let MLflow make a new database one process at a time: two that do it at once break each other's tables."""
-    database = Path(urlsplit(uri).path.removeprefix("/"))
+def _make_database(database: Path) -> None:
+    """Make a new database whole or not at all, one process at a time.
+
+    MLflow does it in many steps: two processes at once, or one killed, would leave tables that no later one can mend.
+    """
+    from mlflow.tracking import MlflowClient
+
+    if database.exists():
+        return
     with database.with_name(f"{database.name}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        client.search_experiments(max_results=1)
+        if database.exists():
+            return
+        scratch = database.with_name(f".{database.name}.new")
+        scratch.unlink(missing_ok=True)
+        MlflowClient(tracking_uri=f"{SQLITE}{scratch}").search_experiments(max_results=1)
+        scratch.rename(database)
 
 
 def failures() -> tuple[type[Exception], ...]:
