@@ -39,7 +39,7 @@ from components.errors import PermanentError, UsageError
 from components.manifest import Artifact
 from components.openclip import load_teacher, normalize_images
 from components.splats import Splats, pad
-from components.zero_shot_eval import report, sheet, stage, wording
+from components.zero_shot_eval import predictions, report, sheet, stage, wording
 from components.zero_shot_eval.embed import Reader, text_features
 
 
@@ -150,6 +150,44 @@ def test_the_files_are_readable_by_others(scored: Artifact) -> None:
     assert metrics["acc1_splats"] == found["acc1"]
     assert metrics["num_pictures"] == 38
     assert all(isinstance(value, (int, float)) for value in metrics.values())
+
+
+def test_predictions_hold_what_every_row_answered(world: World, scored: Artifact) -> None:
+    data = content(scored, "predictions.csv")
+    lines = list(csv.DictReader(io.StringIO(data.decode())))
+    assert [line["key"] for line in lines] == [key for key in world.pictures if key not in {"p05", "p06"}]
+    assert [int(line["class"]) for line in lines] == [world.classes[line["key"]] for line in lines]
+    for row in scores_of(scored)["rows"]:
+        right = np.mean([line["class"] == line[f"class_{row['name']}"] for line in lines])
+        assert right == pytest.approx(row["metrics"]["acc1"], abs=1e-6)
+    first = lines[0]
+    sizes = len(gaussians(0).pack()[0]), len(png(world.pictures["p00"]))
+    assert (int(first["gs2d_bytes"]), int(first["stored_bytes"])) == sizes
+    assert (float(first["psnr_db"]), int(first["num_gaussians"])) == (20.0, 9)
+    read = predictions.read_predictions(data, "here")
+    found = by_name(scores_of(scored))["splats"]["metrics"]
+    assert read.hits["acc1"]["splats"].mean() == pytest.approx(found["acc1"], abs=1e-6)
+    for damaged in (data[:40], b"", b"\xff", data.replace(b"p00,0", b"p00,x")):
+        with pytest.raises(PermanentError, match=r"here: not a valid predictions.csv .* run zero-shot-eval again"):
+            predictions.read_predictions(damaged, "here")
+
+
+def test_predictions_of_captions_hold_the_ranks(captioned: World) -> None:
+    done = captioned.run()
+    data = content(done, "predictions.csv")
+    lines = list(csv.DictReader(io.StringIO(data.decode())))
+    assert lines[0]["caption"] == "a red ball, number p00"
+    scores = scores_of(done)
+    assert sum(int(line["captions"]) for line in lines) == scores["num_captions"]
+    read = predictions.read_predictions(data, "here")
+    for row in scores["rows"]:
+        name = row["name"]
+        assert all(len(line[f"picture_ranks_{name}"].split()) == int(line["captions"]) for line in lines)
+        ranks = [int(rank) for line in lines for rank in line[f"picture_ranks_{name}"].split()]
+        assert np.mean(np.array(ranks) <= 5) == pytest.approx(row["metrics"]["image_retrieval_recall@5"], abs=1e-6)
+        for metric, value in row["metrics"].items():
+            weights = read.weights.get(metric, np.ones(len(lines)))
+            assert read.hits[metric][name].sum() / weights.sum() == pytest.approx(value, abs=1e-6)
 
 
 def test_a_picture_without_gaussians_is_scored_and_drawn(world: World, tmp_path: Path) -> None:

@@ -228,7 +228,7 @@ def _origin(pair: Pair, tags: Mapping[str, str]) -> list[Html]:
     a, b = pair.a, pair.b
     return [
         table(["output", "A", "B"], output_differences(pair), caption="What each was made from", words=True),
-        origin_blocks(tags, "Tags of A's run"),
+        origin_blocks(tags, "Tags when this page was made"),
         details("Lineage of A", lineage(a)),
         details("Lineage of B", lineage(b)),
     ]

@@ -72,7 +72,7 @@ def versions() -> list[tuple[str, str]]:
 
 def origin_parts(run: Run, tags: Mapping[str, str]) -> list[Html]:
     """Tags, versions, lineage."""
-    return [origin_blocks(tags, "Tags of the run"), el("h3", "Lineage"), lineage(run)]
+    return [origin_blocks(tags, "Tags when this page was made"), el("h3", "Lineage"), lineage(run)]
 
 
 def origin_blocks(tags: Mapping[str, str], title: str) -> Html:
