@@ -35,7 +35,7 @@ PLUMBING = {
     "series",
     "signals",
 }
-PLUMBING |= {"store", "store_s3"}
+PLUMBING |= {"provenance", "store", "store_s3"}
 RUNNER = Path(sys.executable).parent
 
 
@@ -143,8 +143,11 @@ def stages_run(output: str) -> list[str]:
     return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
 
 
-def test_dvc_runs_only_what_changed(workspace: Path) -> None:
+def test_dvc_runs_only_what_changed(workspace: Path, first: tuple[Path, str]) -> None:
     assert sorted(stages_run(run("dvc", "repro", cwd=workspace).stdout)) == sorted(STEPS)
+    for name in STEPS:
+        manifests = (first[0] / "out/manifests" / f"{name}.json", workspace / "runs/dvc" / f"{name}.json")
+        assert len({path.read_bytes() for path in manifests}) == 1, f"{name}: not what the command made"
     assert stages_run(run("dvc", "repro", cwd=workspace).stdout) == []
     params = yaml.safe_load((workspace / "params.yaml").read_text())
     params["splat_fit"]["num_gaussians"] = 9
