@@ -186,4 +186,5 @@ def test_away_to_the_end_and_delivered_by_the_next_command(kind: str, tmp_path: 
     assert experiment is not None
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     assert set(runs) == {"download", "splat_fit"}  # stages by themselves: no parent
+    assert second.stdout.count("\n") == 1  # the output's address and nothing of MLflow's
     assert runs["download"].data.params["num_train"] == "40"
