@@ -201,3 +201,34 @@ def test_a_step_that_cannot_start_shows_why(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "No module named 'components.kfp_base'" in result.stderr
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # MLflow's own use of SQLAlchemy
+def test_mlflow_has_one_run_with_a_nested_run_a_step_and_its_end(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    env = {"SPLATCLIP_TRACKING": "on", "MLFLOW_TRACKING_URI": uri}
+    process = start("pipeline", "run-local", *paths(tmp_path), *FITTING, "--run-id", "one", **env)
+    wait_for(tmp_path, 1, process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 143, err
+    result = run("pipeline", "run-local", *paths(tmp_path), *FITTING, "--run-id", "other", **env)
+    assert result.returncode == 0, result.stderr
+    client = MlflowClient(uri)
+    (experiment,) = (found for found in client.search_experiments() if found.name == "splatclip/dev/train-eval")
+    parents = {}
+    steps: dict[str, dict[str, str]] = {}
+    for found in client.search_runs([experiment.experiment_id]):
+        parent = found.data.tags.get("mlflow.parentRunId")
+        if parent is None:
+            parents[found.info.run_id] = (found.data.tags["splatclip.run_id"], found.info.status)
+        else:
+            steps.setdefault(parent, {})[found.info.run_name] = found.info.status
+    assert sorted(parents.values()) == [("one", "KILLED"), ("other", "FINISHED")]
+    nested = {parents[parent][0]: statuses for parent, statuses in steps.items()}
+    assert nested["other"] == dict.fromkeys(STEPS, "FINISHED")
+    before = STEPS[: STEPS.index("splat_fit")]
+    assert nested["one"] == dict.fromkeys(before, "FINISHED") | {"splat_fit": "KILLED"}
