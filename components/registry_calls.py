@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from components.errors import PermanentError, TransientError, UsageError
 from components.registry_line import Decision, Version
 from components.signals import Stop
-from components.tracking_client import connect, tracking_uri
+from components.tracking_client import connect, failures, reason, tracking_uri
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 ALIASES = (CHAMPION, CHALLENGER)
@@ -57,13 +57,13 @@ class Registry:
             self.stop.check(KEPT)
             try:
                 return function()
-            except _errors() as error:
-                reason = _reason(error)
+            except failures() as error:
+                why = reason(error)
                 if not _passes(error):
-                    raise PermanentError(f"MLflow refuses ({what}, model {self.name!r}): {reason}") from error
+                    raise PermanentError(f"MLflow refuses ({what}, model {self.name!r}): {why}") from error
                 if time.monotonic() + pause > deadline:
                     raise TransientError(
-                        f"MLflow does not answer ({what}, model {self.name!r}): {reason}; try again when it is back"
+                        f"MLflow does not answer ({what}, model {self.name!r}): {why}; try again when it is back"
                     ) from error
             time.sleep(pause * random.uniform(0.5, 1.0))  # apart, where many wait for one server
             pause = min(2 * pause, LONGEST_PAUSE_S)
@@ -74,7 +74,7 @@ class Registry:
         def create() -> None:
             try:
                 self.client.create_registered_model(self.name)
-            except _errors() as error:
+            except failures() as error:
                 if getattr(error, "error_code", "") != "RESOURCE_ALREADY_EXISTS":
                     raise
 
@@ -85,7 +85,7 @@ class Registry:
         def get() -> Any:
             try:
                 return self.client.get_registered_model(self.name)
-            except _errors() as error:
+            except failures() as error:
                 if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
                     raise
                 return None
@@ -114,7 +114,7 @@ class Registry:
                 if alias is not None:
                     return self.client.get_model_version_by_alias(self.name, alias)
                 return self.client.get_model_version(self.name, str(number))
-            except _errors() as error:
+            except failures() as error:
                 # an alias that is not set is an invalid parameter to MLflow
                 if getattr(error, "error_code", "") not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
                     raise
@@ -157,7 +157,7 @@ class Registry:
         def delete() -> None:
             try:
                 self.client.delete_model_version(self.name, str(number))
-            except _errors() as error:
+            except failures() as error:
                 if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
                     raise
 
@@ -172,7 +172,7 @@ class Registry:
                 return
             try:
                 self.client.set_registered_model_alias(self.name, alias, str(number))
-            except _errors() as error:
+            except failures() as error:
                 # deleted since it was read: the next reading shows it
                 if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
                     raise
@@ -210,17 +210,10 @@ def _version(found: Any) -> Version | None:
         return None
 
 
-def _errors() -> tuple[type[Exception], ...]:
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return (MlflowException, SQLAlchemyError, OSError)  # those of `requests` are OSErrors
-
-
 def _passes(error: Exception) -> bool:
     """Whether trying again may help."""
     from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.exc import OperationalError
 
     text = str(error)
     # two writers met: the next try finds what the other wrote
@@ -232,10 +225,5 @@ def _passes(error: Exception) -> bool:
     response = getattr(error, "response", None)  # of an upload
     if response is not None:
         return bool(response.status_code >= 500 or response.status_code in {408, 429})
-    return isinstance(error, (SQLAlchemyError, ConnectionError, TimeoutError)) or type(error).__module__.startswith(
-        "requests"
-    )
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    passing = (OperationalError, ConnectionError, TimeoutError)
+    return isinstance(error, passing) or type(error).__module__.startswith("requests")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import shutil
 import signal
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -15,6 +18,7 @@ from components.operations import PromoteParams
 from components.promote.stage import run
 from components.report import Report
 from components.store import open_store
+from components.tracking_client import connect
 
 MODEL = "splatclip"
 
@@ -78,6 +82,20 @@ def scored(store: str, value: float, half: float = 0.001, *, seed: int = 0, **ch
 def promote(store: str, value: float, half: float = 0.001, **more: Any) -> Report:
     """The stage on a model of that score."""
     return run(PromoteParams(model_name=MODEL), **scored(store, value, half, **more))
+
+
+@functools.cache
+def _empty_database() -> Path:
+    """MLflow takes seconds to make one."""
+    path = Path(tempfile.mkdtemp(prefix="splatclip-")) / "mlflow.db"
+    connect(f"sqlite:///{path}")
+    return path
+
+
+def default_database(folder: Path) -> None:
+    """An empty database where MLflow's is by default in that working directory."""
+    (folder / "runs").mkdir()
+    shutil.copyfile(_empty_database(), folder / "runs" / "mlflow.db")
 
 
 def gate(uri: str, folder: str, model: str, value: float, barrier: Any = None) -> None:

@@ -57,8 +57,8 @@ def tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("SPLATCLIP_TRACKING", "on")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(gates, "MODEL", "local")
-    return "local"
+    gates.default_database(tmp_path)
+    return gates.MODEL
 
 
 def splat_files(world: World) -> dict[str, bytes]:
@@ -168,7 +168,7 @@ def test_no_package(world: World) -> None:
 def test_sqlite_and_back(world: World, scored: Artifact, package: Artifact, tracked: str) -> None:
     report = run(PromoteParams(model_name=tracked), **inputs(world, scored), store=str(world.store))
     assert report.cached
-    assert report.facts == report.facts | {"model": "local", "version": "1", "alias": "champion"}
+    assert report.facts == report.facts | {"model": tracked, "version": "1", "alias": "champion"}
     assert Path("runs/mlflow.db").is_file()
     version = Registry(tracked).find(alias="champion")
     assert version.source == str(Path(package.url).resolve())
@@ -180,9 +180,9 @@ def test_sqlite_and_back(world: World, scored: Artifact, package: Artifact, trac
         figure["value"],
         *figure["interval"],
     ]
-    assert load_package("models:/local@champion").class_names == ("red ball", "green ball", "blue ball")
-    assert load_package("models:/local/1").scores == scores_of(scored)
-    for ref in ("models:/local@other", "models:/local/7", "models:/none@champion"):
+    assert load_package("models:/splatclip@champion").class_names == ("red ball", "green ball", "blue ball")
+    assert load_package("models:/splatclip/1").scores == scores_of(scored)
+    for ref in ("models:/splatclip@other", "models:/splatclip/7", "models:/none@champion"):
         with pytest.raises(UsageError, match="has no"):
             load_package(ref)
 
@@ -192,7 +192,7 @@ def test_what_is_no_longer_what_was_registered_is_refused(tmp_path: Path, tracke
     manifest = Path(report.url, "manifest.json")
     manifest.write_bytes(manifest.read_bytes().replace(b'"package_bytes": ', b'"package_bytes": 1'))
     with pytest.raises(PermanentError, match="was registered"):
-        load_package("models:/local@champion")
+        load_package("models:/splatclip@champion")
 
 
 def test_the_command_moves_the_champion(tmp_path: Path, tracked: str, capsys: pytest.CaptureFixture[str]) -> None:
