@@ -217,6 +217,13 @@ def check_mlflow(run: Run) -> None:
             name = f"{metric}_{row['name']}".replace("@", "_at_")
             expected[f"{name}_low"], expected[f"{name}_high"] = row["figures"][metric]["interval"]
     assert {name: metrics.get(name) for name in expected} == expected
+    environment = {"MLFLOW_TRACKING_URI": run.uri, "COLUMNS": "200"}
+    (told,) = json.loads(command("splatclip", "runs", "--json", cwd=run.folder, **environment))
+    assert {name: told["metrics"].get(name) for name in expected} == expected
+    listed = command("splatclip", "runs", cwd=run.folder, **environment)
+    figure = run.row("splats")["figures"][run.scores["headline"][0]]
+    assert percent(figure) in listed
+    assert f" {run.scores['splats']['psnr_db_mean']:.2f} " in listed
 
 
 def check_dvc(run: Run) -> None:
