@@ -95,7 +95,7 @@ def test_other_tasks_are_not_subtracted(world: World, scored: Artifact, tmp_path
     captioned = make_world(tmp_path, captions=True)
     done = captioned.run(ZeroShotEvalParams(**{**vars(PARAMS), "num_bootstrap": 100}))
     page = against(world, scored, done)
-    assert "they answer different questions" in page.text
+    assert "The two answer different questions" in page.text
     assert {"Scores of A, %", "Scores of B, %"} <= page.tables.keys()
     assert page.tables["Recall in both directions"]
     again = Page(report_html(done.url, str(captioned.store), tags={}, against=done.url))

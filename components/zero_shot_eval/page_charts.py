@@ -18,7 +18,8 @@ MAX_POINTS = 160  # of a line: more cannot be told apart at this size
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Round numbers that cover low to high, about `count` steps of them."""
     if not high > low:
-        low, high = low - 0.5, high + 0.5
+        margin = 0.1 * abs(low) or 0.5
+        low, high = low - margin, high + margin
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)

@@ -39,6 +39,12 @@ MEANS: tuple[tuple[str, int, Of], ...] = (
     ("Gaussians", 1, lambda run: run.predictions.num_gaussians.astype(np.float64)),
 )
 
+DIFFERENT = "The two answer different questions (another task or other classes), so no difference is worked out."
+COVERED = {
+    True: "95 %; each resampling draws the same pictures for A and B; other training runs are not covered",
+    False: "95 %; A's and B's pictures are drawn apart; other training runs are not covered",
+}
+
 
 def compare_body(a: Run, b: Run, tags: Mapping[str, str]) -> Html:
     """The page of two evaluations; tags: of A's run."""
@@ -85,7 +91,7 @@ def _points(found: Estimate, digits: int = 1, scale: float = 100.0) -> str:
 
 def _lead(pair: Pair) -> Html:
     if not pair.same_task:
-        return el("p", "The two answer different questions; their scores stand beside each other below.", class_="lead")
+        return el("p", DIFFERENT, class_="lead")
     words = []
     for metric in pair.a.scores["headline"]:
         found = score_difference(pair, metric, "splats")
@@ -126,6 +132,7 @@ def _scores(pair: Pair) -> list[Html]:
         heads = [unit, "A", "B", "A − B, points", "outcome"]
         parts.append(table(heads, rows, caption=title_of(metric), silent=True, stack=heads[1:], strong=strong))
     lines = [(f"{name}: {what}", text) for run, name in ((a, "A"), (b, "B")) for what, text in _notes(run)]
+    lines.append(("intervals", COVERED[pair.same_pictures]))
     return [*parts, pairs(lines)]
 
 

@@ -45,11 +45,9 @@ class Pair:
     def caveats(self) -> list[str]:
         """What keeps the two from being compared like for like."""
         found = []
-        if not self.same_task:
-            found.append("they answer different questions (task or classes), so no difference is worked out")
-        elif not self.same_pictures:
+        if self.same_task and not self.same_pictures:
             found.append("they scored different pictures, so the intervals of the differences are not paired")
-        if self.a.scores["templates"] != self.b.scores["templates"]:
+        if self.same_task and self.a.scores["templates"] != self.b.scores["templates"]:
             found.append("their prompt templates differ")
         for run, name in ((self.a, "A"), (self.b, "B")):
             if base_of(run.scores) != "control":

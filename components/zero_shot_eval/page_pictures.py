@@ -208,8 +208,15 @@ def verdict(run: Run, i: int, row: str = "splats") -> Html:
         words = f"{'✓' if right else '✗'} {run.scores['class_names'][guess]}"
         return el("span", words, class_="good" if right else "bad")
     first, five = (bool(seen.hits[f"text_retrieval_recall@{k}"][row][i]) for k in (1, 5))
-    place = "its caption came first" if first else "its caption among the first 5" if five else "caption not in first 5"
+    place = "own caption first" if first else "own caption in first 5" if five else "own caption not in first 5"
     return el("span", f"{'✓' if five else '✗'} {place}", class_="good" if five else "bad")
+
+
+def answers(run: Run, i: int) -> list[str]:
+    """What was read from the splats, and what the control read from the photograph."""
+    rows = {"splats": "from splats", "control": "control, from the photograph"}
+    given = [(words, verdict(run, i, row)) for row, words in rows.items() if row in run.row_names]
+    return [part for words, told in given for part in (f" · {words} ", told)]
 
 
 def card(run: Run, i: int, picture: Picture) -> Html:
@@ -228,7 +235,7 @@ def card(run: Run, i: int, picture: Picture) -> Html:
         el(
             "figcaption",
             el("p", what),
-            el("p", el("b", f"{psnr:.1f} dB"), ", read from splats: ", verdict(run, i)),
+            el("p", el("b", f"{psnr:.1f} dB"), *answers(run, i)),
             el("small", f"{count(splats)}; bytes .gs2d {picture.files[0][0]:,}, {other_sizes(picture)}"),
         ),
         class_="card",
