@@ -282,7 +282,12 @@ def _differences(found: Mapping[str, Any]) -> list[Table | Text]:
     numbers = ("run", "against", "difference", "%")
     table = _table("metrics", *numbers, "95 % intervals", right=numbers)
     for name, value in found["metrics"].items():
-        overlap = {True: "overlap", False: "apart", None: ""}[value.get("overlap")]
+        overlap = ""
+        if "overlap" in value:
+            ours, theirs = (
+                f"[{low:.3f}, {high:.3f}]" for low, high in (value["run_interval"], value["against_interval"])
+            )
+            overlap = f"{ours} and {theirs} {'overlap' if value['overlap'] else 'are apart'}"
         percent = "-" if value["percent"] is None else f"{value['percent']:+.1f}"
         change = "-" if value["difference"] is None else f"{value['difference']:+.4g}"
         table.add_row(name, _number(value["run"]), _number(value["against"]), change, percent, overlap)

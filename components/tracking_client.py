@@ -34,7 +34,7 @@ PERMANENT = {
 
 
 def quiet() -> None:
-    """Switch MLflow's telemetry and talk off and keep its requests short. Has to come before the first import of mlflow."""
+    """Switch off MLflow's telemetry and talk, keep its requests short: before the first import of mlflow."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout is what scripts read

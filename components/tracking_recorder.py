@@ -70,7 +70,8 @@ class Recorder:
             self.journal.log("parent", params=on_parent | tracking_figures.params_of(self.info.params, "tracking."))
         if dataset is not None:
             context = "evaluation" if self.step.name in tracking_figures.EVALUATIONS else "training"
-            self.journal.add("inputs", to="step", datasets=[{**dataset, "context": context}])
+            for to in ("step", "parent") if self.nested else ("step",):
+                self.journal.add("inputs", to=to, datasets=[{**dataset, "context": context}])
         if self.nested:
             self.begin()
 

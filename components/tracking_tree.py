@@ -28,6 +28,7 @@ MERGED = "splatclip.merged_into"
 PARAMS_HASH = "params.hash"
 TOTALS = ("seconds", "gpu_seconds", "cost")
 PAGE = 1000
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages for training, not for chat
 
 
 class Moved(Exception):
@@ -63,7 +64,7 @@ class RunTree:
             found = self._client.get_experiment_by_name(name)
             if found is None:
                 try:
-                    made: str = self._client.create_experiment(name, artifact_location=artifact_location(self._uri))
+                    made: str = self._client.create_experiment(name, artifact_location(self._uri), KIND)
                     self._experiments[name] = made
                     return made
                 except failures() as error:

@@ -101,6 +101,7 @@ def test_a_run_and_its_steps(client: MlflowClient, tmp_path: Path) -> None:
     assert fit.data.metrics["system/cpu_utilization_percentage"] >= 0
     assert [one.dataset.digest for one in fit.inputs.dataset_inputs] == [images.manifest_sha256[:36]]
     assert fit.inputs.dataset_inputs[0].tags[0].value == "training"
+    assert [one.dataset.digest for one in parent.inputs.dataset_inputs] == [images.manifest_sha256[:36]]
     for run in (parent, runs["zero_shot_eval"]):
         assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["report.html"]
     # the same curve, whether it was told live or read from what was found
