@@ -94,6 +94,10 @@ def challenger(versions: Iterable[Version], champion: Version | None) -> Version
 
 def verdict(version: Version, line: Sequence[Version]) -> str:
     """Why a version is champion or is not, in a few words; line: what `champions` returned."""
+    if not line:
+        return (
+            f"{version.figure}; there is no champion: `splatclip promote --set-champion {version.number}` makes it one"
+        )
     champion = line[-1]
     if version.number == champion.number:
         former = line[-2] if len(line) > 1 else None

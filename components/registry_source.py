@@ -15,7 +15,7 @@ from typing import Any
 
 from components.errors import PermanentError, UsageError
 from components.manifest import MANIFEST, Artifact, read_manifest
-from components.registry_calls import PACKAGE, Registry
+from components.registry_calls import KEPT, PACKAGE, Registry
 from components.store import open_store
 
 EXPERIMENT = "splatclip/packages"
@@ -35,13 +35,19 @@ def package_source(registry: Registry, package: Artifact, run_id: str | None) ->
         return str(folder), run_id
     own = run_id is None
     run_id = run_id or _run(registry, package)
-    for name in [*(entry.name for entry in package.manifest.files), MANIFEST]:
-        registry.stop.check("the upload starts again with the same command")
-        with _patience():
-            registry.client.log_artifact(run_id, str(folder / name), FOLDER)
+    for entry in package.manifest.files:
+        with package.local(entry) as path:  # checked: what is registered is what was committed
+            _upload(registry, run_id, path)
+    _upload(registry, run_id, folder / MANIFEST)
     if own:
         registry.client.set_terminated(run_id)
     return f"runs:/{run_id}/{FOLDER}", run_id
+
+
+def _upload(registry: Registry, run_id: str, path: Path) -> None:
+    registry.stop.check(KEPT)
+    with _patience():
+        registry.client.log_artifact(run_id, str(path), FOLDER)
 
 
 def _run(registry: Registry, package: Artifact) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 import yaml
 from mlflow_server import MlflowServer
+from s3 import moto_server, new_bucket
 from worlds import World, by_name, content, make_world, scores_of
 
 from components import FLOW
@@ -207,6 +207,16 @@ def test_the_command_moves_the_champion(tmp_path: Path, tracked: str, capsys: py
 
 
 @pytest.mark.full
+def test_a_package_in_a_bucket_stays_there(world: World, scored: Artifact, tracked: str) -> None:
+    with moto_server():
+        store = new_bucket()
+        report = run(PromoteParams(), **inputs(world, scored), store=store)
+        assert Registry(tracked).find(alias="champion").source == report.url
+        assert report.url.startswith(store)
+        assert load_package("models:/splatclip@champion").scores == scores_of(scored)
+
+
+@pytest.mark.full
 def test_http_and_back(
     world: World, scored: Artifact, package: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,4 +241,3 @@ def test_http_and_back(
         alone = Registry("untracked").find(number="1")
         assert registry.client.get_run(alone.run_id).info.status == "FINISHED"
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] != "600"
-    json.dumps(done.report.facts)

@@ -98,6 +98,39 @@ def test_no_such_model(model: str) -> None:
             call()
 
 
+def test_an_alias_written_too_late_is_put_right(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two gates: the weaker one has read before the stronger one came, and writes after it."""
+    store, write, others = str(tmp_path / "store"), Registry.set_alias, [0.9]
+    gates.promote(store, 0.5)
+
+    def late(self: Registry, alias: str, number: int | None) -> None:
+        if others:
+            gates.promote(store, others.pop())
+            assert aliases(model)[CHAMPION] == 3
+        write(self, alias, number)
+
+    monkeypatch.setattr(Registry, "set_alias", late)
+    assert gates.promote(store, 0.6).facts["alias"] == "challenger"
+    assert aliases(model) == {CHAMPION: 3, CHALLENGER: 2}
+
+
+def test_an_answer_that_is_lost_makes_no_second_version(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, lost = Registry.create, [True]
+
+    def losing(self: Registry, *given: Any) -> None:
+        create(self, *given)
+        if lost:
+            lost.pop()
+            raise ConnectionResetError("after it was done")
+
+    monkeypatch.setattr(Registry, "create", losing)
+    assert gates.promote(str(tmp_path / "store"), 0.5).facts["version"] == "1"
+    assert not lost
+    assert len(Registry(model).state().versions) == 1
+
+
 def test_aliases_set_by_hand_in_mlflow_are_put_right(tmp_path: Path, model: str) -> None:
     gates.promote(str(tmp_path), 0.5)
     gates.promote(str(tmp_path), 0.6)

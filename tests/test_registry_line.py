@@ -81,6 +81,7 @@ def test_repeats_of_a_version_count_for_nothing() -> None:
 def test_deleted_champions_do_not_count() -> None:
     assert numbers(champions([version(1, 0.5)], Decision((1, 2), 2))) == [1]
     assert champions([version(1, 0.5)], Decision((2,), 2)) == []
+    assert "--set-champion 1" in verdict(version(1, 0.5), [])
     assert numbers(champions([version(1, 0.5), version(3, 0.1)], Decision((2,), 2))) == [3]
     assert challenger([version(1, 0.5)], None) == version(1, 0.5)
 
