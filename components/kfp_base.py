@@ -10,8 +10,9 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kfp import dsl
 
@@ -21,6 +22,9 @@ from components.errors import SplatClipError
 from components.local_run import LocalRun
 from components.params import section_from_dict
 from components.runner import Done
+
+if TYPE_CHECKING:
+    from components.tracking import RunInfo
 
 # Of development; a release compiles with the image's digest. Kubeflow's local runner wants "python" in the name.
 IMAGE = "splatclip-python:dev"
@@ -42,15 +46,13 @@ def run(
     An error of ours ends the process with its exit code.
     """
     from components.runner import deliver, run_step, say
-    from components.tracking import run_info
 
     local = LocalRun.current()
     try:
         with local.step(step) if local else nullcontext():
             flow_step = next(known for known in FLOW if known.name == step)
             section = section_from_dict(SECTIONS[flow_step.section], params, flow_step.section)
-            watched = section_from_dict(SECTIONS["tracking"], tracking, "tracking")
-            info = run_info(watched, local.id if local else run_id)
+            info = _info(tracking, local.id if local else run_id)
             refs = {name: artifact.path for name, artifact in inputs.items()}
             done = run_step(flow_step, section, refs, store, info, tries=TRIES)
             say(step, done.report)
@@ -61,6 +63,17 @@ def run(
         if local is None:  # on one machine the command says it
             print(f"{step}: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None
+
+
+def _info(params: dict[str, Any], run_id: str) -> RunInfo | None:
+    """The run that the step belongs to; the step by itself where Kubeflow's id of the run is missing."""
+    from components.tracking import run_info
+
+    info = run_info(section_from_dict(SECTIONS["tracking"], params, "tracking"), run_id)
+    if info and run_id.startswith("{{"):  # else all runs would become one
+        print("Kubeflow did not fill in the run's id; this step is recorded by itself", file=sys.stderr, flush=True)
+        return replace(info, id="", kubeflow=False)
+    return info
 
 
 def log(done: Done, output: dsl.Artifact, metrics: dsl.Metrics, page: dsl.HTML | None = None) -> None:
@@ -96,10 +109,10 @@ ENDS = {"SUCCEEDED": "FINISHED", "CANCELED": "KILLED", "CANCELLED": "KILLED"}
 
 def close(state: str, *, store: str, tracking: dict[str, Any], run_id: str) -> None:
     """End the run in MLflow. state: Kubeflow's word for how the steps ended."""
-    from components.tracking import close_run, run_info, status_of
+    from components.tracking import close_run, status_of
 
     local = LocalRun.current()
     with local.step(FINISH, always=True) if local else nullcontext():
-        info = run_info(section_from_dict(SECTIONS["tracking"], tracking, "tracking"), local.id if local else run_id)
+        info = _info(tracking, local.id if local else run_id)
         error = local.error() if local else None
         close_run(info, store, status_of(error) if error else ENDS.get(state, "FAILED"))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from kfp import dsl
 
-from components import runner
+from components import kfp_base, runner
 from components.download import stage
 from components.errors import PermanentError, SplatClipError, TransientError
 from components.kfp_base import numbers
@@ -92,3 +92,17 @@ def test_a_log_passes_on_what_lies_between_the_marks_however_it_comes() -> None:
         assert target.getvalue() == "one\n    two\n"
         log.show_the_rest()
         assert target.getvalue() == "one\n    two\nnoise\n    more noise\n"
+
+
+def test_without_kubeflows_run_id_no_two_runs_become_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An old Kubeflow passes the placeholder on as it stands."""
+    monkeypatch.setenv("SPLATCLIP_TRACKING", "on")
+    info = kfp_base._info({}, dsl.PIPELINE_JOB_ID_PLACEHOLDER)
+    assert info is not None
+    assert (info.id, info.kubeflow) == ("", False)
+    assert "recorded by itself" in capsys.readouterr().err
+    known = kfp_base._info({"environment": "prod"}, "7-7")
+    assert known is not None
+    assert (known.id, known.kubeflow, known.params.environment) == ("7-7", True, "prod")

@@ -125,7 +125,7 @@ def test_a_killed_fit_is_taken_up_by_another_run_which_stops_when_told(
 ) -> None:
     for stage in ("download", "train_teacher"):
         shutil.copytree(first[0] / "store" / stage, tmp_path / "store" / stage)
-    process = start("pipeline", "run-local", *paths(tmp_path), *FITTING, "--run-id", "one")
+    process = start("pipeline", "run-local", *paths(tmp_path), *FITTING, "--run-id", "one", TMPDIR=str(tmp_path))
     wait_for(tmp_path, 1, process)
     process.kill()
     process.communicate(timeout=60)
