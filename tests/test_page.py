@@ -163,15 +163,16 @@ def picture(
     return Picture("a", photo, 0, "png", 0, ((0, splats),)), splats
 
 
-def test_an_ellipse_lies_where_its_gaussian_is() -> None:
-    shown, splats = picture(1, [4.0, 3.0, 2.0], [10.0, 20.0])
+@pytest.mark.parametrize(("l00", "l10", "l11"), [(4, 3, 2), (4, -3, 2), (2, 1, 5), (3, -0.5, 6), (6, 0, 2), (2, 0, 6)])
+def test_an_ellipse_lies_where_its_gaussian_is(l00: float, l10: float, l11: float) -> None:
+    shown, splats = picture(1, [l00, l10, l11], [10.0, 20.0])
     found = Page(outlined(shown, splats).encode()).drawings("ellipse")[0]
     scale = 25  # 800 units over 32 pixels; the centre of pixel 10 is 10.5 pixels from the edge
-    assert found["transform"].startswith(f"translate({10.5 * scale:.0f} {20.5 * scale:.0f})rotate(")
-    turn = np.radians(float(found["transform"].partition("rotate(")[2].rstrip(")")))
+    assert found["transform"].startswith(f"translate({10.5 * scale:.0f} {20.5 * scale:.0f})")
+    turn = np.radians(float(found["transform"].partition("rotate(")[2].rstrip(")") or 0))
     axes = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     radii = np.diag([float(found["rx"]) / scale, float(found["ry"]) / scale]) ** 2
-    lower = np.array([[4.0, 0.0], [3.0, 2.0]])
+    lower = np.array([[l00, 0.0], [l10, l11]])
     assert axes @ radii @ axes.T == pytest.approx(lower @ lower.T, abs=0.3)
 
 

@@ -25,6 +25,7 @@ LARGEST = 256  # pixels of a side on the page
 WEBP_QUALITY = 82
 MANY = 700  # Gaussians: more are drawn as a picture, which then is smaller than as many ellipses
 CANVAS = 800  # units of an outline's drawing, about
+LEGEND = "Under each photograph: what it shows, what was read from its splats, and what the control read from it."
 
 
 @dataclass(frozen=True)
@@ -214,9 +215,8 @@ def verdict(run: Run, i: int, row: str = "splats") -> Html:
 
 def answers(run: Run, i: int) -> list[str]:
     """What was read from the splats, and what the control read from the photograph."""
-    rows = {"splats": "from splats", "control": "control, from the photograph"}
-    given = [(words, verdict(run, i, row)) for row, words in rows.items() if row in run.row_names]
-    return [part for words, told in given for part in (f" · {words} ", told)]
+    given = [(row, verdict(run, i, row)) for row in ("splats", "control") if row in run.row_names]
+    return [part for row, told in given for part in (f" · {row} ", told)]
 
 
 def card(run: Run, i: int, picture: Picture) -> Html:
@@ -249,7 +249,7 @@ def gallery(run: Run) -> list[Html]:
     pictures = read_pictures([run], [keys[i] for _, places in groups for i in places])
     if not pictures:
         return [el("p", "The store has the pictures or their splats no more, so none is shown.", class_="note")]
-    found = []
+    found = [el("p", LEGEND, class_="note")]
     for title, places in groups:
         cards = [card(run, i, pictures[keys[i]]) for i in places]
         found += [el("h3", title), el("div", *cards, class_="cards")]
