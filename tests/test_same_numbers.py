@@ -15,34 +15,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
-from downloads import flat
+from downloads import balls, flat
 
 from components import FLOW
-from components.images import encode
-from components.shards import Sample, write_shard
 
 BIN = Path(sys.executable).parent
-
-
-def balls(folder: Path) -> Path:
-    """Pictures whose class is a colour, in CLIP_benchmark's layout: learnt in seconds, so that ratios are defined."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 120), ("test", 60)):
-        rows = []
-        for i in range(count):
-            pixels = rng.integers(60, 130, (32, 32, 3), dtype=np.uint8)
-            x, y = rng.integers(4, 14, 2)
-            pixels[y : y + 14, x : x + 14, i % 3] += 110
-            rows.append(Sample(f"{split}{i:04d}", {"png": encode(pixels, "png"), "cls": str(i % 3).encode()}))
-        (folder / split).mkdir(parents=True)
-        write_shard(folder / split / "0.tar", rows)
-    (folder / "classnames.txt").write_text("red ball\ngreen ball\nblue ball\n")
-    (folder / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\na {c}.\n")
-    return folder
 
 
 @dataclass(frozen=True)
