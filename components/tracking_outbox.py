@@ -20,7 +20,7 @@ from components.tracking_journal import Journal, leftovers, read_journal
 GATHER_S = 1.0  # how long operations are collected before they are sent together
 KEEP_S = 15.0
 MAX_PAUSE_S = 5.0
-PATIENT_S = 2.0  # of waiting before anybody is told
+PATIENT_S = 10.0  # of waiting before anybody is told: loading MLflow on a busy machine takes as long
 
 
 def tell(text: str) -> None:

@@ -157,7 +157,8 @@ def command(*words: str, uri: str, wait: str = "30") -> subprocess.CompletedProc
     return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=env, check=True, timeout=120)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("http", marks=pytest.mark.full), "sqlite"])
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["http", "sqlite"])
 def test_away_to_the_end_and_delivered_by_the_next_command(kind: str, tmp_path: Path, server: MlflowServer) -> None:
     store = f"{tmp_path}/store"
     common = ("--params", "tests/tiny.yaml", "--store", store)

@@ -12,7 +12,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from components import FLOW, tracking
-from components.config import DownloadParams, PromoteParams
+from components.config import DownloadParams, PromoteParams, SplatFitParams
 from components.errors import Interrupted, PermanentError
 from components.operations import TrackingParams
 from components.runner import run_step
@@ -246,6 +246,33 @@ def test_delivered_twice_is_there_once(client: MlflowClient, tmp_path: Path) -> 
     (run,) = [run for run in runs_of(client, info) if run.info.run_name == "step"]
     assert len(client.get_metric_history(run.info.run_id, "m")) == 2000
     assert run.info.end_time == 5000
+
+
+def test_away_to_the_end_and_delivered_with_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri, store = f"sqlite:///{tmp_path}/later/mlflow.db", f"{tmp_path}/store"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("SPLATCLIP_TRACKING", "on")
+    monkeypatch.setenv("SPLATCLIP_TRACKING_WAIT", "0.2")
+    info = info_of(tmp_path, "kubeflow-id")
+    images = run_step(STEPS["download"], SMALL, {}, store, info).report.url
+    assert "is kept in" in capsys.readouterr().err
+    assert len(leftovers(store)) == 1
+    (tmp_path / "later").mkdir()
+    monkeypatch.setenv("SPLATCLIP_TRACKING_WAIT", "30")
+    run_step(
+        STEPS["splat_fit"], SplatFitParams(num_gaussians=6, num_iters=5, threads=1), {"images": images}, store, info
+    )
+    tracking.close_run(info, store, "FINISHED")
+    assert leftovers(store) == []
+    runs = {run.info.run_name: run for run in runs_of(MlflowClient(uri), info)}
+    (parent,) = pipelines(list(runs.values()))
+    assert set(runs) == {"download", "splat_fit", parent.info.run_name}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert parent.data.metrics["seconds"] == sum(
+        runs[name].data.metrics["seconds"] for name in ("download", "splat_fit")
+    )
 
 
 def test_journals_of_others_are_left_alone(client: MlflowClient, tmp_path: Path) -> None:
