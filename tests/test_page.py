@@ -73,6 +73,11 @@ def test_pictures_from_the_worst_psnr_to_the_best(world: World, scored: Artifact
     assert len(shown) == 12
     for place, i in [*enumerate(order[:4]), *((k - 4 + 12, order[k - 4]) for k in range(4))]:
         assert (pixels(shown[place]) == world.pictures[lines[i]["key"]]).all(), place
+    for i in order[:4]:
+        took = {row: int(lines[i][f"class_{row}"]) for row in ("splats", "control")}
+        signs = {row: "✓" if guess == int(lines[i]["class"]) else "✗" for row, guess in took.items()}
+        said = " · ".join(f"{row} {signs[row]} {CLASSES[took[row]]}" for row in took)
+        assert f"{float(lines[i]['psnr_db']):.1f} dB · {said}" in page.text
     renders = [src for alt, src in page.images if alt.startswith("Render")]
     number = list(world.pictures).index(lines[order[0]]["key"])
     file = Splats.unpack(gaussians(number).pack()[0])
