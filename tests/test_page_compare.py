@@ -162,7 +162,12 @@ def test_curves_are_drawn_as_they_were_written(scored: Artifact, tmp_path: Path)
     assert lines[0]["d"] == "M500 50.0L1000 300.0"
     assert [given["class"] for given in lines[2:]] == ["k-splats dot", "k-splats", "k-control dot"]
     both = Page("".join(page_training.charts_together(drawn, drawn)).encode())
-    assert [given["class"] for given in both.drawings("path") if given["class"] != "grid"][:2] == ["k-a", "k-b"]
+    kinds = [given["class"] for given in both.drawings("path") if given["class"] != "grid"]
+    assert (
+        kinds == ["k-a", "k-b", "k-a dot", "k-b dot"] * 2
+    )  # tokens, embedding, the splat reader's rate, the control's
+    assert "rate 0.001, validation 70.0 %" in both.text
+    assert "0.002" not in both.text
 
 
 @pytest.mark.parametrize(
