@@ -15,6 +15,8 @@ from mlflow_server import MlflowServer
 
 from components.registry_calls import CHALLENGER, CHAMPION, Registry
 
+# SQLAlchemy 2.1 on what MLflow 3.17 asks of it; seen where a test's own process opens the database
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["gates", "mlflow", "mlflow.tracking", "components.registry", "sqlalchemy"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from components.manifest import Artifact, canonical, sha256_bytes
@@ -35,7 +36,7 @@ def version_tags(package: Artifact, scored: Artifact, scores: Mapping[str, Any])
         HIGH: repr(float(figure["interval"][1])),
         EVALUATION: evaluation_hash(scored, scores, metric),
         PACKAGE: package.manifest.sha256,
-        "package.url": package.url,
+        "package.url": package.url if "://" in package.url else str(Path(package.url).expanduser().resolve()),
         "eval.dataset": str(scores["dataset"]),
         "eval.split": str(scores["split"]),
         "eval.pictures": str(scores["num_pictures"]),
