@@ -46,7 +46,9 @@ class Pair:
         """What keeps the two from being compared like for like."""
         found = []
         if self.same_task and not self.same_pictures:
-            found.append("they scored different pictures, so the intervals of the differences are not paired")
+            found.append(
+                "they scored different pictures: a difference may be the pictures' own, and its interval is not paired"
+            )
         if self.same_task and self.a.scores["templates"] != self.b.scores["templates"]:
             found.append("their prompt templates differ")
         for run, name in ((self.a, "A"), (self.b, "B")):
