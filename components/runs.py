@@ -183,7 +183,10 @@ def sync(store: str) -> int:
     from components.tracking_delivery import Delivery
     from components.tracking_outbox import sweep
 
-    return _ask(lambda: sweep(Delivery(tracking_uri()), store, None))
+    count, failed = _ask(lambda: sweep(Delivery(tracking_uri()), store, None))
+    if failed:
+        raise TransientError(f"{count} journals delivered, but not all that lie in {store}/_tracking ({failed})")
+    return count
 
 
 def print_runs(run: str | None, against: str | None, as_json: bool, sync_store: str | None) -> None:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 
-from components.errors import SplatClipError
+from components.errors import PermanentError, SplatClipError
 from components.tracking_client import failures, fingerprint, reason
 from components.tracking_delivery import Delivery
 from components.tracking_journal import Journal, leftovers, read_journal
@@ -128,11 +128,14 @@ class Outbox:
             return
         if self._delivery is None:
             self._delivery = Delivery(self.uri)
-        for store in list(self._stores):  # first: the end of a run counts what all its steps took
-            sweep(self._delivery, store, fingerprint(self.uri), {journal.id for journal in self._journals})
-            self._stores.discard(store)
+        stores, left = list(self._stores), ""
+        for store in stores:  # first: the end of a run counts what all its steps took
+            left = sweep(self._delivery, store, fingerprint(self.uri), {one.id for one in self._journals})[1] or left
         for journal in pending:
             deliver(self._delivery, journal)
+        self._stores.difference_update(stores)  # the server answers: what it did not take of theirs is for another day
+        if left:
+            tell(f"what an earlier run had to leave in the store could not be delivered yet ({left})")
         if self.away:
             self.away = ""
             tell("the MLflow server answers again; all that was recorded is delivered")
@@ -172,21 +175,25 @@ def deliver(delivery: Delivery, journal: Journal) -> None:
         journal.drop()
 
 
-def sweep(delivery: Delivery, store: str, target: str | None, mine: Collection[str] = ()) -> int:
-    """Deliver what earlier processes left in the store; returns how many journals.
+def sweep(delivery: Delivery, store: str, target: str | None, mine: Collection[str] = ()) -> tuple[int, str]:
+    """Deliver what earlier processes left in the store; how many journals, and why the last that failed did ("": none).
 
     target: only those for this server (None: all). mine: ids to leave alone, as are those of a process at work.
     """
-    count = 0
+    count, failed = 0, ""
     for name in leftovers(store):
         try:
             journal, live = read_journal(store, name)
-        except SplatClipError as error:
-            tell(str(error))
-            continue
-        if not live and journal.id not in mine and target in (None, journal.target):
+            if live or journal.id in mine or target not in (None, journal.target):
+                continue
             deliver(delivery, journal)
             count += 1
+        except PermanentError as error:
+            tell(str(error))
+        except _passing() as error:
+            if failed:  # twice: nobody is there
+                break
+            failed = reason(error)
     if count:
         tell(f"delivered what earlier runs had to leave in {store}: {count} journal{'s' if count > 1 else ''}")
-    return count
+    return count, failed

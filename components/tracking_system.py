@@ -18,6 +18,7 @@ import psutil
 INTERVAL_S = 10.0
 SHARE = 0.002  # of the time gone by: a week's run leaves some thousand points, not a hundred thousand
 QUERY = ("index", "utilization.gpu", "memory.used", "memory.total", "power.draw")
+UNKNOWN = (psutil.Error, OSError, RuntimeError)  # what psutil raises where /proc is cut down
 MEBI = 1.048576  # nvidia-smi counts MiB, MLflow's page MB
 Values = dict[str, float]
 
@@ -107,7 +108,9 @@ class SystemMonitor:
         self._tell, self._step = tell, 0
         self._has_gpu = True
         self._process = psutil.Process()
-        self._network, self._disk = psutil.net_io_counters(), psutil.disk_io_counters()
+        self._network = self._disk = None
+        with contextlib.suppress(*UNKNOWN):
+            self._network, self._disk = psutil.net_io_counters(), psutil.disk_io_counters()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="system-metrics", daemon=True)
         psutil.cpu_percent()  # the first call only marks the time that the next one counts from
@@ -130,6 +133,10 @@ class SystemMonitor:
             pause = max(INTERVAL_S, SHARE * (time.monotonic() - self._started))
 
     def _sample(self) -> None:
+        with contextlib.suppress(*UNKNOWN):
+            self._take()
+
+    def _take(self) -> None:
         memory, network, disk = psutil.virtual_memory(), psutil.net_io_counters(), psutil.disk_io_counters()
         values = {
             "system/cpu_utilization_percentage": psutil.cpu_percent(),

@@ -15,6 +15,7 @@ from components.operations import TrackingParams
 from components.runner import run_step
 from components.series import listening
 from components.splat_fit.stage import run as splat_fit
+from components.tracking_client import fingerprint
 from components.tracking_figures import curve, flat, params_of
 from components.tracking_journal import Journal, leftovers, read_journal
 from components.tracking_system import SystemMonitor, forget_peak, gpu_values, gpus_held, peak_memory
@@ -131,3 +132,28 @@ def test_system_figures_are_taken_at_the_start_and_at_the_end(monkeypatch: pytes
     block = bytearray(os.urandom(64 << 20))
     assert peak_memory()["peak_memory_megabytes"] - before > 50
     del block
+
+
+def test_fingerprints_hold_no_credentials() -> None:
+    assert fingerprint("https://me:secret@host/x/") == fingerprint("https://host/x") != fingerprint("https://host/y")
+
+
+def test_provenance_of_an_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SPLATCLIP_GIT_SHA", "abc123-dirty")
+    monkeypatch.setenv("SPLATCLIP_IMAGE_DIGEST", "sha256:1")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.lock").write_bytes(b"")
+    found = tracking.provenance(kfp_run_id="k")
+    assert (found["git.sha"], found["git.dirty"], found["image.digest"]) == ("abc123", "true", "sha256:1")
+    assert found["dvc.hash"].startswith("e3b0c442")
+    assert found["kfp.run_id"] == "k"
+    assert found["data.hash"] == "none"
+    assert os.environ["SPLATCLIP_GIT_SHA"] == "abc123-dirty"
+
+
+def test_off_records_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPLATCLIP_TRACKING", "off")
+    assert tracking.run_info(TrackingParams()) is None
+    with tracking.track_step(STEPS["download"], SMALL, {}, str(tmp_path), None) as tracker:
+        assert tracker.tags["kfp.run_id"] == "none"
+        assert tracking.current_run_id(1) is None

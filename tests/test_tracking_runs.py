@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,14 +59,6 @@ def runs_of(client: MlflowClient, info: tracking.RunInfo) -> list[Run]:
 
 def pipelines(runs: list[Run]) -> list[Run]:
     return [run for run in runs if run.data.tags.get("splatclip.kind") == "pipeline"]
-
-
-def test_off_records_nothing(client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPLATCLIP_TRACKING", "off")
-    assert tracking.run_info(TrackingParams()) is None
-    with tracking.track_step(STEPS["promote"], NOTHING, {}, str(tmp_path), None) as tracker:
-        assert tracker.tags["kfp.run_id"] == "none"
-        assert tracking.current_run_id(1) is None
 
 
 def test_the_default_lies_in_the_working_directory(client: MlflowClient, folder: Path, tmp_path: Path) -> None:
@@ -143,8 +135,6 @@ def test_a_given_run_is_a_step_of_kubeflows(
 
 
 def test_a_stage_by_itself(client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
     info = replace(info_of(tmp_path), id="")
     run_step(STEPS["download"], SMALL, {}, str(tmp_path), info)
     (run,) = runs_of(client, info)
@@ -223,7 +213,7 @@ def test_what_is_refused_is_kept_and_said_and_stops_nothing(
     journal.log("step", params={"a": "2", "b": "3"}, metrics=[("good", 1.0, 1, 0), ("b@d", 1.0, 1, 0)])
     journal.closed = True
     journal.keep()
-    assert sweep(Delivery(uri), str(tmp_path), None) == 1
+    assert sweep(Delivery(uri), str(tmp_path), None) == (1, "")
     (run,) = [run for run in runs_of(client, info) if run.info.run_name == "step"]
     assert run.data.params == {"a": "1", "b": "3"}
     assert run.data.metrics == {"good": 1.0}
@@ -242,7 +232,7 @@ def test_delivered_twice_is_there_once(client: MlflowClient, tmp_path: Path) -> 
     journal.add("end", to="step", status="FINISHED", time=5000)
     for _ in range(2):
         journal.keep()
-        assert sweep(Delivery(uri), str(tmp_path), fingerprint(uri)) == 1
+        assert sweep(Delivery(uri), str(tmp_path), fingerprint(uri)) == (1, "")
     (run,) = [run for run in runs_of(client, info) if run.info.run_name == "step"]
     assert len(client.get_metric_history(run.info.run_id, "m")) == 2000
     assert run.info.end_time == 5000
@@ -283,24 +273,23 @@ def test_journals_of_others_are_left_alone(client: MlflowClient, tmp_path: Path)
     for journal in (elsewhere, at_work):
         journal.keep()
     open_store(store).put_bytes(damaged, b"{")
-    assert sweep(Delivery(uri), store, fingerprint(uri)) == 0
+    assert sweep(Delivery(uri), store, fingerprint(uri)) == (0, "")
     assert set(leftovers(store)) == {elsewhere.name, at_work.name, damaged}
     with pytest.raises(PermanentError, match="not a readable journal"):
         read_journal(store, damaged)
 
 
-def test_fingerprints_hold_no_credentials() -> None:
-    assert fingerprint("https://me:secret@host/x/") == fingerprint("https://host/x") != fingerprint("https://host/y")
-
-
-def test_provenance_of_an_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("SPLATCLIP_GIT_SHA", "abc123-dirty")
-    monkeypatch.setenv("SPLATCLIP_IMAGE_DIGEST", "sha256:1")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "dvc.lock").write_bytes(b"")
-    found = tracking.provenance(kfp_run_id="k")
-    assert (found["git.sha"], found["git.dirty"], found["image.digest"]) == ("abc123", "true", "sha256:1")
-    assert found["dvc.hash"].startswith("e3b0c442")
-    assert found["kfp.run_id"] == "k"
-    assert found["data.hash"] == "none"
-    assert os.environ["SPLATCLIP_GIT_SHA"] == "abc123-dirty"
+def test_a_journal_that_cannot_be_delivered_stops_no_other(
+    client: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info, uri, store = info_of(tmp_path), tracking_uri(), str(tmp_path)
+    gone = replace(info, params=TrackingParams(environment="gone"))
+    client.delete_experiment(client.create_experiment(gone.experiment))
+    journal = Journal(store, fingerprint(uri), closed=True)
+    tracking.open_runs(journal, gone, tracking.provenance(), "step")
+    journal.keep()
+    run_step(STEPS["download"], SMALL, {}, store, info)
+    tracking.close_run(info, store, "FINISHED")
+    assert {run.info.status for run in runs_of(client, info)} == {"FINISHED"}
+    assert leftovers(store) == [journal.name]
+    assert "mlflow experiments restore" in capsys.readouterr().err
