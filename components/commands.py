@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,9 @@ def _params(args: argparse.Namespace) -> Params:
 def _info(args: argparse.Namespace, params: Params) -> RunInfo | None:
     from components.tracking import run_info
 
-    return None if args.no_tracking else run_info(params.tracking)
+    if args.no_tracking:
+        os.environ["SPLATCLIP_TRACKING"] = "off"  # promote and the pipeline's steps look there
+    return run_info(params.tracking)
 
 
 def _out(args: argparse.Namespace) -> Path:
