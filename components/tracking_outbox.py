@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 
-from components.errors import PermanentError, SplatClipError
+from components.errors import PermanentError, SplatClipError, TransientError
 from components.tracking_client import failures, fingerprint, reason
 from components.tracking_delivery import Delivery
 from components.tracking_journal import Journal, leftovers, read_journal
@@ -131,6 +131,8 @@ class Outbox:
         stores, left = list(self._stores), ""
         for store in stores:  # first: the end of a run counts what all its steps took
             left = sweep(self._delivery, store, fingerprint(self.uri), {one.id for one in self._journals})[1] or left
+        if left and not pending:  # nothing of ours shows that the server answers
+            raise TransientError(left)
         for journal in pending:
             deliver(self._delivery, journal)
         self._stores.difference_update(stores)  # the server answers: what it did not take of theirs is for another day
