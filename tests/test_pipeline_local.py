@@ -134,14 +134,17 @@ def test_a_killed_fit_is_taken_up_by_another_run_which_stops_when_told(
         time.sleep(0.1)
     assert not steps_of(tmp_path)
     finished = wait_for(tmp_path, 1)
+    time.sleep(0.5)
+    assert wait_for(tmp_path, 1) == finished, "something still fits"
     assert not list(tmp_path.glob("store/splat_fit/*/manifest.json")), "it had finished before the blow"
     stamps = {path: path.stat().st_mtime_ns for path in finished}
 
     process = start("pipeline", "run-local", *paths(tmp_path), *FITTING, "--run-id", "other")
-    wait_for(tmp_path, len(finished) + 1, process)
+    more = wait_for(tmp_path, len(finished) + 1, process)
+    working = steps_of(tmp_path)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 143, err
+    assert process.returncode == 143, (err, working, finished, more)
     assert err.splitlines()[-1].startswith("splatclip pipeline: splat_fit: stopped by SIGTERM")
     assert "run the same command again to go on" in err
     assert "Traceback" not in err
