@@ -60,9 +60,14 @@ def _add_stage(command: argparse.ArgumentParser, stage: Stage) -> None:
     command.add_argument("--files-out", type=Path, metavar="DIR", help="also copy models, tables and the report here")
     command.set_defaults(stage=stage.name)
     if by_hand:
-        command.add_argument("--rollback", action="store_true", help="make the former champion the champion again")
-        command.add_argument("--set-champion", metavar="VERSION", help="make this version the champion")
-        command.add_argument("--model-name", default="splatclip", metavar="NAME", help="for these two: the model")
+        moved = command.add_mutually_exclusive_group()
+        moved.add_argument("--rollback", action="store_true", help="make the former champion the champion again")
+        moved.add_argument("--set-champion", metavar="VERSION", help="make this version the champion")
+        command.add_argument(
+            "--model-name",
+            metavar="NAME",
+            help="for these two: the model (default: promote.model_name of --params, or splatclip)",
+        )
 
 
 def _add_pipeline(command: argparse.ArgumentParser) -> None:

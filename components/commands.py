@@ -58,15 +58,20 @@ def one(args: argparse.Namespace) -> int:
 
 def promote(args: argparse.Namespace) -> int:
     """The promote stage; or the champion moved by hand."""
-    if args.rollback or args.set_champion is not None:
-        from components import registry
-
-        name = args.model_name
-        print(registry.rollback(name) if args.rollback else registry.set_champion(name, args.set_champion))
-        return 0
-    if args.params is None:
+    by_hand = args.rollback or args.set_champion is not None
+    if args.model_name is not None and not by_hand:
+        raise UsageError("--model-name goes with --rollback or --set-champion; a run's model is promote.model_name")
+    if args.params is None and not by_hand:
         raise UsageError("give --params and the stage's inputs, or --rollback, or --set-champion VERSION")
-    return one(args)
+    if not by_hand:
+        return one(args)
+    from components import registry
+    from components.operations import PromoteParams
+
+    section = _params(args).promote if args.params else PromoteParams()
+    name = args.model_name or section.model_name
+    print(registry.rollback(name) if args.rollback else registry.set_champion(name, args.set_champion))
+    return 0
 
 
 def everything(args: argparse.Namespace) -> int:

@@ -204,6 +204,13 @@ def test_the_command_moves_the_champion(tmp_path: Path, tracked: str, capsys: py
     assert "version 1 (acc1 0.5000" in capsys.readouterr().out
     assert main(["promote", "--set-champion", "2", "--model-name", tracked]) == 0
     assert Registry(tracked).state().aliases == {"champion": 2, "challenger": 1}
+    params = tmp_path / "params.yaml"
+    params.write_text("promote: {model_name: another}")
+    assert main(["promote", "--rollback", "--params", str(params)]) == 2
+    assert "'another'" in capsys.readouterr().err  # the model that the params name, not another one's champion
+    assert main(["promote", "--model-name", tracked, "--params", str(params)]) == 2
+    with pytest.raises(SystemExit):
+        main(["promote", "--rollback", "--set-champion", "2", "--model-name", tracked])
 
 
 @pytest.mark.full
