@@ -104,15 +104,18 @@ def numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", float(value)
 
 
-ENDS = {"SUCCEEDED": "FINISHED", "CANCELED": "KILLED", "CANCELLED": "KILLED"}
+# Kubeflow's words for how the steps ended: those of older backends are ML Metadata's.
+ENDS = dict.fromkeys(("SUCCEEDED", "COMPLETE", "CACHED"), "FINISHED")
+ENDS |= dict.fromkeys(("CANCELED", "CANCELLED"), "KILLED")
+ENDS |= dict.fromkeys(("FAILED", "ERROR"), "FAILED")
 
 
 def close(state: str, *, store: str, tracking: dict[str, Any], run_id: str) -> None:
-    """End the run in MLflow. state: Kubeflow's word for how the steps ended."""
+    """End the run in MLflow. state: Kubeflow's word for how the steps ended; with another one, the steps' runs tell."""
     from components.tracking import close_run, status_of
 
     local = LocalRun.current()
     with local.step(FINISH, always=True) if local else nullcontext():
         info = _info(tracking, local.id if local else run_id)
         error = local.error() if local else None
-        close_run(info, store, status_of(error) if error else ENDS.get(state, "FAILED"))
+        close_run(info, store, status_of(error) if error else ENDS.get(state.upper(), ""))

@@ -164,7 +164,10 @@ def current_run_id(wait_s: float) -> str | None:
 
 
 def close_run(info: RunInfo | None, store: str, status: str) -> None:
-    """End the parent run with MLflow's word `status`, and what a kill left running below it; wait for delivery."""
+    """End the parent run with MLflow's word `status`, and what a kill left running below it; wait for delivery.
+
+    status "": FINISHED if the flow's last step is, else FAILED.
+    """
     if info is None or not info.id:
         return
     outbox = _outbox()

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from components import FLOW
 from components.errors import TransientError
 from components.manifest import canonical, sha256_bytes
 from components.tracking_client import artifact_location, failures, is_permanent
@@ -123,8 +124,14 @@ class RunTree:
         return nested
 
     def close(self, run_id: str, status: str, end: int, *, spare: str | None) -> None:
-        """End the parent, and as KILLED what still runs below it (except `spare`)."""
+        """End the parent, and as KILLED what still runs below it (except `spare`).
+
+        status: MLflow's word, or "" where nobody knows: FINISHED then, if the last step of the flow is.
+        """
         nested = self.gather(run_id, end)
+        if not status:
+            ends = {run.info.run_name: run.info.status for run in nested}
+            status = "FINISHED" if ends.get(FLOW[-1].name) == "FINISHED" else "FAILED"
         for run in nested:
             if run.info.status == "RUNNING" and run.info.run_id != spare:
                 self._client.set_terminated(run.info.run_id, status="KILLED", end_time=end)

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 from kfp import dsl
+from mlflow.tracking import MlflowClient
 
-from components import kfp_base, runner
+from components import FLOW, kfp_base, runner, tracking
 from components.download import stage
 from components.errors import PermanentError, SplatClipError, TransientError
 from components.kfp_base import numbers
 from components.local_run import BEGIN, END
+from components.operations import PromoteParams, TrackingParams
 from pipelines.quiet import StepLog
 from pipelines.train_eval import COMPONENTS
 
@@ -106,3 +108,38 @@ def test_without_kubeflows_run_id_no_two_runs_become_one(
     known = kfp_base._info({"environment": "prod"}, "7-7")
     assert known is not None
     assert (known.id, known.kubeflow, known.params.environment) == ("7-7", True, "prod")
+
+
+@pytest.fixture
+def recorded(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    """MLflow in a database that the tests share, as a step in a cluster finds it."""
+    for name in ("MLFLOW_RUN_ID", "KUBERNETES_SERVICE_HOST", "SPLATCLIP_LOCAL_RUN"):
+        monkeypatch.delenv(name, raising=False)
+    uri = f"sqlite:///{tmp_path_factory.getbasetemp()}/ends.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("SPLATCLIP_TRACKING", "on")
+    return MlflowClient(uri)
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # MLflow's own use of SQLAlchemy
+@pytest.mark.parametrize(
+    ("state", "done", "status"),
+    [
+        *((word, "download", "FINISHED") for word in ("SUCCEEDED", "COMPLETE", "Cached")),
+        *((word, "download", "KILLED") for word in ("CANCELED", "CANCELLED")),
+        *((word, "promote", "FAILED") for word in ("FAILED", "ERROR")),
+        *((word, "promote", "FINISHED") for word in ("RUNNING", "UNKNOWN", "")),
+        ("RUNNING", "download", "FAILED"),
+    ],
+)
+def test_kubeflows_words_for_the_end(
+    recorded: MlflowClient, tmp_path: Path, state: str, done: str, status: str
+) -> None:
+    run_id = f"{state}-{done}"
+    step = next(step for step in FLOW if step.name == done)
+    with tracking.track_step(step, PromoteParams(), {}, str(tmp_path), tracking.run_info(TrackingParams(), run_id)):
+        pass
+    kfp_base.close(state, store=str(tmp_path), tracking={}, run_id=run_id)
+    (experiment,) = recorded.search_experiments(filter_string="name = 'splatclip/dev/train-eval'")
+    runs = recorded.search_runs([experiment.experiment_id], f"tags.`splatclip.run_id` = '{run_id}'")
+    assert [run.info.status for run in runs] == [status]
