@@ -6,7 +6,7 @@ None of them enters a cache key.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from components.fields import at_least, local, require
 
@@ -49,11 +49,19 @@ class Resources:
     gpus: int = local(0)
     accelerator: str = local("nvidia.com/gpu")
 
-    def __post_init__(self) -> None:
-        require(self.cpu > 0, f"resources: cpu is {self.cpu}; it must be above 0")
-        require(self.gpus >= 0, f"resources: gpus is {self.gpus}; it must be at least 0")
-        quantity = re.fullmatch(r"[0-9]+(\.[0-9]+)?(E|P|T|G|M|K|Ei|Pi|Ti|Gi|Mi|Ki)?", self.memory)
-        require(bool(quantity), f"resources: memory is {self.memory!r}; write it as 4Gi or 500M")
+    def check(self, name: str) -> None:
+        """UsageError, with the name that they go by, for what a cluster does not take."""
+        require(self.cpu >= 0.001, f"{name}.cpu is {self.cpu}; it must be at least 0.001")
+        amount = re.fullmatch(r"([0-9]+)(E|P|T|G|M|Ei|Pi|Ti|Gi|Mi|Ki)?", self.memory)
+        require(
+            amount is not None and int(amount[1]) > 0,
+            f"{name}.memory is {self.memory!r}; write a whole number above 0 and its unit, as in 4Gi or 500M",
+        )
+        require(self.gpus >= 0, f"{name}.gpus is {self.gpus}; it must be at least 0")
+        require(
+            bool(re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[\w]([\w.-]*[\w])?", self.accelerator, re.ASCII)),
+            f"{name}.accelerator is {self.accelerator!r}; write it as the cluster names it, as in nvidia.com/gpu",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,3 +74,7 @@ class ResourcesParams:
     train_adapter: Resources = local(Resources(cpu=8, memory="32Gi"))
     zero_shot_eval: Resources = local(Resources(cpu=8, memory="32Gi"))
     promote: Resources = local(Resources(cpu=1, memory="2Gi"))
+
+    def __post_init__(self) -> None:
+        for stage in fields(self):
+            getattr(self, stage.name).check(f"resources.{stage.name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import typing
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -36,16 +37,16 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         if isinstance(value, float) and value.is_integer():
             return int(value)
     elif hint is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(value, str):  # YAML reads 1e-3 as a string
-            try:
-                return float(value)
-            except ValueError:
-                pass
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)  # YAML reads 1e-3 as a string
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if math.isfinite(number):
+            return number
     elif hint is str and isinstance(value, str):
         return value
-    raise UsageError(f"{where} is {value!r}; expected {getattr(hint, '__name__', hint)}")
+    expected = "a finite number" if hint is float else getattr(hint, "__name__", hint)
+    raise UsageError(f"{where} is {value!r}; expected {expected}")
 
 
 def section_from_dict(cls: type[T], values: Any, where: str) -> T:
@@ -92,18 +93,22 @@ def _section(name: str, values: Any, where: str) -> Any:
 
 def _override(values: dict[str, Any], assignment: str) -> None:
     name, equals, text = assignment.partition("=")
-    section, dot, key = name.strip().partition(".")
-    if not (equals and dot and key):
+    *path, key = name.strip().split(".")
+    if not (equals and path and key):
         raise UsageError(f"--set {assignment!r}: expected section.key=value, for example splat_fit.num_gaussians=400")
-    if section not in SECTIONS:
-        raise _unknown("section", section, SECTIONS, "--set")
+    if path[0] not in SECTIONS:
+        raise _unknown("section", path[0], SECTIONS, "--set")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UsageError(f"--set {assignment!r}: the value is not YAML: {error}") from None
-    target = values.get(section) or {}
-    target[key] = "" if value is None else value
-    values[section] = target
+    for part in path:
+        inner = values.get(part)
+        if not isinstance(inner, dict | None):
+            raise UsageError(f"--set {assignment!r}: {part} is {inner!r}, and has no keys")
+        values[part] = dict(inner or {})  # a copy: YAML's aliases share theirs
+        values = values[part]
+    values[key] = "" if value is None else value
 
 
 def load_params(path: str | Path, overrides: typing.Iterable[str] = ()) -> Params:

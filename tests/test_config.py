@@ -71,9 +71,21 @@ def test_dvc_finds_its_sections_in_every_profile(path: Path) -> None:
         ({"resources": {"splatfit": {}}}, "did you mean 'splat_fit'"),
         ({"resources": {"splat_fit": {"gpu": 1}}}, "did you mean 'gpus'"),
         ({"resources": {"splat_fit": {"gpus": 0.5}}}, "resources.splat_fit.gpus is 0.5; expected int"),
-        ({"resources": {"splat_fit": {"gpus": -1}}}, "at least 0"),
-        ({"resources": {"splat_fit": {"cpu": 0}}}, "above 0"),
-        ({"resources": {"splat_fit": {"memory": "8 GB"}}}, "write it as 4Gi"),
+        ({"resources": {"splat_fit": {"gpus": -1}}}, r"resources\.splat_fit\.gpus is -1; it must be at least 0"),
+        ({"resources": {"splat_fit": {"cpu": 0}}}, r"resources\.splat_fit\.cpu is 0\.0; it must be at least 0\.001"),
+        ({"resources": {"download": {"cpu": 1e-5}}}, r"resources\.download\.cpu is 1e-05"),
+        ({"resources": {"download": {"cpu": float("inf")}}}, "is inf; expected a finite number"),
+        ({"resources": {"splat_fit": {"memory": "8 GB"}}}, r"resources\.splat_fit\.memory is '8 GB'; .*as in 4Gi"),
+        ({"resources": {"splat_fit": {"memory": "500K"}}}, "memory is '500K'"),
+        ({"resources": {"splat_fit": {"memory": "1.5Gi"}}}, "a whole number"),
+        ({"resources": {"splat_fit": {"memory": "0Gi"}}}, "above 0"),
+        ({"resources": {"splat_fit": {"gpus": 1, "accelerator": ""}}}, "accelerator is ''; .*as in nvidia.com/gpu"),
+        ({"resources": {"splat_fit": {"accelerator": "gpu"}}}, "accelerator is 'gpu'"),
+        ({"splat_fit": {"lambda_color": float("inf")}}, "is inf; expected a finite number"),
+        ({"splat_fit": {"lambda_color": "nan"}}, "is 'nan'; expected a finite number"),
+        ({"splat_fit": {"lambda_color": 10**400}}, "expected a finite number"),
+        ({"splat_fit": {"lambda_color": True}}, "expected a finite number"),
+        ({"train_adapter": {"stage2_learning_rates": [float("inf")]}}, "expected a finite number"),
         ({"resources": {"splat_fit": 8}}, "expected a mapping"),
         ({"tracking": {"environment": "My Team"}}, "lower-case letters"),
         ({"tracking": {"gpu_hour_price": -1}}, "at least 0"),
@@ -100,6 +112,22 @@ def test_overrides(tmp_path: Path) -> None:
     assert (params.splat_fit.num_gaussians, params.splat_fit.seed, params.download.path) == (20, 3, "a=b")
     for wrong in ("splat_fit", "splat_fit=3", "=3", "splat_fitt.seed=1", "splat_fit.sed=1", "splat_fit.seed=[1"):
         with pytest.raises(UsageError):
+            load_params(path, [wrong])
+
+
+def test_overrides_reach_into_a_step_s_resources(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text("resources: {download: &same {memory: 8Gi}, splat_fit: *same}\nsplat_fit: {seed: 3}\n")
+    resources = load_params(path, ["resources.download.cpu=4", "resources.promote.cpu=0.5"]).resources
+    assert resources.download == Resources(cpu=4, memory="8Gi")
+    assert (resources.splat_fit.cpu, resources.promote.cpu) == (8, 0.5)
+    for wrong, said in [
+        ("resources.download.cpus=4", r"resources\.download: unknown key 'cpus' \(did you mean 'cpu'"),
+        ("resources.downloads.cpu=4", "did you mean 'download'"),
+        ("splat_fit.seed.x=4", "seed is 3, and has no keys"),
+        ("resources.cpu=4", "unknown key 'cpu'"),
+    ]:
+        with pytest.raises(UsageError, match=said):
             load_params(path, [wrong])
 
 
