@@ -190,6 +190,7 @@ def modules_of(path: Path) -> set[str]:
     return {file.relative_to(ROOT / "components").parts[0].removesuffix(".py") for file in read}
 
 
+@pytest.mark.full
 def test_dvc_goes_on_where_it_was_killed(workspace: Path) -> None:
     params = yaml.safe_load((workspace / "params.yaml").read_text())
     params["splat_fit"] |= {"num_iters": 20000, "threads": 1}
