@@ -3,11 +3,16 @@
 Each class carries the exit code of the `splatclip` command: a scheduler reads it to decide whether to try again.
 """
 
+from components.redaction import redacted
+
 
 class SplatClipError(Exception):
-    """Base of every error that SplatCLIP raises on purpose."""
+    """Base of every error that SplatCLIP raises on purpose. Secrets in its text's addresses are hidden."""
 
     exit_code = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*redacted(args))
 
 
 class UsageError(SplatClipError):

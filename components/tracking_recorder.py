@@ -12,6 +12,7 @@ from components import tracking_figures
 from components.errors import SplatClipError
 from components.operations import TrackingParams
 from components.provenance import NONE
+from components.redaction import redacted
 from components.tracking_client import fingerprint
 from components.tracking_journal import Journal, now_ms
 from components.tracking_outbox import Outbox, tell
@@ -63,10 +64,10 @@ class Recorder:
     def open(self, dataset: dict[str, str] | None) -> None:
         """The runs, their parameters and data."""
         open_runs(self.journal, self.info, self.tags, self.step.name)
-        params = tracking_figures.params_of(self.section)
+        params = redacted(tracking_figures.params_of(self.section))
         self.journal.log("step", params=params, tags=self.tags)
         if self.nested:
-            on_parent = tracking_figures.params_of(self.section, f"{self.step.section}.")
+            on_parent = {f"{self.step.section}.{name}": value for name, value in params.items()}
             self.journal.log("parent", params=on_parent | tracking_figures.params_of(self.info.params, "tracking."))
         if dataset is not None:
             context = "evaluation" if self.step.name in tracking_figures.EVALUATIONS else "training"

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import json
 import os
-import re
 import secrets
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from components.config import Params, as_dict
 from components.errors import Interrupted, SplatClipError, UsageError
 from components.kfp_base import FINISH, IMAGE
 from components.local_run import GO_ON, VARIABLE, LocalRun, stopping_with
+from components.redaction import redacted
 from components.runner import write
 from pipelines.quiet import only_the_steps_own
 from pipelines.train_eval import build
@@ -30,9 +30,6 @@ from pipelines.train_eval import build
 HEAD = "# Made by `splatclip pipeline compile` from pipelines/train_eval.py and a params file; do not edit.\n"
 MAX_BYTES = 256 << 10  # larger ones do not fit into Kubernetes' objects
 NOT_ARGUMENTS = ("resources",)  # they are part of the graph
-SECRET = re.compile(
-    r"://[^/@\s]+:[^/@\s]+@|[?&](x-amz-signature|x-goog-signature|sig|token|access_token)=", re.IGNORECASE
-)
 
 
 def arguments(params: Params) -> dict[str, Any]:
@@ -63,7 +60,7 @@ def compile_pipeline(params: Params, out: Path, image: str = IMAGE) -> None:
 def _without_secrets(values: dict[str, Any]) -> dict[str, Any]:
     for section, fields in values.items():
         for name, value in fields.items():
-            if isinstance(value, str) and SECRET.search(value):
+            if redacted(value) != value:
                 raise UsageError(
                     f"{section}.{name} holds a password or a signature, which everyone who sees the pipeline could "
                     "read; give an address without one, and the secret in the step's environment"

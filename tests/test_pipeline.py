@@ -116,7 +116,8 @@ def test_development_compiles_name_no_digest() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["https://user:word@host/set", "s3://key:word@bucket/set", "https://host/set?X-Amz-Signature=0f"]
+    "path",
+    ["https://user:word@host/set", "s3://key:word@bucket/set", "https://host/set?api_key=0f", "https://0f@host/s"],
 )
 def test_a_secret_in_params_is_refused(path: str, tmp_path: Path) -> None:
     params = load_params(ROOT / "params.yaml", ["download.source=webdataset", f"download.path={path}"])
