@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from kfp import dsl
 
-from components import FLOW
+from components import FLOW, Step
 from components.config import SECTIONS
 from components.errors import SplatClipError
 from components.local_run import LocalRun
-from components.params import section_from_dict
+from components.params import params_from_dict, section_from_dict
 from components.runner import Done
 
 if TYPE_CHECKING:
@@ -37,10 +37,27 @@ def component(function: Callable[..., None]) -> Any:
     return dsl.component(function, base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
 
 
+def sections_of(step: Step) -> dict[str, str]:
+    """A component's arguments that are sections of params, by name: its own; the image sets' both, as one needs both.
+
+    What download_eval leaves out is as in download, and the first step already finds what is wrong between the two.
+    """
+    if step.stage == "download":
+        return {"params": "download", "params_eval": "download_eval"}
+    return {"params": step.section}
+
+
 def run(
-    step: str, params: dict[str, Any], *, store: str, tracking: dict[str, Any], run_id: str, **inputs: dsl.Artifact
+    step: str,
+    params: dict[str, Any],
+    params_eval: dict[str, Any] | None = None,
+    *,
+    store: str,
+    tracking: dict[str, Any],
+    run_id: str,
+    **inputs: dsl.Artifact,
 ) -> Done:
-    """Run a step of the flow: its stage with the section `params` on artifacts that hold manifests.
+    """Run a step of the flow: its stage with its section of params on artifacts that hold manifests.
 
     What fails for now is tried again here: Kubeflow's own retries are lost inside loops and groups.
     An error of ours ends the process with its exit code.
@@ -51,7 +68,9 @@ def run(
     try:
         with local.step(step) if local else nullcontext():
             flow_step = next(known for known in FLOW if known.name == step)
-            section = section_from_dict(SECTIONS[flow_step.section], params, flow_step.section)
+            given = {"params": params, "params_eval": params_eval}
+            sections = {name: given[argument] for argument, name in sections_of(flow_step).items()}
+            section = getattr(params_from_dict(sections, "arguments"), flow_step.section)
             info = _info(tracking, local.id if local else run_id)
             refs = {name: artifact.path for name, artifact in inputs.items()}
             done = run_step(flow_step, section, refs, store, info, tries=TRIES)

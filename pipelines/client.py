@@ -33,8 +33,13 @@ NOT_ARGUMENTS = ("resources",)  # they are part of the graph
 
 
 def arguments(params: Params) -> dict[str, Any]:
-    """The pipeline's arguments, but for the store: the sections of params, as JSON has them."""
+    """The pipeline's arguments, but for the store: the sections of params, as JSON has them.
+
+    download_eval holds what differs from download alone, so that a submission that changes download changes both.
+    """
     sections: dict[str, Any] = json.loads(json.dumps(as_dict(params)))
+    training = sections["download"]
+    sections["download_eval"] = {k: v for k, v in sections["download_eval"].items() if v != training[k]}
     return {name: section for name, section in sections.items() if name not in NOT_ARGUMENTS}
 
 

@@ -6,13 +6,13 @@ from typing import Any
 from kfp import dsl
 
 from components import FLOW, STAGES
-from components.kfp_base import FINISH, IMAGE, component
+from components.config import SECTIONS
+from components.kfp_base import FINISH, IMAGE, component, sections_of
 from components.operations import Resources, ResourcesParams
 
 NAME = "train-eval"
 SUMMARY = "Photographs -> 2D Gaussian splats -> tokens -> embeddings -> scores."
 COMPONENTS = {name: getattr(importlib.import_module(f"components.{name}.component"), name) for name in STAGES}
-STAGE_OF = {step.name: step.stage for step in FLOW}
 
 
 @component
@@ -26,10 +26,10 @@ def finish(*, status: dsl.PipelineTaskFinalStatus, run_id: str, store: str, trac
 def build(resources: ResourcesParams, image: str = IMAGE, *, one_by_one: bool = False) -> Any:
     """The pipeline, and what each step asks of the cluster; its arguments are the store and sections of params.
 
-    one_by_one: no two steps at once, in the order below.
+    one_by_one: no two steps at once, in the flow's order.
     """
 
-    def train_eval(  # noqa: PLR0917 - KFP calls it so
+    def train_eval(  # noqa: PLR0917 - KFP reads the arguments here
         store: str,
         download: dict[str, Any],
         download_eval: dict[str, Any],
@@ -40,23 +40,15 @@ def build(resources: ResourcesParams, image: str = IMAGE, *, one_by_one: bool = 
         promote: dict[str, Any],
         tracking: dict[str, Any],
     ) -> None:
-        earlier: list[Any] = []
+        sections = {name: value for name, value in locals().items() if name in SECTIONS}
         common = {"run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER, "store": store, "tracking": tracking}
-
-        def step(name: str, params: dict[str, Any], *after: Any, **inputs: Any) -> Any:
-            """A step of FLOW; each input is the task that makes it, under the name that its output has there."""
-            given = {item: task.outputs[item] for item, task in inputs.items()}
-            task = COMPONENTS[STAGE_OF[name]](step=name, params=params, **common, **given)
-            settle(task, name, getattr(resources, STAGE_OF[name])).after(*after, *(earlier[-1:] if one_by_one else ()))
-            earlier.append(task)
-            return task
 
         def settle(task: Any, name: str, asked: Resources) -> Any:
             # The store is the cache, by content: Kubeflow's own goes by the image's name and the artifacts' addresses.
             task.set_display_name(name).set_caching_options(False).set_container_image(image)
             if "@" in image:
                 task.set_env_variable("SPLATCLIP_IMAGE_DIGEST", image.partition("@")[2])
-            cpu = f"{asked.cpu:g}"
+            cpu = f"{round(asked.cpu * 1000)}m"
             task.set_cpu_request(cpu).set_cpu_limit(cpu)
             task.set_memory_request(asked.memory).set_memory_limit(asked.memory)
             if asked.gpus:
@@ -64,20 +56,12 @@ def build(resources: ResourcesParams, image: str = IMAGE, *, one_by_one: bool = 
             return task
 
         with dsl.ExitHandler(settle(finish(**common), FINISH, Resources(cpu=0.5, memory="1Gi"))):
-            images = step("download", download)
-            images_eval = step("download_eval", download_eval, images)
-            teacher = step("train_teacher", train_teacher, images=images)
-            splats = step("splat_fit", splat_fit, images=images)
-            splats_eval = step("splat_fit_eval", splat_fit, splats, images=images_eval)
-            adapter = step("train_adapter", train_adapter, images=images, teacher=teacher, splats=splats)
-            scores = step(
-                "zero_shot_eval",
-                zero_shot_eval,
-                images=images_eval,
-                teacher=teacher,
-                splats=splats_eval,
-                adapter=adapter,
-            )
-            step("promote", promote, teacher=teacher, adapter=adapter, scores=scores)
+            tasks: dict[str, Any] = {}
+            for step in FLOW:
+                given = {item: tasks[source].outputs[item] for item, source in step.inputs.items()}
+                given |= {argument: sections[name] for argument, name in sections_of(step).items()}
+                task = COMPONENTS[step.stage](step=step.name, **common, **given)
+                earlier = [*tasks.values()][-1:] if one_by_one else [tasks[name] for name in step.after]
+                tasks[step.name] = settle(task, step.name, getattr(resources, step.stage)).after(*earlier)
 
     return dsl.pipeline(train_eval, name=NAME, description=SUMMARY)

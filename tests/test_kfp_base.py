@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,36 @@ from pipelines.train_eval import COMPONENTS
 PARAMS = {"num_train": 6.0, "num_val": 0.0, "num_test": 2.0, "image_size": 8.0}
 
 
-def download(store: Path) -> dict[str, Any]:
+def download(
+    store: Path, step: str = "download", params: dict[str, Any] = PARAMS, **params_eval: Any
+) -> dict[str, Any]:
     outputs = {"images": dsl.Dataset(uri=str(store / "images")), "metrics": dsl.Metrics(uri=str(store / "metrics"))}
     COMPONENTS["download"].python_func(
-        step="download", run_id="1", store=str(store), tracking={}, params=PARAMS, **outputs
+        step=step, run_id="1", store=str(store), tracking={}, params=params, params_eval=params_eval, **outputs
     )
     return outputs
+
+
+def test_a_submission_that_changes_the_training_set_changes_the_evaluation_set(tmp_path: Path) -> None:
+    """What is left out of download_eval is as in download: the same pictures, dealt the same way."""
+    manifests = []
+    for step in ("download", "download_eval"):
+        outputs = download(tmp_path, step, PARAMS | {"seed": 7.0})
+        manifests.append(Path(outputs["images"].path).read_bytes())
+    assert manifests[0] == manifests[1]
+    other = download(tmp_path, "download_eval", num_test=1.0)["images"]
+    assert json.loads(Path(other.path).read_bytes())["params"]["num_test"] == 1
+
+
+@pytest.mark.parametrize("step", ["download", "download_eval"])
+def test_the_first_step_finds_what_is_wrong_between_the_two_sets(
+    step: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training pictures would be scored."""
+    with pytest.raises(SystemExit) as ended:
+        download(tmp_path, step, PARAMS | {"source": "folder", "path": str(tmp_path), "seed": 7.0}, seed=0.0)
+    assert ended.value.code == 2
+    assert "training pictures may be scored" in capsys.readouterr().err
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, *errors: SplatClipError) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import inspect
 import json
@@ -18,12 +19,15 @@ from components import FLOW, STAGES
 from components.__main__ import _parser
 from components.config import SECTIONS, as_dict
 from components.errors import UsageError
+from components.kfp_base import sections_of
 from components.params import load_params, params_from_dict, section_from_dict
 from pipelines import client
 from pipelines.train_eval import COMPONENTS
 
 STEPS = {step.name: step for step in FLOW}
-COMMON = {"step": "STRING", "run_id": "STRING", "store": "STRING", "tracking": "STRUCT", "params": "STRUCT"}
+COMMON = {"step": "String", "run_id": "String", "store": "String", "tracking": "Dict", "params": "Dict"}
+OPTIONS = {"help", "set", "store", "no_tracking", "step", "manifest_out", "metrics_out", "files_out"}
+BY_HAND = {"rollback", "set_champion", "model_name"}  # of promote
 NOUNS = {source: item for stage in STAGES.values() for item, source in stage.inputs.items()} | {"promote": "package"}
 
 
@@ -54,20 +58,23 @@ def test_a_stage_takes_its_inputs_and_its_section(name: str) -> None:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_the_command_takes_the_same(name: str) -> None:
-    refs = [f"--{item}=x" for item in STAGES[name].inputs]
-    args = vars(_parser().parse_args([STAGES[name].command, "--params", "params.yaml", *refs]))
-    assert {item: args[item] for item in STAGES[name].inputs} == dict.fromkeys(STAGES[name].inputs, "x")
+    (commands,) = (action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
+    command = commands.choices[STAGES[name].command]
+    actions = [action for action in command._actions if action.dest not in OPTIONS | BY_HAND]
+    assert [action.option_strings for action in actions] == [[f"--{item}"] for item in ["params", *STAGES[name].inputs]]
+    assert all(action.required == (name != "promote") for action in actions)  # promote moves a champion without them
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_the_component_takes_the_same(name: str) -> None:
     spec = COMPONENTS[name].component_spec
     inputs = {item: given.type for item, given in spec.inputs.items()}
+    common = COMMON | ({"params_eval": "Dict"} if name == "download" else {})
     made = {stage: COMPONENTS[stage].component_spec.outputs[NOUNS[stage]].type for stage in STAGES}
-    assert {item: kind for item, kind in inputs.items() if item not in COMMON} == {
+    assert {item: kind for item, kind in inputs.items() if item not in common} == {
         item: made[source] for item, source in STAGES[name].inputs.items()
     }
-    assert {item for item in inputs if item in COMMON} == set(COMMON)
+    assert {item: kind for item, kind in inputs.items() if item in common} == common
     assert {*spec.outputs} - {"page"} == {NOUNS[name], "metrics"}
     assert ("page" in spec.outputs) == (name == "zero_shot_eval")
 
@@ -85,7 +92,8 @@ def test_the_pipeline_is_the_flow(compiled: dict[str, Any]) -> None:
             assert made["taskOutputArtifact"]["outputArtifactKey"] == item
         assert {names[before] for before in spec.get("dependentTasks", [])} == {*step.inputs.values(), *step.after}
         values = spec["inputs"]["parameters"]
-        assert values["params"] == {"componentInputParameter": f"pipelinechannel--{step.section}"}
+        for argument, section in sections_of(step).items():
+            assert values[argument] == {"componentInputParameter": f"pipelinechannel--{section}"}
         assert values["step"] == {"runtimeValue": {"constant": step.name}}
         assert spec["cachingOptions"] == {}
 

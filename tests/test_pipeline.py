@@ -104,11 +104,18 @@ def test_every_step_asks_for_what_params_say_on_the_image_given(tmp_path: Path) 
         fits = name.startswith("exec-splat-fit")
         assert ("accelerator" in asked) == fits
         if fits:
-            assert (asked["resourceCpuLimit"], asked["resourceMemoryLimit"]) == ("7.5", "9Gi")
+            assert (asked["resourceCpuLimit"], asked["resourceMemoryLimit"]) == ("7500m", "9Gi")
             assert (asked["accelerator"]["resourceType"], asked["accelerator"]["resourceCount"]) == (
                 "nvidia.com/gpu",
                 "2",
             )
+
+
+def test_the_evaluation_set_is_only_what_differs() -> None:
+    """A submission replaces whole arguments: one that changes download alone must not leave the old set to score."""
+    assert client.arguments(load_params(ROOT / "params.yaml"))["download_eval"] == {}
+    more = ["download_eval.num_test=9", f"download_eval.seed={load_params(ROOT / 'params.yaml').download.seed}"]
+    assert client.arguments(load_params(ROOT / "params.yaml", more))["download_eval"] == {"num_test": 9}
 
 
 def test_development_compiles_name_no_digest() -> None:

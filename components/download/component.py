@@ -13,11 +13,12 @@ def download(
     store: str,
     tracking: dict,
     params: dict,
+    params_eval: dict,
     images: Output[Dataset],
     metrics: Output[Metrics],
 ) -> None:
     """Fetch photographs with captions into image shards."""
     from components.kfp_base import log, run
 
-    done = run(step, params, store=store, tracking=tracking, run_id=run_id)
+    done = run(step, params, params_eval, store=store, tracking=tracking, run_id=run_id)
     log(done, images, metrics)
