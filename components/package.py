@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import PermanentError, UsageError
+from components.figures import FORMAT
 from components.manifest import Artifact, open_artifact
 from components.store import open_store
 
@@ -24,7 +25,6 @@ MAKER = "promote"
 CARD, SCORES = "README.md", "scores.json"
 ADAPTER_FILES = ("adapter.json", "adapter.safetensors")
 TEACHER_FILES = ("config.json", "model.safetensors")
-SCORES_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ def read_scores(artifact: Artifact) -> dict[str, Any]:
             scores = json.loads(path.read_bytes())
         except ValueError as error:
             raise PermanentError(f"{where} is not JSON: {error}; run zero-shot-eval again") from None
-    if not isinstance(scores, dict) or scores.get("format") != SCORES_FORMAT:
-        raise PermanentError(f"{where} is not of format {SCORES_FORMAT}; run zero-shot-eval again with this version")
+    if not isinstance(scores, dict) or scores.get("format") != FORMAT:
+        raise PermanentError(f"{where} is not of format {FORMAT}; run zero-shot-eval again with this version")
     return scores
 
 

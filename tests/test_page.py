@@ -12,11 +12,11 @@ import pytest
 from pages import Page, pixels
 from worlds import CLASSES, World, content, gaussians, make_world, scores_of
 
+from components import figures
 from components.errors import PermanentError, UsageError
 from components.manifest import Artifact, Commit
 from components.splats import Splats
 from components.store import open_store
-from components.zero_shot_eval import figures
 from components.zero_shot_eval.page import report_html
 from components.zero_shot_eval.page_markup import el, table
 from components.zero_shot_eval.page_pictures import LARGEST, MANY, Picture, render

@@ -9,10 +9,11 @@ import pytest
 from pages import Page, pixels
 from worlds import PARAMS, World, by_name, make_world, put_adapter, put_images, put_splats, scores_of
 
+from components import figures
 from components.config import ZeroShotEvalParams
 from components.manifest import Artifact, Commit
 from components.store import open_store
-from components.zero_shot_eval import figures, page_charts, page_training
+from components.zero_shot_eval import page_charts, page_training
 from components.zero_shot_eval.page import report_html
 from components.zero_shot_eval.page_data import Run, load_run
 from components.zero_shot_eval.page_difference import Pair, mean_difference, outcome, score_difference

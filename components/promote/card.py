@@ -8,14 +8,10 @@ from typing import Any
 
 import yaml
 
+from components.figures import percent, ratio, title_of
 from components.manifest import Artifact, FileEntry
 from components.package import splats_row
 
-TITLES = {
-    "acc1": "top-1 accuracy",
-    "image_retrieval_recall@5": "caption to picture, recall@5",
-    "text_retrieval_recall@5": "picture to caption, recall@5",
-}
 TYPES = {"classification": "image-classification", "retrieval": "image-text-retrieval"}
 USE = """\
 The model embeds pictures that are stored as 2D Gaussian splats (`.gs2d` files) in the space of its teacher, a CLIP, and
@@ -81,7 +77,7 @@ def model_card(
 
 def _front(scores: Mapping[str, Any], row: Mapping[str, Any], trained_on: str) -> dict[str, Any]:
     metrics = [
-        {"type": metric, "name": f"{TITLES.get(metric, metric)} (splats, {row['setting']})", "value": figure["value"]}
+        {"type": metric, "name": f"{title_of(metric)} (splats, {row['setting']})", "value": figure["value"]}
         for metric, figure in ((name, row["figures"][name]) for name in scores["headline"])
     ]
     result = {
@@ -109,12 +105,12 @@ def _summary(inputs: Mapping[str, Artifact], scores: Mapping[str, Any], row: Map
     figure = row["figures"][metric]
     trained = scores["trained"].get("trained_share")
     share = "" if trained is None else f" {100 * trained:.1f} % of its parameters were trained for it."
-    ratio = figure["ratio"].get("to_control")
-    against = "" if ratio is None else f", {_ratio(ratio)} of the same CLIP on photographs, trained alike"
+    to_control = figure["ratio"].get("to_control")
+    against = "" if to_control is None else f", {ratio(to_control)} of the same CLIP on photographs, trained alike"
     return (
         f"A CLIP ({model['name']}, {origin}) that reads pictures as 2D Gaussian splats instead of pixels.{share}\n"
         f"On {scores['num_pictures']:,} pictures of {scores['dataset']} ({scores['split']} split; {row['setting']}): "
-        f"{TITLES.get(metric, metric)} {_percent(figure)} %{against}."
+        f"{title_of(metric)} {percent(figure)} %{against}."
     )
 
 
@@ -148,16 +144,15 @@ def _figures(scores: Mapping[str, Any]) -> list[str]:
     parts = []
     for metric in scores["headline"]:
         lines = [
-            f"{TITLES.get(metric, metric)}, in %; chance {100 * scores['chance'][metric]:.3g} %.\n",
+            f"{title_of(metric)}, in %; chance {100 * scores['chance'][metric]:.3g} %.\n",
             "| model | setting | value [interval] | ratio to the control [interval] |",
             "|---|---|---|---|",
         ]
         for row in scores["rows"]:
             figure = row["figures"][metric]
-            ratio = figure["ratio"].get("to_control")
-            lines.append(
-                f"| {row['label']} | {row['setting']} | {_percent(figure)} | {'' if ratio is None else _ratio(ratio)} |"
-            )
+            to_control = figure["ratio"].get("to_control")
+            beside = "" if to_control is None else ratio(to_control)
+            lines.append(f"| {row['label']} | {row['setting']} | {percent(figure)} | {beside} |")
         parts.append("\n".join(lines))
     splats, sizes = scores["splats"], scores["bytes_per_picture"]
     parts.append(f"Intervals: {scores['intervals']['note']}.")
@@ -167,16 +162,6 @@ def _figures(scores: Mapping[str, Any]) -> list[str]:
         f"{sizes['jpeg90']:,.0f}, raw RGB {sizes['raw']:,.0f}."
     )
     return parts
-
-
-def _percent(figure: Mapping[str, Any]) -> str:
-    low, high = figure["interval"]
-    return f"{100 * figure['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def _ratio(figure: Mapping[str, Any]) -> str:
-    low, high = figure["interval"]
-    return f"{figure['value']:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _all(inputs: Mapping[str, Artifact], upstream: Mapping[str, Artifact]) -> list[Artifact]:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from components.figures import heading, label, percent, ratio, settings, title_of
 from components.scores import Estimate, FloatArray, confusion_matrix, per_class_recall
-from components.zero_shot_eval.figures import heading, label, percent, ratio, settings, title_of
 from components.zero_shot_eval.page_charts import Bar, Span, bars, histogram, interval_chart
 from components.zero_shot_eval.page_data import Run
 from components.zero_shot_eval.page_difference import (

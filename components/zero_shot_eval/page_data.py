@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import PermanentError, UsageError
+from components.figures import check_format
 from components.manifest import Artifact, Manifest, open_artifact, read_manifest
 from components.store import Store, open_store
-from components.zero_shot_eval.figures import check_format
 from components.zero_shot_eval.predictions import NAME, Predictions, read_predictions
 
 STAGE = "zero_shot_eval"

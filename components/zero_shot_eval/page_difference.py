@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from components.figures import base_of
 from components.scores import Estimate, FloatArray, bootstrap_means, estimate
-from components.zero_shot_eval.figures import base_of
 from components.zero_shot_eval.page_data import ROLES, Run
 from components.zero_shot_eval.page_origin import backends, written
 

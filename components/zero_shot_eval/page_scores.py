@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from components.scores import confusion_matrix
-from components.zero_shot_eval.figures import (
+from components.figures import (
     TITLES,
     base_of,
     beside,
@@ -21,6 +20,7 @@ from components.zero_shot_eval.figures import (
     ratio,
     title_of,
 )
+from components.scores import confusion_matrix
 from components.zero_shot_eval.page_charts import Bar, Span, bars, histogram, interval_chart
 from components.zero_shot_eval.page_data import Run, content
 from components.zero_shot_eval.page_markup import Html, details, el, join, pairs, table, whole

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from components.zero_shot_eval.figures import check_format, column_titles, explanations, heading, line
+from components.figures import check_format, column_titles, explanations, heading, line
 
 WIDTH = 100  # columns, where the output is no terminal or a wider one
 

@@ -12,6 +12,7 @@ import numpy as np
 from components.config import ZeroShotEvalParams, semantic
 from components.device import pick_device
 from components.errors import PermanentError, UsageError
+from components.figures import FORMAT
 from components.loader import ImageSet
 from components.manifest import Artifact, Commit, canonical, open_artifact
 from components.openclip import load_teacher
@@ -21,7 +22,6 @@ from components.signals import Stop, stop_on_sigterm
 from components.store import Store, open_store
 from components.zero_shot_eval import judge, outputs, predictions, rows
 from components.zero_shot_eval.embed import build_readers, embed_images
-from components.zero_shot_eval.figures import FORMAT
 from components.zero_shot_eval.inventory import jpeg_bytes, take_inventory
 
 STAGE = "zero_shot_eval"
