@@ -11,12 +11,13 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from components import FLOW, Step, tracking
-from components.errors import TransientError
+from components.errors import TransientError, UsageError
 from components.manifest import Manifest, open_artifact
 from components.store import open_store
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 EVALUATION = "zero_shot_eval"
 REPORT = "report.html"
 FIRST_WAIT_S = 10.0
+T = TypeVar("T")
 
 
 class Done(NamedTuple):
@@ -48,18 +50,18 @@ def run_step(
     """
     stage = importlib.import_module(f"components.{step.stage}.stage")
     with tracking.track_step(step, section, inputs, store, info) as tracker:
-        report: Report = _persist(step.name, lambda: stage.run(section, **inputs, store=store), tries)
+        report: Report = _persist(step.name, tries, lambda: stage.run(section, **inputs, store=store))
         tracker.finish(report)
         page = None
         if step.stage == EVALUATION:
             from components.zero_shot_eval.page import report_html
 
-            page = report_html(report.url, store, tags=tracker.tags)
+            page = _persist(step.name, tries, lambda: report_html(report.url, store, tags=tracker.tags))
             tracker.artifact(REPORT, page)
     return Done(report, page, dict(tracker.tags))
 
 
-def _persist(name: str, call: Callable[[], Report], tries: int) -> Report:
+def _persist(name: str, tries: int, call: Callable[[], T]) -> T:
     for attempt in range(1, tries):
         try:
             return call()
@@ -112,11 +114,20 @@ def say(name: str, report: Report) -> None:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_bytes(data)
-    scratch.replace(path)
+    """Write a file whole or not at all. Raises UsageError where it cannot be written."""
+    with _writing(path):
+        scratch = path.with_name(f".{path.name}.{os.getpid()}")
+        scratch.write_bytes(data)
+        scratch.replace(path)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UsageError(f"{path}: cannot write this file: {error.strerror or error}; give another place") from None
 
 
 def export(
@@ -146,6 +157,5 @@ def _copy_files(report: Report, store: str, folder: Path, earlier: Path | None) 
                 (folder / entry.name).unlink(missing_ok=True)
     for entry in artifact.manifest.files:
         target = folder / entry.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with artifact.local(entry) as path:
+        with artifact.local(entry) as path, _writing(target):
             shutil.copyfile(path, target)

@@ -118,6 +118,12 @@ def test_the_evaluation_set_is_only_what_differs() -> None:
     assert client.arguments(load_params(ROOT / "params.yaml", more))["download_eval"] == {"num_test": 9}
 
 
+def test_where_nothing_can_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"file/p.yaml: cannot write this file: .*; give another place"):
+        client.compile_pipeline(load_params(ROOT / "params.yaml"), tmp_path / "file/p.yaml")
+
+
 def test_development_compiles_name_no_digest() -> None:
     assert all("env" not in container and "@" not in container["image"] for container in executors(COMMITTED).values())
 

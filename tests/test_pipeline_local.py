@@ -10,14 +10,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
 from kfp import dsl
 
-from components import FLOW
+from components import FLOW, runner
 from components.config import as_dict
+from components.errors import TransientError
 from components.params import load_params
+from components.zero_shot_eval import page as evaluation
 from pipelines.train_eval import COMPONENTS
 
 TINY = str(ROOT / "tests/tiny.yaml")
@@ -73,6 +76,16 @@ def test_a_component_fills_its_artifacts(
     scores, metrics, page = (kind(uri=str(tmp_path / kind.__name__)) for kind in (dsl.Artifact, dsl.Metrics, dsl.HTML))
     outputs = {"scores": scores, "metrics": metrics, "page": page}
     common = {"step": "zero_shot_eval", "run_id": "7-7", "store": str(folder / "store"), "tracking": {}}
+    errors = [TransientError("the store is away")]
+    renders = evaluation.report_html
+
+    def render(*args: Any, **more: Any) -> bytes:  # the store holds what the page shows: what passes is waited for
+        if errors:
+            raise errors.pop()
+        return renders(*args, **more)
+
+    monkeypatch.setattr(evaluation, "report_html", render)
+    monkeypatch.setattr(runner, "FIRST_WAIT_S", 0.01)
     COMPONENTS["zero_shot_eval"].python_func(**common, params=section, **inputs, **outputs)
     manifest = (folder / "out/manifests/zero_shot_eval.json").read_bytes()
     assert Path(scores.path).read_bytes() == manifest
