@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from worlds import World
+
+    from components.manifest import Artifact
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ["SPLATCLIP_TRACKING"] = (
@@ -20,3 +26,17 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real pictures at {folder}; set SPLATCLIP_TEST_DATA (it holds cifar10, flickr8k-1k, kodak)")
     return folder
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A store with what an evaluation of classes is made from."""
+    from worlds import make_world  # loads torch
+
+    return make_world(tmp_path_factory.mktemp("classes"), captions=False)
+
+
+@pytest.fixture(scope="module")
+def scored(world: World) -> Artifact:
+    """Its evaluation."""
+    return world.run()

@@ -26,16 +26,6 @@ TAGS = {"git.sha": "0" * 40, "git.dirty": "<b>true</b>"}
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("classes"), captions=False)
-
-
-@pytest.fixture(scope="module")
-def scored(world: World) -> Artifact:
-    return world.run()
-
-
-@pytest.fixture(scope="module")
 def page(world: World, scored: Artifact) -> Page:
     return Page(report_html(scored.url, str(world.store), tags=TAGS))
 

@@ -22,16 +22,6 @@ from components.zero_shot_eval.predictions import Predictions
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("classes"), captions=False)
-
-
-@pytest.fixture(scope="module")
-def scored(world: World) -> Artifact:
-    return world.run()
-
-
-@pytest.fixture(scope="module")
 def other(world: World, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """The same pictures, one splat file without Gaussians, one learning rate instead of two."""
     tmp = tmp_path_factory.mktemp("other")

@@ -31,16 +31,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:D
 FILES = ["README.md", "adapter.json", "adapter.safetensors", "config.json", "model.safetensors", "scores.json"]
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("world"), captions=False)
-
-
-@pytest.fixture(scope="module")
-def scored(world: World) -> Artifact:
-    return world.run()
-
-
 def inputs(world: World, scored: Artifact) -> dict[str, str]:
     return {"teacher": world.teacher.url, "adapter": world.adapter.url, "scores": scored.url}
 

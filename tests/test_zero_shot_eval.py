@@ -44,16 +44,6 @@ from components.zero_shot_eval.embed import Reader, text_features
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("classes"), captions=False)
-
-
-@pytest.fixture(scope="module")
-def scored(world: World) -> Artifact:
-    return world.run()
-
-
-@pytest.fixture(scope="module")
 def captioned(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("captions"), captions=True)
 
