@@ -106,6 +106,11 @@ def open_artifact(ref: str, store: Store) -> Artifact:
         if place.url.rstrip("/").endswith(f"/{manifest.path}") or (listed and place.exists(listed[0])):
             return Artifact(manifest, place, place.url)
     there = store.sub(manifest.path)
+    if not there.exists(MANIFEST):
+        raise PermanentError(
+            f"{ref} is a copy; {manifest.path} itself is not finished under the store {store.url}, where it was looked "
+            "for: name the store that holds it (--store), or give its prefix there"
+        )
     if read_manifest(there).sha256 != manifest.sha256:
         raise PermanentError(f"{ref}: {there.url}/{MANIFEST} is another one; run the stage that made it again")
     return Artifact(manifest, there, there.url)

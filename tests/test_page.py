@@ -18,6 +18,7 @@ from components.manifest import Artifact, Commit
 from components.splats import Splats
 from components.store import open_store
 from components.zero_shot_eval.page import report_html
+from components.zero_shot_eval.page_data import CurvePoint, Node, Run
 from components.zero_shot_eval.page_markup import el, table
 from components.zero_shot_eval.page_pictures import LARGEST, MANY, Picture, render
 from components.zero_shot_eval.page_pictures import gaussians as outlined
@@ -134,14 +135,48 @@ def test_what_is_gone_from_the_store_is_said(world: World, scored: Artifact, tmp
     assert page.tables["top-1 accuracy"]
 
 
+@pytest.mark.parametrize("made", ["images", "splats"])
+def test_a_shard_that_is_gone_is_said_and_a_damaged_one_refused(
+    made: str, world: World, scored: Artifact, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(world.store, store)
+    evaluation = store / scored.manifest.path
+    gone = store / getattr(world, made).manifest.path / getattr(world, made).manifest.shards[0].name
+    data = gone.read_bytes()
+    gone.write_bytes(data[:-1])
+    with pytest.raises(PermanentError, match="changed or damaged"):
+        report_html(str(evaluation), str(store), tags={})
+    gone.unlink()
+    page = Page(report_html(str(evaluation), str(store), tags={}))
+    assert page.images == []
+    assert "none is shown" in page.text
+    assert page.tables["top-1 accuracy"]
+
+
+def test_a_curve_that_is_gone_is_left_out(tmp_path: Path) -> None:
+    commit = Commit(open_store(str(tmp_path)), stage="train_teacher", version=1, params={}, inputs={})
+    entry = commit.put_file("curve.csv", b"phase,step,loss\nteacher,1,2.5\n")
+    made = commit.finalise(shards=[], files=[entry], metrics={})
+    run = Run(made, {}, None, [Node(("teacher",), made.manifest.path, made.manifest.sha256, made)])  # type: ignore[arg-type]
+    assert run.curve("teacher") == [CurvePoint("teacher", 1, {"loss": 2.5})]
+    made.store.delete("curve.csv")
+    assert run.curve("teacher") == []
+
+
 def test_what_is_no_evaluation_is_refused(world: World, scored: Artifact, tmp_path: Path) -> None:
     store = str(world.store)
     with pytest.raises(UsageError, match=r"was made by splat_fit; give an evaluation"):
         report_html(world.splats.url, store, tags={})
     with pytest.raises(UsageError, match=r"was made by train_teacher; give an evaluation"):
         report_html(scored.url, store, tags={}, against=world.teacher.url)
-    with pytest.raises(PermanentError, match=r"nowhere: no evaluation to report on"):
+    with pytest.raises(UsageError, match=r"nowhere: there is no such folder or file; give an evaluation"):
         report_html(str(tmp_path / "nowhere"), store, tags={})
+    with pytest.raises(PermanentError, match=r"has no manifest\.json"):
+        report_html(str(tmp_path), store, tags={})
+    (tmp_path / "copy.json").write_bytes(scored.manifest.to_bytes())
+    with pytest.raises(PermanentError, match=r"is not finished under the store .*/other, .* or give its prefix there"):
+        report_html(scored.url, str(tmp_path / "other"), tags={}, against=str(tmp_path / "copy.json"))
     commit = Commit(open_store(str(tmp_path)), stage="zero_shot_eval", version=1, params={}, inputs={})
     files = [commit.put_file("scores.json", content(scored, "scores.json"))]
     with pytest.raises(UsageError, match=r"no predictions.csv: version 1 of the stage made it; run zero-shot-eval"):

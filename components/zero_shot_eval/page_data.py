@@ -14,11 +14,12 @@ from typing import Any
 from components.errors import PermanentError, UsageError
 from components.figures import check_format
 from components.manifest import Artifact, Manifest, open_artifact, read_manifest
-from components.store import Store, open_store
+from components.store import Store, StoreNotFound, open_store
 from components.zero_shot_eval.predictions import NAME, Predictions, read_predictions
 
 STAGE = "zero_shot_eval"
 CURVE = "curve.csv"
+GIVE = f"give an evaluation: {STAGE}'s prefix or manifest, or the folder that `splatclip run` wrote its outcome to"
 ROLES = {
     "": "evaluation",
     "images": "pictures scored",
@@ -94,11 +95,14 @@ class Run:
         return next((row for row in self.scores["rows"] if row["name"] == name), None)
 
     def curve(self, role: str) -> list[CurvePoint]:
-        """The training curve of a node; empty where it has none."""
+        """The training curve of a node; empty where it has none, or the store has it no more."""
         made = self.made_by(role)
         if made is None or not made.has(CURVE):
             return []
-        return list(_points(content(made, CURVE)))
+        try:
+            return list(_points(content(made, CURVE)))
+        except StoreNotFound:
+            return []
 
 
 def content(artifact: Artifact, name: str) -> bytes:
@@ -114,16 +118,14 @@ def _points(data: bytes) -> Iterator[CurvePoint]:
 
 
 def _find(ref: str, store: Store) -> Artifact:
-    listed = Path(ref) / "manifests" / f"{STAGE}.json" if ref and "://" not in ref else None
-    try:
-        found = open_artifact(str(listed) if listed is not None and listed.is_file() else ref, store)
-    except PermanentError as error:
-        raise PermanentError(f"{ref}: no evaluation to report on: {error}") from error
+    if ref and "://" not in ref:
+        if not Path(ref).expanduser().exists():
+            raise UsageError(f"{ref}: there is no such folder or file; {GIVE}")
+        listed = Path(ref) / "manifests" / f"{STAGE}.json"
+        ref = str(listed) if listed.is_file() else ref
+    found = open_artifact(ref, store)
     if found.manifest.stage != STAGE:
-        raise UsageError(
-            f"{ref} was made by {found.manifest.stage}; give an evaluation: {STAGE}'s prefix or manifest, "
-            "or the folder that `splatclip run` wrote its outcome to"
-        )
+        raise UsageError(f"{ref} was made by {found.manifest.stage}; {GIVE}")
     if not found.has(NAME):
         raise UsageError(
             f"{ref} has no {NAME}: version {found.manifest.version} of the stage made it; run zero-shot-eval again"

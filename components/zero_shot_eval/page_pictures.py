@@ -13,6 +13,7 @@ from components.images import EXTENSIONS, decode_rgb, encode
 from components.manifest import Artifact, ShardEntry
 from components.shards import read_index
 from components.splats import Splats
+from components.store import StoreNotFound
 from components.zero_shot_eval.inventory import JPEG_QUALITY, opened
 from components.zero_shot_eval.page_data import Run
 from components.zero_shot_eval.page_markup import Html, data_uri, el
@@ -88,8 +89,15 @@ def _fields(
 def read_pictures(runs: Sequence[Run], keys: Sequence[str]) -> dict[str, Picture]:
     """The pictures of these keys, photographs from the first run's image shards, splats of each run.
 
-    Empty where the store has no pictures or splats any more.
+    Empty where the store has no pictures or splats any more, or lacks a file of them that is needed.
     """
+    try:
+        return _read_pictures(runs, keys)
+    except StoreNotFound:
+        return {}
+
+
+def _read_pictures(runs: Sequence[Run], keys: Sequence[str]) -> dict[str, Picture]:
     images = runs[0].made_by("images")
     made = [run.made_by("splats") for run in runs]
     if images is None or any(one is None for one in made) or not keys:
