@@ -22,6 +22,7 @@ from components.errors import SplatClipError
 from components.local_run import LocalRun
 from components.params import params_from_dict, section_from_dict
 from components.runner import Done
+from components.signals import interrupted_by_signals
 
 if TYPE_CHECKING:
     from components.tracking import RunInfo
@@ -66,7 +67,7 @@ def run(
 
     local = LocalRun.current()
     try:
-        with local.step(step) if local else nullcontext():
+        with local.step(step) if local else interrupted_by_signals():
             flow_step = next(known for known in FLOW if known.name == step)
             given = {"params": params, "params_eval": params_eval}
             sections = {name: given[argument] for argument, name in sections_of(flow_step).items()}

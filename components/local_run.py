@@ -16,8 +16,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
+from types import FrameType
 
 from components.errors import Interrupted, PermanentError, SplatClipError, TransientError, UsageError
+from components.provenance import origin
+from components.signals import handling, interrupted_by_signals
 
 VARIABLE = "SPLATCLIP_LOCAL_RUN"  # names the folder in the steps' environment
 BEGIN, END = "\x1esplatclip-begin", "\x1esplatclip-end"  # lines around a step's own output, in all that KFP prints
@@ -27,18 +30,22 @@ _ERRORS = {error.exit_code: error for error in (UsageError, PermanentError, Tran
 
 @dataclass(frozen=True)
 class LocalRun:
-    """folder: where they talk; id: of the run; out: where steps export to; runner: the runner's process id."""
+    """folder: where they talk; id: of the run; out: where steps export to; runner: the runner's process id.
+
+    origin: what the code was when the run began.
+    """
 
     folder: Path
     id: str
     out: Path
     runner: int
+    origin: dict[str, str]
 
     @classmethod
     def start(cls, folder: Path, *, run_id: str, out: Path) -> LocalRun:
         """A new run of this process; VARIABLE in the steps' environment lets them find it."""
-        run = cls(folder, run_id, out.absolute(), os.getpid())
-        about = {"id": run.id, "out": str(run.out), "runner": run.runner}
+        run = cls(folder, run_id, out.absolute(), os.getpid(), origin())
+        about = {"id": run.id, "out": str(run.out), "runner": run.runner, "origin": run.origin}
         (folder / "run.json").write_text(json.dumps(about), encoding="utf-8")
         return run
 
@@ -49,7 +56,7 @@ class LocalRun:
         if not folder:
             return None
         about = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
-        return cls(Path(folder), about["id"], Path(about["out"]), about["runner"])
+        return cls(Path(folder), about["id"], Path(about["out"]), about["runner"], about["origin"])
 
     @contextmanager
     def step(self, name: str, *, always: bool = False) -> Iterator[None]:
@@ -57,16 +64,19 @@ class LocalRun:
 
         Once a step has failed or a stop was asked for no other begins (SystemExit), but those that always run.
         """
-        if not always and (self.stopped or self.broken()):
-            raise SystemExit(Interrupted.exit_code)
         pid = self.folder / "step.pid"
-        pid.write_text(str(os.getpid()), encoding="utf-8")
-        (self.folder / f"{name}.begun").touch()
-        Thread(target=self._stop_without_runner, daemon=True).start()
-        print(BEGIN, flush=True)
         try:
-            yield
-            (self.folder / f"{name}.done").touch()
+            with interrupted_by_signals():
+                scratch = pid.with_suffix(".new")
+                scratch.write_text(str(os.getpid()), encoding="utf-8")
+                scratch.replace(pid)  # first, so that a stop either finds it here or is found below
+                if not always and (self.stopped or self.broken()):
+                    raise SystemExit(Interrupted.exit_code)
+                (self.folder / f"{name}.begun").touch()
+                Thread(target=self._stop_without_runner, daemon=True).start()
+                print(BEGIN, flush=True)
+                yield
+                (self.folder / f"{name}.done").touch()
         except SplatClipError as error:
             self._keep(name, error.exit_code, str(error))
             raise
@@ -127,19 +137,12 @@ class LocalRun:
 def stopping_with(run: LocalRun) -> Iterator[None]:
     """SIGTERM and Ctrl-C stop the run's step, for the length of the block; a second Ctrl-C cuts it short."""
 
-    def handle(number: int, frame: object) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         again = run.stopped and number == signal.SIGINT
         # a terminal's Ctrl-C reaches the step too, where a second SIGINT would cut it short
         run.stop(signal.SIGINT if again else signal.SIGTERM)
         if again:
             raise KeyboardInterrupt
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    caught = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
-    try:
-        for number in caught:
-            signal.signal(number, handle)
+    with handling(handle):
         yield
-    finally:
-        for number in caught:
-            signal.signal(number, before[number])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -51,17 +51,52 @@ def stop_on_sigterm() -> Iterator[Stop]:
             raise KeyboardInterrupt
         stop.request(signal.Signals(number).name)
 
+    with handling(handle):
+        yield stop
+    stop.check("the work in hand was finished first; run the same command again to go on")
+
+
+class _Stopped(KeyboardInterrupt):
+    """A signal that nobody asked to wait; like Ctrl-C, it passes all that handles errors."""
+
+
+@contextmanager
+def interrupted_by_signals(*numbers: signal.Signals) -> Iterator[None]:
+    """The first of the signals, SIGTERM and Ctrl-C if none are given, stops the block at once, as Interrupted.
+
+    For what lies around the blocks of `stop_on_sigterm`: start-up, reading, delivery. A second Ctrl-C raises
+    KeyboardInterrupt.
+    """
+    stopped = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        if not stopped:
+            stopped = True
+            raise _Stopped(signal.Signals(number).name)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+
+    try:
+        with handling(handle, *numbers):
+            yield
+    except _Stopped as error:
+        raise Interrupted(f"stopped by {error}; run the same command again to go on") from None
+
+
+@contextmanager
+def handling(handle: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> Iterator[None]:
+    """Signals go to `handle`, but those that the process ignores; in other threads than the main one none do."""
     before = {}
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in numbers or (signal.SIGTERM, signal.SIGINT):
             handler = signal.getsignal(number)
             if handler is not signal.SIG_IGN and handler is not None:
                 before[number] = handler
     try:
         for number in before:
             signal.signal(number, handle)
-        yield stop
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    stop.check("the work in hand was finished first; run the same command again to go on")

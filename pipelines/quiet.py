@@ -36,7 +36,10 @@ class StepLog(io.TextIOBase):
         bare = line[INDENT:] if line.startswith(" " * INDENT) else line
         if bare in {BEGIN, END}:
             self._inside = bare == BEGIN
-        elif self._inside:
+            return
+        if line.strip() and bare == line:  # the runner's own: the step was killed before its end mark
+            self._inside = False
+        if self._inside:
             self._pass_on(bare)
         else:
             self._others.append(line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from components import FLOW, kfp_base, runner, tracking
 from components.download import stage
 from components.errors import PermanentError, SplatClipError, TransientError
 from components.kfp_base import numbers
-from components.local_run import BEGIN, END
+from components.local_run import BEGIN, END, LocalRun
 from components.operations import PromoteParams, TrackingParams
 from pipelines.quiet import StepLog
 from pipelines.train_eval import COMPONENTS
@@ -119,6 +120,22 @@ def test_a_log_passes_on_what_lies_between_the_marks_however_it_comes() -> None:
         assert target.getvalue() == "one\n    two\n"
         log.show_the_rest()
         assert target.getvalue() == "one\n    two\nnoise\n    more noise\n"
+
+
+def test_a_log_hides_what_comes_after_a_step_that_was_killed() -> None:
+    target = io.StringIO()
+    StepLog(target).write(f"    {BEGIN}\n    one\n\n    two\n12:00:00.000 - INFO - failed\n    Traceback\n")
+    assert target.getvalue() == "one\n\ntwo\n"
+
+
+def test_a_stop_before_a_step_begins_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who looked for the process before it could be found has left a mark, which it sees after that."""
+    run = LocalRun.start(tmp_path, run_id="1", out=tmp_path)
+    marked = property(lambda run: (run.folder / "step.pid").read_text() == str(os.getpid()))
+    monkeypatch.setattr(LocalRun, "stopped", marked)
+    with pytest.raises(SystemExit), run.step("download"):
+        pytest.fail("it began")
+    assert not (tmp_path / "download.begun").exists()
 
 
 def test_without_kubeflows_run_id_no_two_runs_become_one(

@@ -210,6 +210,30 @@ def test_a_step_that_breaks_shows_why(tmp_path: Path) -> None:
     assert not (tmp_path / "store").exists()
 
 
+def stopped_while_loading(folder: Path, *command: str, **env: str) -> tuple[int, str]:
+    """Exit code and words of a command that gets SIGTERM while its first stage loads, before it listens itself."""
+    slow = folder / "slow/PIL"
+    slow.mkdir(parents=True)
+    (slow / "__init__.py").write_text(f"import time\nopen({f'{folder}/loads'!r}, 'w')\ntime.sleep(60)\n")
+    process = start(*command, *paths(folder), PYTHONPATH=str(slow.parent), **env)
+    deadline = time.monotonic() + 60
+    while not (folder / "loads").exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    return process.returncode, err
+
+
+@pytest.mark.parametrize(
+    ("command", "named"), [(("run",), "run: "), (("pipeline", "run-local"), "pipeline: download: ")]
+)
+def test_a_stop_while_a_stage_loads(command: tuple[str, ...], named: str, tmp_path: Path) -> None:
+    message = f"splatclip {named}stopped by SIGTERM; run the same command again to go on\n"
+    assert stopped_while_loading(tmp_path, *command) == (143, message)
+
+
 def test_a_step_that_cannot_start_shows_why(tmp_path: Path) -> None:
     broken = tmp_path / "sitecustomize.py"
     broken.write_text("import sys\nif 'download' in sys.argv: sys.modules['components'] = None\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -9,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from components.errors import Interrupted
-from components.signals import stop_on_sigterm
+from components.errors import Interrupted, SplatClipError
+from components.signals import interrupted_by_signals, stop_on_sigterm
 
 
 @pytest.fixture(autouse=True)
@@ -76,3 +77,44 @@ def test_it_works_in_other_threads_without_handlers() -> None:
     thread.start()
     thread.join()
     assert seen == [False]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_around_such_blocks_a_signal_stops_at_once(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    reached = []
+
+    def work() -> None:
+        with interrupted_by_signals():
+            with stop_on_sigterm() as stop:
+                os.kill(os.getpid(), number)
+                reached.append(stop.requested)
+                stop.requested = False
+            with contextlib.suppress(SplatClipError, Exception):  # no handler of errors keeps it
+                os.kill(os.getpid(), number)
+            reached.append(False)
+
+    with pytest.raises(Interrupted, match=f"stopped by {number.name}; run the same command again"):
+        work()
+    assert reached == [True]
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_interrupt_cuts_the_tidying_short() -> None:
+    def work() -> None:
+        with interrupted_by_signals():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)  # asked for already
+                os.kill(os.getpid(), signal.SIGINT)
+                pytest.fail("it went on")
+
+    with pytest.raises(KeyboardInterrupt) as ended:
+        work()
+    assert ended.type is KeyboardInterrupt
+
+
+def test_only_the_signals_named_are_taken() -> None:
+    with pytest.raises(KeyboardInterrupt), interrupted_by_signals(signal.SIGTERM):
+        os.kill(os.getpid(), signal.SIGINT)
