@@ -89,6 +89,7 @@ def show(args: argparse.Namespace) -> int:
 
 
 def _show(out: Path) -> int:
+    from components.figures import check_format
     from components.runner import REPORT
     from components.zero_shot_eval.report import show
 
@@ -97,6 +98,7 @@ def _show(out: Path) -> int:
         values = json.loads(scores.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{scores}: no scores to show ({error}); `splatclip run` writes them there") from None
+    check_format(values, str(scores))
     show(values, out / "contact_sheet.png")
     print(f"scores: {scores}")
     if (out / REPORT).is_file():

@@ -8,6 +8,10 @@ from typing import Any
 from components.errors import UsageError
 
 FORMAT = 1
+PARTS = {  # what is shown
+    *("task", "dataset", "split", "num_pictures", "chance", "headline", "rows", "splats", "bytes_per_picture"),
+    *("stored_formats", "trained", "left_out", "intervals", "notes"),
+}
 KINDS = ("ratio", "chance_corrected_ratio")
 TITLES = {
     "acc1": "top-1 accuracy",
@@ -19,10 +23,14 @@ TITLES = {
 }
 
 
-def check_format(scores: Mapping[str, Any]) -> None:
-    """UsageError where scores.json is of another format than these words are for."""
-    if scores.get("format") != FORMAT:
-        raise UsageError(f"scores.json is of format {scores.get('format')!r}; this version shows format {FORMAT}")
+def check_format(scores: object, where: str = "scores.json") -> None:
+    """UsageError where scores.json is of another format than these words are for, or not whole."""
+    if not isinstance(scores, Mapping) or scores.get("format") != FORMAT:
+        found = repr(scores.get("format")) if isinstance(scores, Mapping) else "none"
+        raise UsageError(f"{where} is of format {found}; this version shows format {FORMAT}")
+    missing = sorted(PARTS - scores.keys())
+    if missing:
+        raise UsageError(f"{where} lacks {', '.join(missing)}: changed by hand? `splatclip run` writes it again")
 
 
 def percent(figure: Mapping[str, Any]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from worlds import by_name
 
-from components.errors import UsageError
+from components.__main__ import main
 from components.manifest import Manifest
 from components.zero_shot_eval import outputs, report, rows, wording
 
@@ -139,6 +140,22 @@ def test_above_the_control_the_stem_is_named(
     assert not unsaid or unsaid not in shown
 
 
-def test_scores_of_another_format_are_refused() -> None:
-    with pytest.raises(UsageError, match="format None"):
-        report.show({}, None)
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[]", "is of format none"),
+        ("null", "is of format none"),
+        ("{}", "is of format None; this version shows format 1"),
+        ('{"format": 1}', "lacks bytes_per_picture, chance, dataset, "),
+        ("{", "no scores to show"),
+    ],
+)
+def test_what_is_not_scores_is_refused(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "scores.json").write_text(text)
+    assert main(["show", str(tmp_path)]) == 2
+    shown = capsys.readouterr()
+    assert f"{tmp_path}/scores.json" in shown.err
+    assert said in shown.err
+    assert not shown.out
