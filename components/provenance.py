@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from components.store import sha256_file
@@ -45,18 +46,28 @@ def dvc_hash() -> str:
     return sha256_file(lock) if lock.is_file() else NONE
 
 
-def provenance(*, kfp_run_id: str = "", data_hash: str = "", params_hash: str = "") -> dict[str, str]:
-    """The tags of a run or an artifact; "none" where there is nothing to name.
-
-    data_hash: sha256 of the manifest of the images; params_hash: of the parameters that decide the output.
-    """
+def origin() -> dict[str, str]:
+    """What the code is, as found now. A run looks once, when it begins: a commit may come while it works."""
     sha, dirty = git_version()
     return {
         "git.sha": sha,
         "git.dirty": dirty,
         "dvc.hash": dvc_hash(),
+        "image.digest": os.environ.get("SPLATCLIP_IMAGE_DIGEST", "").strip() or NONE,
+    }
+
+
+def provenance(
+    begun: Mapping[str, str] | None = None, *, kfp_run_id: str = "", data_hash: str = "", params_hash: str = ""
+) -> dict[str, str]:
+    """The tags of a run or an artifact; "none" where there is nothing to name.
+
+    begun: origin() of when the run began (default: of now); data_hash: sha256 of the manifest of the images;
+    params_hash: of the parameters that decide the output.
+    """
+    return {
+        **(begun or origin()),
         "data.hash": data_hash or NONE,
         "params.hash": params_hash or NONE,
-        "image.digest": os.environ.get("SPLATCLIP_IMAGE_DIGEST", "").strip() or NONE,
         "kfp.run_id": kfp_run_id or NONE,
     }

@@ -18,8 +18,6 @@ from components.registry_line import Decision, Version, challenger, champions, u
 from components.registry_source import package_source
 from components.signals import Stop
 
-KFP_RUN = "kfp.run_id"
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -55,7 +53,7 @@ def register(
         if _own(registry.state(), key) is None:
             run = run_id()
             source, at = package_source(registry, package, run)
-            registry.create(source, at, {**tags, **registry.tags_of_run(run, KFP_RUN)}, description)
+            registry.create(source, at, tags, description)
 
     registry.call("register the version", create)
     state, line = _settle(registry)

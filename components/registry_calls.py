@@ -144,13 +144,6 @@ class Registry:
             self.name, source, run_id=run_id, tags=dict(tags), description=description, await_creation_for=0
         )
 
-    def tags_of_run(self, run_id: str | None, *names: str) -> dict[str, str]:
-        """Those tags that a run has; none without a run."""
-        if run_id is None:
-            return {}
-        tags = self.call("look up the run", lambda: self.client.get_run(run_id)).data.tags
-        return {name: tags[name] for name in names if name in tags}
-
     def delete(self, number: int) -> None:
         """Remove a version; nothing happens if it is gone."""
 

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from components import tracking_figures
 from components.config import semantic
 from components.errors import Interrupted, SplatClipError
+from components.local_run import LocalRun
 from components.manifest import canonical, sha256_bytes
 from components.operations import TrackingParams
-from components.provenance import provenance
+from components.provenance import origin, provenance
 from components.series import listening
 from components.tracking_client import fingerprint, tracking_uri
 from components.tracking_journal import Journal, now_ms
@@ -36,6 +37,7 @@ __all__ = [
     "StepTracker",
     "close_run",
     "current_run_id",
+    "current_tags",
     "run_info",
     "status_of",
     "track_step",
@@ -81,12 +83,14 @@ def run_info(params: TrackingParams, run_id: str = "") -> RunInfo | None:
     if os.environ.get("SPLATCLIP_TRACKING", "").strip().lower() in ("off", "0", "false", "no"):
         return None
     given = os.environ.get("MLFLOW_RUN_ID", "").strip()
+    local = LocalRun.current()
     return RunInfo(
         id=run_id or os.urandom(8).hex(),
         params=params,
         kubeflow=bool(run_id),
         given=given,
         given_to="step" if run_id and in_pod() else "parent",
+        origin=local.origin if local else origin(),
     )
 
 
@@ -120,7 +124,8 @@ def track_step(
         data_hash, dataset = tracking_figures.images_of(inputs, store)
     kfp_run_id = info.id if info is not None and info.kubeflow else ""
     params_hash = sha256_bytes(canonical(semantic(section)))
-    tags = provenance(kfp_run_id=kfp_run_id, data_hash=data_hash, params_hash=params_hash)
+    begun = info.origin if info is not None else None
+    tags = provenance(begun, kfp_run_id=kfp_run_id, data_hash=data_hash, params_hash=params_hash)
     if info is None:
         yield StepTracker(tags)
         return
@@ -151,6 +156,12 @@ def status_of(error: BaseException) -> str:
     return "KILLED" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "FAILED"
 
 
+def current_tags() -> dict[str, str]:
+    """Where code, data and image of the step that is being recorded come from; as found now where none is."""
+    recorder = _active.get()
+    return dict(recorder.tags) if recorder else provenance()
+
+
 def current_run_id(wait_s: float) -> str | None:
     """MLflow's id of the run of the step that is being recorded, once it is delivered; None after so long, or if none.
 
@@ -172,7 +183,7 @@ def close_run(info: RunInfo | None, store: str, status: str) -> None:
         return
     outbox = _outbox()
     journal = Journal(store, fingerprint(outbox.uri))
-    tags = provenance(kfp_run_id=info.id if info.kubeflow else "")
+    tags = provenance(info.origin, kfp_run_id=info.id if info.kubeflow else "")
     open_runs(journal, info, tags)
     journal.add("close", to="parent", status=status, time=now_ms())
     journal.ready = journal.closed = True

@@ -90,7 +90,7 @@ class Delivery:
                 path.write_bytes(base64.b64decode(op["data"]))
                 self.client.log_artifact(to, str(path))
         elif kind == "name":
-            self._tree.name(to, op["git"], op["data"])
+            self._tree.name(to, op["data"])
         elif kind == "gather":
             self._tree.gather(to, op["time"])
         elif kind == "end":

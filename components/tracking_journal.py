@@ -6,7 +6,7 @@ Operations carry their own times, so that delivering a journal twice, or by two 
     log       to, metrics [[key, value, ms, step]], params, tags
     inputs    to, datasets [{name, digest, source_type, source, profile, context}]
     artifact  to, name, data (base64)
-    name      to, git, data               the parent's name, once the data are known
+    name      to, data                    the parent's name, once the data are known
     gather    to, time                    what the parent has from all its steps: params.hash, totals
     end       to, status, time            end a run
     close     to, status, time            end the parent, and what a kill left running below it

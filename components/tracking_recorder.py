@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from components import tracking_figures
@@ -32,7 +32,8 @@ class RunInfo:
     """The pipeline run that steps belong to. id: Kubeflow's, or one of our own; "" for a stage run by itself.
 
     kubeflow: each step is a process of its own, under Kubeflow's run id; given: the run that MLFLOW_RUN_ID names;
-    given_to: what that is: "step" (Kubeflow makes a run a step and hands it in) or "parent".
+    given_to: what that is: "step" (Kubeflow makes a run a step and hands it in) or "parent"; origin: what the code was
+    when the run began (provenance.origin).
     """
 
     id: str
@@ -40,6 +41,7 @@ class RunInfo:
     kubeflow: bool = False
     given: str = ""
     given_to: str = "parent"
+    origin: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def experiment(self) -> str:
@@ -128,8 +130,7 @@ class Recorder:
         if self.step.name == "download":
             self.journal.log("parent", tags={"data.hash": report.manifest_sha256})
             if not self.info.given:
-                name = {"git": self.tags["git.sha"][:7], "data": report.manifest_sha256[:7]}
-                self.journal.add("name", to="parent", **name)
+                self.journal.add("name", to="parent", data=report.manifest_sha256[:7])
 
     def artifact(self, name: str, data: bytes) -> None:
         """A file for the step's run and its parent."""

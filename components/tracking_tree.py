@@ -26,7 +26,7 @@ NAME = "mlflow.runName"
 RUN_ID = "splatclip.run_id"
 CREATED = "splatclip.created_ns"
 MERGED = "splatclip.merged_into"
-PARAMS_HASH = "params.hash"
+PARAMS_HASH, GIT = "params.hash", "git.sha"
 TOTALS = ("seconds", "gpu_seconds", "cost")
 PAGE = 1000
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages for training, not for chat
@@ -53,12 +53,15 @@ class RunTree:
         parent = known.get(op["nested_in"]) if op.get("nested_in") else None
         tags = {**op["tags"], **({PARENT: parent} if parent else {})}
         if op.get("given"):
-            found: str = self._client.get_run(op["given"]).info.run_id
+            tags = {key: value for key, value in tags.items() if not key.startswith("mlflow.")}
+            run_id: str = op["given"]
         else:
-            found = self._ensure(op, tags, self._client.get_run(parent).info.experiment_id if parent else None)
-        given = [RunTag(*tag) for tag in tags.items() if not (op.get("given") and tag[0].startswith("mlflow."))]
-        self._client.log_batch(found, tags=given)
-        return found
+            run_id = self._ensure(op, tags, self._client.get_run(parent).info.experiment_id if parent else None)
+        found = self._client.get_run(run_id)
+        # what the first one said stays: later steps, and the end, may be of other code
+        missing = [RunTag(*tag) for tag in tags.items() if tag[0] == PARENT or tag[0] not in found.data.tags]
+        self._client.log_batch(run_id, tags=missing)
+        return run_id
 
     def _experiment(self, name: str) -> str:
         if name not in self._experiments:
@@ -106,10 +109,11 @@ class RunTree:
         run = self._client.get_run(run_id)
         return run.info.lifecycle_stage == "deleted" and MERGED in run.data.tags
 
-    def name(self, run_id: str, git: str, data: str) -> None:
+    def name(self, run_id: str, data: str) -> None:
         """Give the parent its name: commit, data and the time that it began, in UTC."""
-        began = datetime.fromtimestamp(self._client.get_run(run_id).info.start_time / 1000, UTC)
-        self._client.set_tag(run_id, NAME, f"{git}-{data}-{began:%Y%m%dT%H%M%SZ}")
+        run = self._client.get_run(run_id)
+        began = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
+        self._client.set_tag(run_id, NAME, f"{run.data.tags[GIT][:7]}-{data}-{began:%Y%m%dT%H%M%SZ}")
 
     def gather(self, run_id: str, time_ms: int) -> list[Run]:
         """Give the parent what all its steps make up: the hash of their parameters and the sums; returns the steps."""

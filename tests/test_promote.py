@@ -24,7 +24,7 @@ from components.registry_calls import Registry
 from components.runner import run_step
 from components.shards import read_shard
 from components.store import open_store
-from components.tracking import RunInfo
+from components.tracking import RunInfo, run_info
 
 # SQLAlchemy 2.1 on what MLflow 3.17 asks of it; seen where a test's own process opens the database
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
@@ -175,6 +175,21 @@ def test_sqlite_and_back(world: World, scored: Artifact, package: Artifact, trac
     for ref in ("models:/splatclip@other", "models:/splatclip/7", "models:/none@champion"):
         with pytest.raises(UsageError, match="has no"):
             load_package(ref)
+
+
+def test_a_version_comes_from_the_code_that_the_run_began_with(
+    tmp_path: Path, tracked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    monkeypatch.setenv("SPLATCLIP_GIT_SHA", "1" * 40)
+    info = run_info(TrackingParams(), "run-of-kfp")
+    monkeypatch.setenv("SPLATCLIP_GIT_SHA", "2" * 40)
+    step = next(step for step in FLOW if step.name == "promote")
+    given = gates.scored(str(tmp_path / "store"), 0.5)
+    run_step(step, PromoteParams(model_name=tracked), given, given.pop("store"), info)
+    version = Registry(tracked).find(alias="champion")
+    assert version.tags["git.sha"] == "1" * 40
+    assert version.tags["kfp.run_id"] == "run-of-kfp"
 
 
 def test_what_is_no_longer_what_was_registered_is_refused(tmp_path: Path, tracked: str) -> None:

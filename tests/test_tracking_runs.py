@@ -14,6 +14,7 @@ from mlflow.tracking import MlflowClient
 from components import FLOW, tracking
 from components.config import DownloadParams, PromoteParams, SplatFitParams
 from components.errors import Interrupted, PermanentError
+from components.local_run import VARIABLE, LocalRun
 from components.operations import TrackingParams
 from components.runner import run_step
 from components.store import open_store
@@ -149,6 +150,28 @@ def test_a_stage_by_itself(client: MlflowClient, tmp_path: Path, monkeypatch: py
     run_step(STEPS["download"], replace(SMALL, seed=1), {}, str(tmp_path), attached)
     assert client.get_run(given).data.params["seed"] == "1"
     assert len(runs_of(client, info)) == 1
+
+
+def test_a_commit_while_a_run_works_changes_nothing(
+    client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for sha in ("1" * 40, "2" * 40 + "-dirty"):
+        monkeypatch.setenv("SPLATCLIP_GIT_SHA", sha)
+        info = info_of(tmp_path, "kubeflow-id")  # Kubeflow's steps are processes of their own
+        run_step(STEPS["download"], SMALL, {}, str(tmp_path), info)
+    monkeypatch.setenv("SPLATCLIP_GIT_SHA", "3" * 40)
+    tracking.close_run(info, str(tmp_path), "FINISHED")
+    runs = runs_of(client, info)
+    (parent,) = pipelines(runs)
+    assert (parent.data.tags["git.sha"], parent.data.tags["git.dirty"]) == ("1" * 40, "false")
+    assert parent.data.tags["mlflow.source.git.commit"] == "1" * 40
+    assert parent.info.run_name.startswith("1" * 7)
+    assert {run.data.tags["git.sha"][0] for run in runs if run is not parent} == {"1", "2"}
+    with monkeypatch.context() as patch:
+        LocalRun.start(tmp_path, run_id="local", out=tmp_path)
+        patch.setenv(VARIABLE, str(tmp_path))
+        patch.setenv("SPLATCLIP_GIT_SHA", "4" * 40)
+        assert info_of(tmp_path, "local").origin["git.sha"] == "3" * 40
 
 
 def test_many_at_once_make_one_parent(client: MlflowClient, tmp_path: Path) -> None:

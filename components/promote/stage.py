@@ -14,7 +14,7 @@ from components.operations import PromoteParams, TrackingParams
 from components.package import ADAPTER_FILES, CARD, SCORES, TEACHER_FILES, read_scores
 from components.promote.card import model_card
 from components.promote.evaluation import description, version_tags
-from components.provenance import provenance
+from components.provenance import NONE
 from components.report import Report
 from components.signals import Stop, stop_on_sigterm
 from components.store import Store, open_store
@@ -65,9 +65,10 @@ def _register(params: PromoteParams, package: Artifact, inputs: Mapping[str, Art
     from components.registry import register
 
     adapter = inputs["adapter"].manifest
-    data_hash = adapter.inputs.get("images", {}).get("sha256", "")
     tags = {
-        **provenance(data_hash=data_hash, params_hash=adapter.params_hash),
+        **tracking.current_tags(),
+        "data.hash": adapter.inputs.get("images", {}).get("sha256", NONE),
+        "params.hash": adapter.params_hash,
         **version_tags(package, inputs["scores"], read_scores(package)),
     }
     outcome = register(
