@@ -51,6 +51,8 @@ class Package:
         from components.loader import SplatBatch
         from components.splats import Splats, pad
 
+        if not files:
+            return torch.empty(0, self.model.clip.visual.output_dim, device=self.model.logit_scale.device)
         splats = [Splats.unpack(data, f"splats {index}") for index, data in enumerate(files)]
         for index, one in enumerate(splats):
             if (one.width, one.height) != self.model.config.picture:
@@ -59,7 +61,7 @@ class Package:
                     f"splats {index} are of a picture of {one.width} x {one.height}; this model reads splats of "
                     f"pictures of {width} x {height}: fit them at that size"
                 )
-        padded = pad(splats, max((len(one) for one in splats), default=0))
+        padded = pad(splats, max(len(one) for one in splats))
         arrays = (padded.means, padded.cholesky, padded.colors, padded.mask)
         batch = SplatBatch(*(torch.from_numpy(array) for array in arrays)).to(self.model.logit_scale.device)
         with torch.inference_mode():

@@ -87,6 +87,8 @@ def test_a_package_alone_classifies_as_the_evaluation_did(world: World, package:
     assert features.shape == (3, 16)
     torch.testing.assert_close(features.norm(dim=1), torch.ones(3))
     assert model.embed_texts(["a ball"]).shape == (1, 16)
+    assert model.embed([]).shape == model.embed_texts([]).shape == (0, 16)
+    assert model.classify([]) == []
 
 
 def test_splats_of_another_size_are_refused(package: Artifact) -> None:
