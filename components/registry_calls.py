@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from components.errors import PermanentError, TransientError, UsageError
 from components.registry_line import Decision, Version
 from components.signals import Stop
-from components.tracking_client import connect, failures, reason, tracking_uri
+from components.tracking_client import connect, failures, may_pass, reason, tracking_uri
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 ALIASES = (CHAMPION, CHALLENGER)
@@ -59,7 +59,7 @@ class Registry:
                 return function()
             except failures() as error:
                 why = reason(error)
-                if not _passes(error):
+                if not may_pass(error):
                     raise PermanentError(f"MLflow refuses ({what}, model {self.name!r}): {why}") from error
                 if time.monotonic() + pause > deadline:
                     raise TransientError(
@@ -201,22 +201,3 @@ def _version(found: Any) -> Version | None:
         )
     except (KeyError, ValueError):
         return None
-
-
-def _passes(error: Exception) -> bool:
-    """Whether trying again may help."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import OperationalError
-
-    text = str(error)
-    # two writers met: the next try finds what the other wrote
-    if "IntegrityError" in text or getattr(error, "error_code", "") == "RESOURCE_ALREADY_EXISTS":
-        return True
-    if isinstance(error, MlflowException):
-        status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
-        return status >= 500 or status in {408, 409, 429, 499}
-    response = getattr(error, "response", None)  # of an upload
-    if response is not None:
-        return bool(response.status_code >= 500 or response.status_code in {408, 429})
-    passing = (OperationalError, ConnectionError, TimeoutError)
-    return isinstance(error, passing) or type(error).__module__.startswith("requests")

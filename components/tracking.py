@@ -98,11 +98,8 @@ def _settle(outbox: Outbox, status: str) -> None:
     """Wait for delivery, not for long; what is left goes into the store."""
     longest = KILLED_WAIT_S if status == "KILLED" else float("inf")
     try:
-        delivered = outbox.wait(min(longest, _patience()))
-    except KeyboardInterrupt:
-        outbox.leave()
-        raise
-    if not delivered:
+        outbox.wait(min(longest, _patience()))
+    finally:  # also by a signal
         outbox.leave()
 
 

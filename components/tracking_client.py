@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 if TYPE_CHECKING:
+    from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
 DEFAULT_DATABASE = Path("runs/mlflow.db")
@@ -22,6 +23,8 @@ PATIENCE = {  # one attempt and ten seconds a request: whoever calls repeats, an
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
+# SQLAlchemy's mark on what its errors say, but for values that do not fit (9h9h) and that are there already (gkpj)
+DATABASE_FAULT = re.compile(r"sqlalche\.me/e/\w+/(?!9h9h|gkpj)|QueuePool limit")
 PERMANENT = {
     "ALREADY_EXISTS",
     "BAD_REQUEST",
@@ -116,7 +119,30 @@ def is_permanent(error: BaseException) -> bool:
     if not isinstance(error, MlflowException):
         return False
     # an answer that is no JSON is not MLflow's: a proxy in between, or another server at that address
-    return error.error_code in PERMANENT and "failed with error code" not in str(error)
+    return error.error_code in PERMANENT and "failed with error code" not in str(error) and not _of_database(error)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether trying again soon may help: for whoever waits for the answer. Permission denied, say, is neither."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import OperationalError
+
+    # two writers met: the next try finds what the other wrote
+    if "IntegrityError" in str(error) or getattr(error, "error_code", "") == "RESOURCE_ALREADY_EXISTS":
+        return True
+    if isinstance(error, MlflowException):
+        status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+        return status >= 500 or status in {408, 409, 429, 499} or _of_database(error)
+    response = getattr(error, "response", None)  # of an upload
+    if response is not None:
+        return bool(response.status_code >= 500 or response.status_code in {408, 429})
+    passing = (OperationalError, ConnectionError, TimeoutError)
+    return isinstance(error, passing) or type(error).__module__.startswith("requests")
+
+
+def _of_database(error: MlflowException) -> bool:
+    """Whether the server's database failed: MLflow calls it a bad request when no connection is free or one was cut."""
+    return error.error_code == "BAD_REQUEST" and DATABASE_FAULT.search(str(error)) is not None
 
 
 def reason(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from components.errors import PermanentError
 from components.tracking_client import connect, failures, is_permanent, reason
 from components.tracking_journal import Journal, Op
 from components.tracking_tree import Moved, RunTree
@@ -22,7 +23,8 @@ Item = tuple[str, Any]  # ("metrics", [key, value, ms, step]), ("params", (key, 
 class Delivery:
     """Delivers journals to one tracking server.
 
-    Raises what components.tracking_client.failures() names where trying again may help.
+    Raises what components.tracking_client.failures() names where trying again may help; PermanentError where MLflow
+    refuses to make or find a run, so that nothing of the journal can be told.
     """
 
     def __init__(self, uri: str) -> None:
@@ -46,9 +48,8 @@ class Delivery:
     def _apply(self, journal: Journal, ops: Sequence[Op]) -> None:
         op = ops[0]
         if op["op"] != "run" and journal.runs.get(op["to"]) is None:
-            known = op["to"] in journal.runs  # a run without a parent: nothing to say; else making it was refused
-            journal.refused += [] if known else [(one, "its run was refused") for one in ops]
-        elif op["op"] == "log":
+            return  # a run without a parent: nobody to tell
+        if op["op"] == "log":
             self._log(journal, op["to"], _items(ops))
         else:
             try:
@@ -71,6 +72,11 @@ class Delivery:
         """Set a refused operation aside. Raises the error itself where it may pass, Moved where the run was merged."""
         if not is_permanent(error):
             raise error
+        if op["op"] == "run":
+            raise PermanentError(
+                f"{journal.store}/{journal.name}: MLflow refuses its run {op['name']!r} ({reason(error)}); once "
+                "that is mended `splatclip runs --sync` delivers it; or delete it"
+            ) from error
         run_id = journal.runs.get(op.get("to", ""))
         if run_id is not None and self._tree.merged(run_id):
             raise Moved

@@ -45,7 +45,8 @@ class Journal:
     """Operations, and how many of them are delivered.
 
     store: where it is kept while it cannot be delivered; target: fingerprint of the server it is for; ready: whether
-    delivery may begin; closed: nothing more is to come; runs: MLflow's ids of the runs it names, once known.
+    delivery may begin; closed: nothing more is to come; held: MLflow refuses its runs, it stays in the store; runs:
+    MLflow's ids of the runs it names, once known.
     """
 
     store: str
@@ -56,6 +57,7 @@ class Journal:
     ready: bool = False
     closed: bool = False
     kept: bool = False
+    held: bool = False
     runs: dict[str, str | None] = field(default_factory=dict)
     refused: list[tuple[Op, str]] = field(default_factory=list)
     lock: threading.RLock = field(default_factory=threading.RLock)

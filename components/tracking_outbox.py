@@ -70,10 +70,12 @@ class Outbox:
     def leave(self) -> None:
         """Put what is not delivered into the store and say so; what the store raises is said, too."""
         places = []
-        for journal in self._pending():
+        with self._change:
+            left = [journal for journal in self._journals if journal.pending()]
+        for journal in left:
             try:
                 journal.keep()
-                places.append(f"{journal.store}/{journal.name}")
+                places += [] if journal.held else [f"{journal.store}/{journal.name}"]
                 with self._change:  # if this process goes on, it delivers it as any other would
                     self._journals = [one for one in self._journals if one is not journal]
             except SplatClipError as error:
@@ -97,7 +99,7 @@ class Outbox:
 
     def _pending(self) -> list[Journal]:
         with self._change:
-            return [journal for journal in self._journals if journal.pending()]
+            return [journal for journal in self._journals if journal.pending() and not journal.held]
 
     def _idle(self) -> bool:
         return not self._pending() and not self._stores
@@ -134,7 +136,11 @@ class Outbox:
         if left and not pending:  # nothing of ours shows that the server answers
             raise TransientError(left)
         for journal in pending:
-            deliver(self._delivery, journal)
+            try:
+                deliver(self._delivery, journal)
+            except PermanentError as error:
+                journal.held = True
+                tell(str(error))
         self._stores.difference_update(stores)  # the server answers: what it did not take of theirs is for another day
         if left:
             tell(f"what an earlier run had to leave in the store could not be delivered yet ({left})")
