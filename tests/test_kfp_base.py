@@ -6,6 +6,10 @@ import io
 import json
 import math
 import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ from mlflow.tracking import MlflowClient
 
 from components import FLOW, kfp_base, runner, tracking
 from components.download import stage
-from components.errors import PermanentError, SplatClipError, TransientError
+from components.errors import Interrupted, PermanentError, SplatClipError, TransientError
 from components.kfp_base import numbers
 from components.local_run import BEGIN, END, LocalRun
 from components.operations import PromoteParams, TrackingParams
@@ -136,6 +140,17 @@ def test_a_stop_before_a_step_begins_is_not_lost(tmp_path: Path, monkeypatch: py
     with pytest.raises(SystemExit), run.step("download"):
         pytest.fail("it began")
     assert not (tmp_path / "download.begun").exists()
+
+
+def test_a_step_stops_when_nobody_waits_for_it_any_more(tmp_path: Path) -> None:
+    """Its runner was killed."""
+    runner = subprocess.Popen([sys.executable, "-c", ""])
+    runner.wait()
+    run = replace(LocalRun.start(tmp_path, run_id="1", out=tmp_path), runner=runner.pid)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"), run.step("download"):
+        time.sleep(30)
+    assert isinstance(run.error(), Interrupted)
+    assert (run.broken(), list(tmp_path.glob("step.*"))) == ("download", [])
 
 
 def test_without_kubeflows_run_id_no_two_runs_become_one(

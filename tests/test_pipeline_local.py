@@ -133,6 +133,7 @@ def test_it_makes_what_run_makes(first: tuple[Path, subprocess.CompletedProcess[
         assert one == other
 
 
+@pytest.mark.full
 def test_a_killed_fit_is_taken_up_by_another_run_which_stops_when_told(
     first: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
@@ -234,6 +235,7 @@ def test_a_stop_while_a_stage_loads(command: tuple[str, ...], named: str, tmp_pa
     assert stopped_while_loading(tmp_path, *command) == (143, message)
 
 
+@pytest.mark.full
 def test_a_step_that_cannot_start_shows_why(tmp_path: Path) -> None:
     broken = tmp_path / "sitecustomize.py"
     broken.write_text("import sys\nif 'download' in sys.argv: sys.modules['components'] = None\n")
