@@ -12,12 +12,17 @@ from typing import Any
 from components.errors import PermanentError
 from components.tracking_client import connect, failures, is_permanent, reason
 from components.tracking_journal import Journal, Op
-from components.tracking_tree import Moved, RunTree
+from components.tracking_tree import RunTree
 
 BATCH = 800  # metrics, params and tags in one request; MLflow takes 1000
 MAX_TEXT = 90  # params, and tags, in one request; MLflow takes 100
 TRIES, PAUSE_S = 3, 0.3  # of what is refused: two writers at once can look like a bad request
+GONE = "its run was deleted"
 Item = tuple[str, Any]  # ("metrics", [key, value, ms, step]), ("params", (key, value)) or ("tags", (key, value))
+
+
+class _Moved(Exception):
+    """A run of the journal was merged into another one, which it speaks to from now on."""
 
 
 class Delivery:
@@ -38,24 +43,26 @@ class Delivery:
             ops = _together(journal)
             try:
                 self._apply(journal, ops)
-            except Moved:
-                journal.runs.clear()
-                journal.refused.clear()
-                journal.done = 0
+            except _Moved:
                 continue
-            journal.done += len(ops)
+            journal.delivered(len(ops))
 
     def _apply(self, journal: Journal, ops: Sequence[Op]) -> None:
-        op = ops[0]
-        if op["op"] != "run" and journal.runs.get(op["to"]) is None:
+        op, name = ops[0], ops[0].get("to", "")
+        if op["op"] != "run" and journal.runs.get(name) is None:
             return  # a run without a parent: nobody to tell
-        if op["op"] == "log":
-            self._log(journal, op["to"], _items(ops))
-        else:
-            try:
-                self._firmly(lambda: self._one(journal, op))
-            except self._failures as error:
-                self._refuse(journal, op, error)
+        if name in journal.gone:
+            journal.refused += [(one, GONE) for one in ops]
+            return
+        items = _items(ops) if op["op"] == "log" else []
+        try:
+            self._firmly(lambda: self._send(journal, name, items) if items else self._one(journal, op))
+        except self._failures as error:
+            self._look(journal, op, error)
+            if items and name not in journal.gone:
+                self._halve(journal, name, items, error)
+            else:
+                journal.refused += [(one, GONE if name in journal.gone else reason(error)) for one in ops]
 
     def _firmly(self, work: Callable[[], None]) -> None:
         """Do it; what is refused is tried a few times before it counts."""
@@ -68,8 +75,11 @@ class Delivery:
                 time.sleep(PAUSE_S)
         return None
 
-    def _refuse(self, journal: Journal, op: Op, error: BaseException) -> None:
-        """Set a refused operation aside. Raises the error itself where it may pass, Moved where the run was merged."""
+    def _look(self, journal: Journal, op: Op, error: BaseException) -> None:
+        """Why it was refused: returns where MLflow means what it says, or the run was deleted (journal.gone).
+
+        Raises the error itself where it may pass, PermanentError where a run cannot be had, _Moved where it was merged.
+        """
         if not is_permanent(error):
             raise error
         if op["op"] == "run":
@@ -77,10 +87,15 @@ class Delivery:
                 f"{journal.store}/{journal.name}: MLflow refuses its run {op['name']!r} ({reason(error)}); once "
                 "that is mended `splatclip runs --sync` delivers it; or delete it"
             ) from error
-        run_id = journal.runs.get(op.get("to", ""))
-        if run_id is not None and self._tree.merged(run_id):
-            raise Moved
-        journal.refused.append((op, reason(error)))
+        name, run_id = op["to"], _bound(journal, op["to"])
+        deleted, into = self._tree.deleted(run_id)
+        if into is not None:
+            journal.runs[name] = into
+            if name == "parent" and journal.runs.get("step") is not None:
+                self._tree.relink(_bound(journal, "step"), run_id, into)
+            raise _Moved
+        if deleted:
+            journal.gone.add(name)
 
     def _one(self, journal: Journal, op: Op) -> None:
         kind = op["op"]
@@ -104,33 +119,31 @@ class Delivery:
         elif kind == "close":
             self._tree.close(to, op["status"], op["time"], spare=journal.runs.get("step"))
 
-    def _log(self, journal: Journal, name: str, items: Sequence[Item]) -> None:
-        """Log items; where MLflow refuses, halve until the refused ones are alone."""
+    def _send(self, journal: Journal, name: str, items: Sequence[Item]) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        run_id = _bound(journal, name)
+        self.client.log_batch(
+            _bound(journal, name),
+            metrics=[Metric(key, value, ms, step) for kind, (key, value, ms, step) in _of("metrics", items)],
+            params=[Param(*pair) for _, pair in _of("params", items)],
+            tags=[RunTag(*pair) for _, pair in _of("tags", items)],
+        )
 
-        def send() -> None:
-            self.client.log_batch(
-                run_id,
-                metrics=[Metric(key, value, ms, step) for kind, (key, value, ms, step) in _of("metrics", items)],
-                params=[Param(*pair) for _, pair in _of("params", items)],
-                tags=[RunTag(*pair) for _, pair in _of("tags", items)],
-            )
-
-        try:
-            if len(items) == 1:
-                self._firmly(send)
-            elif items:
-                send()
-        except self._failures as error:
-            if len(items) > 1 and is_permanent(error):
-                self._log(journal, name, items[: len(items) // 2])
-                self._log(journal, name, items[len(items) // 2 :])
-                return
+    def _halve(self, journal: Journal, name: str, items: Sequence[Item], error: BaseException) -> None:
+        """Of refused items log those that MLflow takes: halve until the others are alone, and set these aside."""
+        if len(items) == 1:
             kind, content = items[0]
             value = [content] if kind == "metrics" else dict([content])
-            self._refuse(journal, {"op": "log", "to": name, kind: value}, error)
+            journal.refused.append(({"op": "log", "to": name, kind: value}, reason(error)))
+            return
+        middle = len(items) // 2
+        for half in (items[:middle], items[middle:]):
+            try:
+                self._send(journal, name, half)
+            except self._failures as refusal:
+                if not is_permanent(refusal):
+                    raise
+                self._halve(journal, name, half, refusal)
 
     def _inputs(self, run_id: str, datasets: Sequence[dict[str, str]]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag

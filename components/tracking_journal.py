@@ -33,6 +33,7 @@ MAX_METRICS, MAX_PARAMS = 400, 90  # of one operation; MLflow takes 1000 and 100
 LIVE_S = 60.0  # a journal written to this lately, and not closed, belongs to a process that is at work
 Op = dict[str, Any]
 Metric = tuple[str, float, int, int]
+DELIVERED: Op = {"op": ""}
 
 
 def now_ms() -> int:
@@ -46,7 +47,7 @@ class Journal:
 
     store: where it is kept while it cannot be delivered; target: fingerprint of the server it is for; ready: whether
     delivery may begin; closed: nothing more is to come; held: MLflow refuses its runs, it stays in the store; runs:
-    MLflow's ids of the runs it names, once known.
+    MLflow's ids of the runs it names, once known; gone: names of those that somebody deleted.
     """
 
     store: str
@@ -58,6 +59,7 @@ class Journal:
     closed: bool = False
     kept: bool = False
     held: bool = False
+    gone: set[str] = field(default_factory=set)
     runs: dict[str, str | None] = field(default_factory=dict)
     refused: list[tuple[Op, str]] = field(default_factory=list)
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -90,6 +92,14 @@ class Journal:
     def pending(self) -> bool:
         """Whether something is still to be delivered."""
         return self.ready and self.done < len(self.ops)
+
+    def delivered(self, count: int) -> None:
+        """So many more are; they need no memory any more, but for those that make or find runs."""
+        with self.lock:
+            for i in range(self.done, self.done + count):
+                if self.ops[i]["op"] != "run":
+                    self.ops[i] = DELIVERED
+            self.done += count
 
     def to_bytes(self) -> bytes:
         """What is not delivered yet, and what makes or finds its runs."""

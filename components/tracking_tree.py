@@ -1,7 +1,7 @@
 """Runs in MLflow: a parent a pipeline run and a nested run a step, each made once by whoever comes first.
 
 MLflow has no "create unless there": everybody looks, creates, looks again, keeps the oldest and merges the others into
-it. Who wrote to one of the others is told (Moved) and tells its journal again.
+it, with all that they hold. Who writes to one of the others is told where it went.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from components import FLOW
 from components.errors import TransientError
 from components.manifest import canonical, sha256_bytes
 from components.tracking_client import artifact_location, failures, is_permanent
+from components.tracking_copy import MERGED, NAME, copy_run
 from components.tracking_journal import Op
 
 if TYPE_CHECKING:
@@ -22,18 +23,12 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 PARENT = "mlflow.parentRunId"
-NAME = "mlflow.runName"
 RUN_ID = "splatclip.run_id"
 CREATED = "splatclip.created_ns"
-MERGED = "splatclip.merged_into"
 PARAMS_HASH, GIT = "params.hash", "git.sha"
 TOTALS = ("seconds", "gpu_seconds", "cost")
 PAGE = 1000
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages for training, not for chat
-
-
-class Moved(Exception):
-    """A run of the journal was merged into another one."""
 
 
 class RunTree:
@@ -101,13 +96,25 @@ class RunTree:
     def _merge(self, experiment: str, run_id: str, into: str) -> None:
         for nested in self._find(experiment, {PARENT: run_id}):
             self._client.set_tag(nested.info.run_id, PARENT, into)
+        copy_run(self._client, run_id, into)
         self._client.set_tag(run_id, MERGED, into)
         self._client.delete_run(run_id)
+        copy_run(self._client, run_id, into)  # what came while the first copy was made
 
-    def merged(self, run_id: str) -> bool:
-        """Whether the run was deleted as a double of another."""
-        run = self._client.get_run(run_id)
-        return run.info.lifecycle_stage == "deleted" and MERGED in run.data.tags
+    def deleted(self, run_id: str) -> tuple[bool, str | None]:
+        """Whether the run is deleted, and the run that it was merged into, if so."""
+        try:
+            run = self._client.get_run(run_id)
+        except failures() as error:
+            if not is_permanent(error):
+                raise
+            return True, None
+        return run.info.lifecycle_stage == "deleted", run.data.tags.get(MERGED)
+
+    def relink(self, run_id: str, parent: str, to: str) -> None:
+        """Nest a run under another parent, where it is nested under `parent`."""
+        if self._client.get_run(run_id).data.tags.get(PARENT) == parent:
+            self._client.set_tag(run_id, PARENT, to)
 
     def name(self, run_id: str, data: str) -> None:
         """Give the parent its name: commit, data and the time that it began, in UTC."""

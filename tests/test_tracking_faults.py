@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gates
 import pytest
@@ -13,7 +15,7 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import DataError, InterfaceError
 from sqlalchemy.exc import TimeoutError as SqlTimeoutError
-from test_tracking_runs import SMALL, STEPS, info_of, runs_of
+from test_tracking_runs import SMALL, STEPS, info_of, pipelines, runs_of
 
 from components import tracking
 from components.runner import run_step
@@ -92,3 +94,68 @@ def test_a_journal_whose_run_is_refused_stays_in_the_store(
     assert sweep(Delivery(uri), store, None) == (2, "")
     assert client.get_run(given).data.params["download.num_train"] == "8"
     assert client.get_run(given).info.status == "FINISHED"
+
+
+def test_a_double_is_merged_with_all_that_it_holds(
+    client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that answered too late made an older parent; the one that everybody wrote to is merged into it."""
+    info, uri, store = info_of(tmp_path, "doubled"), tracking_uri(), str(tmp_path)
+    late = []
+
+    def slow(*given: Any, **more: Any) -> None:
+        late.append((given, more))
+        raise ConnectionError("timed out")
+
+    delivery = Delivery(uri)
+    journal = Journal(store, fingerprint(uri), ready=True)
+    tracking.open_runs(journal, info, tracking.provenance(), "download")
+    with monkeypatch.context() as patch:
+        patch.setattr(delivery.client, "create_run", slow)
+        with pytest.raises(ConnectionError):
+            delivery.deliver(journal)
+    points = [("parent/loss", i / 7, 1000 + i, i) for i in range(900)]
+    journal.log("parent", params={"download.num_train": "8"}, metrics=points, tags={"data.hash": "abc"})
+    dataset = {name: "{}" for name in ("digest", "source_type", "source", "profile", "context")} | {"name": "n"}
+    journal.add("inputs", to="parent", datasets=[dataset])
+    journal.add("artifact", to="parent", name="report.html", data=base64.b64encode(b"<p>").decode())
+    journal.add("name", to="parent", data="abcdefg")
+    delivery.deliver(journal)
+    assert not any("metrics" in op or "data" in op for op in journal.ops)  # no memory is held for what is delivered
+    given, more = late[0]
+    client.create_run(*given, **more)
+    other = Journal(store, fingerprint(uri), ready=True)
+    tracking.open_runs(other, info, tracking.provenance(), "train_teacher")
+    other.log("parent", params={"train_teacher.seed": "0"})
+    Delivery(uri).deliver(other)
+    journal.log("parent", metrics=[("parent/loss", 1.0, 2000, 900)])
+    delivery.deliver(journal)
+    assert not journal.refused
+    (parent,) = pipelines(runs_of(client, info))
+    assert parent.data.tags["splatclip.created_ns"] == more["tags"]["splatclip.created_ns"]
+    assert parent.data.params == {"download.num_train": "8", "train_teacher.seed": "0"}
+    assert len(client.get_metric_history(parent.info.run_id, "parent/loss")) == 901
+    assert parent.data.tags["data.hash"] == "abc"
+    assert "-abcdefg-" in parent.info.run_name
+    assert [one.dataset.name for one in parent.inputs.dataset_inputs] == ["n"]
+    assert [one.path for one in client.list_artifacts(parent.info.run_id)] == ["report.html"]
+    nested = [run for run in runs_of(client, info) if run.info.run_id != parent.info.run_id]
+    assert {run.data.tags["mlflow.parentRunId"] for run in nested} == {parent.info.run_id}
+
+
+def test_a_run_that_somebody_deletes_holds_nothing_up(client: MlflowClient, tmp_path: Path) -> None:
+    info, uri = info_of(tmp_path), tracking_uri()
+    journal = Journal(str(tmp_path), fingerprint(uri), ready=True)
+    tracking.open_runs(journal, info, tracking.provenance(), "step")
+    delivery = Delivery(uri)
+    delivery.deliver(journal)
+    client.delete_run(journal.runs["step"])
+    for number in range(5):
+        journal.log("step", metrics=[("m", float(i), i, i) for i in range(40)])
+        journal.log("parent", metrics=[("m", 1.0, number, number)])
+    before = time.monotonic()
+    delivery.deliver(journal)
+    assert time.monotonic() - before < 2.5
+    assert {why for _, why in journal.refused} == {"its run was deleted"}
+    assert sum(len(op["metrics"]) for op, _ in journal.refused) == 200
+    assert len(client.get_metric_history(journal.runs["parent"], "m")) == 5
