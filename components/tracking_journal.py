@@ -115,8 +115,10 @@ class Journal:
         return "".join(json.dumps(line) + "\n" for line in (head, *ops)).encode()
 
     def keep(self) -> None:
-        """Put what is left into the store. Raises what the store raises."""
+        """Put what is left into the store, if anything is. Raises what the store raises."""
         with self.lock:
+            if self.ops and self.done == len(self.ops):
+                return
             open_store(self.store).put_bytes(self.name, self.to_bytes())
             self.kept = True
 

@@ -19,6 +19,7 @@ from components.tracking_journal import Journal, leftovers, read_journal
 
 GATHER_S = 1.0  # how long operations are collected before they are sent together
 KEEP_S = 15.0
+EARLY_S = 1.0
 MAX_PAUSE_S = 5.0
 PATIENT_S = 10.0  # of waiting before anybody is told: loading MLflow on a busy machine takes as long
 
@@ -49,9 +50,23 @@ class Outbox:
         with self._change:
             self._journals.append(journal)
             self._stores.add(journal.store)
+            if self._delivery is None:
+                early = threading.Timer(EARLY_S, self._keep_early)
+                early.daemon = True
+                early.start()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
                 self._thread.start()
+
+    def _keep_early(self) -> None:
+        """Loading MLflow takes seconds: until it is loaded a kill loses nothing either."""
+        if self._delivery is None:
+            self._keep()
+
+    def _keep(self) -> None:
+        for journal in self._pending():
+            with contextlib.suppress(SplatClipError):  # tried again, and said at the end
+                journal.keep()
 
     def wait(self, seconds: float) -> bool:
         """Wait until all is delivered, at most so long; whether it is."""
@@ -158,9 +173,7 @@ class Outbox:
         if time.monotonic() - self._kept_at < KEEP_S:
             return
         self._kept_at = time.monotonic()
-        for journal in self._pending():
-            with contextlib.suppress(SplatClipError):  # tried again, and said at the end
-                journal.keep()
+        self._keep()
 
 
 def _passing() -> tuple[type[Exception], ...]:

@@ -116,7 +116,7 @@ def test_a_double_is_merged_with_all_that_it_holds(
             delivery.deliver(journal)
     points = [("parent/loss", i / 7, 1000 + i, i) for i in range(900)]
     journal.log("parent", params={"download.num_train": "8"}, metrics=points, tags={"data.hash": "abc"})
-    dataset = {name: "{}" for name in ("digest", "source_type", "source", "profile", "context")} | {"name": "n"}
+    dataset = dict.fromkeys(("digest", "source_type", "source", "profile", "context"), "{}") | {"name": "n"}
     journal.add("inputs", to="parent", datasets=[dataset])
     journal.add("artifact", to="parent", name="report.html", data=base64.b64encode(b"<p>").decode())
     journal.add("name", to="parent", data="abcdefg")

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from s3 import FaultyServer
 
-from components import FLOW, tracking, tracking_system
+from components import FLOW, tracking, tracking_outbox, tracking_system
 from components.config import DownloadParams, SplatFitParams
+from components.errors import Interrupted
 from components.operations import TrackingParams
 from components.runner import run_step
 from components.series import listening
+from components.signals import interrupted_by_signals
 from components.splat_fit.stage import run as splat_fit
 from components.tracking_client import fingerprint
 from components.tracking_figures import curve, flat, params_of
 from components.tracking_journal import Journal, leftovers, read_journal
+from components.tracking_outbox import Outbox
 from components.tracking_system import SystemMonitor, forget_peak, gpu_values, gpus_held, peak_memory
 
 STEPS = {step.name: step for step in FLOW}
@@ -88,6 +93,44 @@ def test_a_store_that_cannot_be_written_fails_nothing(
     (tmp_path / "file").write_bytes(b"")
     tracking.close_run(tracking.run_info(TrackingParams()), str(tmp_path / "file"), "FINISHED")
     assert "could be neither delivered (connection refused) nor kept" in capsys.readouterr().err
+
+
+def test_a_stop_while_it_waits_leaves_what_is_recorded_in_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("SPLATCLIP_TRACKING", "on")
+    monkeypatch.setenv("SPLATCLIP_TRACKING_WAIT", "60")
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    before = time.monotonic()
+    with pytest.raises(Interrupted), interrupted_by_signals():
+        tracking.close_run(tracking.run_info(TrackingParams()), str(tmp_path), "FINISHED")
+    assert time.monotonic() - before < 10
+    (name,) = leftovers(str(tmp_path))
+    assert not read_journal(str(tmp_path), name)[1]  # whole: the next command delivers it at once
+
+
+def test_a_kill_while_mlflow_is_loaded_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loading = threading.Event()
+
+    def slow(uri: str) -> None:
+        loading.wait(20)
+        raise OSError("away")
+
+    monkeypatch.setattr(tracking_outbox, "Delivery", slow)
+    monkeypatch.setattr(tracking_outbox, "EARLY_S", 0.1)
+    journal = Journal(str(tmp_path), "target", ready=True)
+    journal.add("run", **{"as": "step"})
+    Outbox("http://127.0.0.1:9").add(journal)
+    deadline = time.monotonic() + 10
+    while not leftovers(str(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert leftovers(str(tmp_path)) == [journal.name]
+    journal.delivered(1)
+    journal.drop()
+    journal.keep()
+    assert leftovers(str(tmp_path)) == []
+    loading.set()
 
 
 def test_a_journal_keeps_what_is_not_delivered(tmp_path: Path) -> None:
