@@ -89,7 +89,7 @@ def run_info(params: TrackingParams, run_id: str = "") -> RunInfo | None:
         params=params,
         kubeflow=bool(run_id),
         given=given,
-        given_to="step" if run_id and in_pod() else "parent",
+        given_to="step" if run_id and in_pod() and local is None else "parent",
         origin=local.origin if local else origin(),
     )
 

@@ -128,6 +128,10 @@ def test_a_given_run_is_a_step_of_kubeflows(
     assert client.get_run(given).data.params["num_train"] == "8"
     assert client.get_run(given).data.tags["kfp.run_id"] == "kubeflow-id"
     assert client.get_run(parent).data.params["download.num_train"] == "8"
+    LocalRun.start(tmp_path, run_id="local", out=tmp_path)
+    with monkeypatch.context() as patch:  # run-local in a pod: it is the parent of all that it starts
+        patch.setenv(VARIABLE, str(tmp_path))
+        assert info_of(tmp_path, "local").given_to == "parent"
     other = client.create_run("0", run_name="finish", tags={"mlflow.parentRunId": parent}).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", other)
     tracking.close_run(info_of(tmp_path, "kubeflow-id"), str(tmp_path), "FINISHED")
