@@ -19,6 +19,7 @@ from rich.text import Text
 from components.errors import PermanentError, TransientError, UsageError
 from components.fields import nearest
 from components.tracking_client import SQLITE, connect, failures, is_permanent, reason, tracking_uri
+from components.tracking_journal import leftovers
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -194,7 +195,7 @@ def print_runs(run: str | None, against: str | None, as_json: bool, sync_store: 
 
     run, against: name, id, or the beginning of one; sync_store: first deliver what lies in that store.
     """
-    if sync_store is not None and not sync(sync_store):
+    if sync_store is not None and not sync(sync_store) and not leftovers(sync_store):
         print(f"nothing to deliver in {sync_store}", file=sys.stderr)
     runs = list_runs()
     if run is None and against is None:

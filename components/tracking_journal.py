@@ -138,7 +138,7 @@ class Journal:
 
 
 def read_journal(store: str, name: str) -> tuple[Journal, bool]:
-    """A journal that lies in the store, and whether its own process may still be at work on it.
+    """A journal that lies in the store, and whether its own process may still be at work on it; else its step ends.
 
     Raises PermanentError if it cannot be read.
     """
@@ -147,7 +147,10 @@ def read_journal(store: str, name: str) -> tuple[Journal, bool]:
         head, *ops = [json.loads(line) for line in data.decode().splitlines()]
         if head["format"] != FORMAT or not all(isinstance(op["op"], str) for op in ops):
             raise ValueError(f"format {head['format']!r}")
-        live = not head["closed"] and now_ms() - int(head["written"]) < 1000 * LIVE_S
+        # either way: a clock that runs ahead keeps nothing alive for as long
+        live = not head["closed"] and abs(now_ms() - int(head["written"])) < 1000 * LIVE_S
+        if not head["closed"] and not live and any(op.get("as") == "step" for op in ops):
+            ops.append({"op": "end", "to": "step", "status": "KILLED", "time": min(now_ms(), int(head["written"]))})
         found = Journal(store, str(head["target"]), str(head["journal"]), ops, ready=True, closed=True, kept=True)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PermanentError(f"{store}/{name}: not a readable journal ({error}); delete it") from error

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection
 from components.errors import PermanentError, SplatClipError, TransientError
 from components.tracking_client import failures, fingerprint, reason
 from components.tracking_delivery import Delivery
-from components.tracking_journal import Journal, leftovers, read_journal
+from components.tracking_journal import LIVE_S, Journal, leftovers, read_journal
 
 GATHER_S = 1.0  # how long operations are collected before they are sent together
 KEEP_S = 15.0
@@ -205,7 +205,13 @@ def sweep(delivery: Delivery, store: str, target: str | None, mine: Collection[s
     for name in leftovers(store):
         try:
             journal, live = read_journal(store, name)
-            if live or journal.id in mine or target not in (None, journal.target):
+            if journal.id in mine or target not in (None, journal.target):
+                continue
+            if live:
+                if target is None:
+                    tell(
+                        f"{store}/{name}: its process may be at work; once that is {LIVE_S:.0f} s silent it is delivered"
+                    )
                 continue
             deliver(delivery, journal)
             count += 1

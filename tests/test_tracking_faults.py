@@ -17,11 +17,12 @@ from sqlalchemy.exc import DataError, InterfaceError
 from sqlalchemy.exc import TimeoutError as SqlTimeoutError
 from test_tracking_runs import SMALL, STEPS, info_of, pipelines, runs_of
 
-from components import tracking
+from components import tracking, tracking_journal
 from components.runner import run_step
+from components.runs import print_runs
 from components.tracking_client import fingerprint, is_permanent, may_pass, tracking_uri
 from components.tracking_delivery import Delivery
-from components.tracking_journal import Journal, leftovers
+from components.tracking_journal import Journal, leftovers, now_ms, read_journal
 from components.tracking_outbox import sweep
 
 # MLflow's own use of SQLAlchemy
@@ -159,3 +160,28 @@ def test_a_run_that_somebody_deletes_holds_nothing_up(client: MlflowClient, tmp_
     assert {why for _, why in journal.refused} == {"its run was deleted"}
     assert sum(len(op["metrics"]) for op, _ in journal.refused) == 200
     assert len(client.get_metric_history(journal.runs["parent"], "m")) == 5
+
+
+def test_a_step_killed_while_the_server_is_away_ends(
+    client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info, store, uri = info_of(tmp_path, "kubeflow-id"), str(tmp_path), tracking_uri()
+    journal = Journal(store, fingerprint(uri), ready=True)
+    tracking.open_runs(journal, info, tracking.provenance(), "train_teacher")
+    journal.keep()
+    tracking.close_run(info, store, "FAILED")
+    print_runs(None, None, as_json=True, sync_store=store)
+    said = capsys.readouterr().err
+    assert f"{journal.name}: its process may be at work" in said
+    assert "nothing to deliver" not in said
+    now = now_ms()
+    for ahead, live in ((-86_400_000, False), (-50_000, True), (50_000, True), (86_400_000, False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(tracking_journal, "now_ms", lambda ahead=ahead: now + ahead)
+            journal.keep()
+        assert read_journal(store, journal.name)[1] == live
+    assert sweep(Delivery(uri), store, fingerprint(uri), {journal.id}) == (0, "")  # by its own process
+    assert sweep(Delivery(uri), store, fingerprint(uri)) == (1, "")
+    assert leftovers(store) == []
+    (step,) = [run for run in runs_of(client, info) if run.info.run_name == "train_teacher"]
+    assert (step.info.status, step.info.end_time) == ("KILLED", now + 86_400_000)
