@@ -209,9 +209,7 @@ def sweep(delivery: Delivery, store: str, target: str | None, mine: Collection[s
                 continue
             if live:
                 if target is None:
-                    tell(
-                        f"{store}/{name}: its process may be at work; once that is {LIVE_S:.0f} s silent it is delivered"
-                    )
+                    tell(f"{store}/{name}: its process may be at work; try again in {LIVE_S:.0f} s")
                 continue
             deliver(delivery, journal)
             count += 1
