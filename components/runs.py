@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich import box
@@ -18,7 +17,7 @@ from rich.text import Text
 
 from components.errors import PermanentError, TransientError, UsageError
 from components.fields import nearest
-from components.tracking_client import SQLITE, connect, failures, is_permanent, reason, tracking_uri
+from components.tracking_client import connect, database_of, failures, is_permanent, reason, tracking_uri
 from components.tracking_journal import leftovers
 
 if TYPE_CHECKING:
@@ -70,7 +69,8 @@ def _ask(work: Callable[[], T]) -> T:
 def _client() -> MlflowClient | None:
     """The client, or None where there is no database yet."""
     uri = tracking_uri()
-    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
+    database = database_of(uri)
+    if database is not None and not database.exists():
         return None
     return _ask(lambda: connect(uri))
 

@@ -54,21 +54,30 @@ def tracking_uri() -> str:
     database = DEFAULT_DATABASE.absolute()
     with contextlib.suppress(OSError):  # where nothing can be written, what is recorded waits in the store
         database.parent.mkdir(parents=True, exist_ok=True)
-    return f"{SQLITE}{database}"
+    return _address(database)
+
+
+def _address(database: Path) -> str:
+    return SQLITE + str(database).replace("%", "%25").replace("?", "%3F")  # what SQLAlchemy reads otherwise
 
 
 def artifact_location(uri: str) -> str | None:
     """Where a new experiment's artifacts go: beside a sqlite database; None leaves it to the server."""
-    if not uri.startswith(SQLITE):
-        return None
-    database = Path(urlsplit(uri).path.removeprefix("/")).absolute()
-    return (database.parent / ARTIFACTS).as_uri()
+    database = database_of(uri)
+    return database and (database.absolute().parent / ARTIFACTS).as_uri()
+
+
+def database_of(uri: str) -> Path | None:
+    """The file of a sqlite database; None for any other address."""
+    from sqlalchemy.engine import make_url
+
+    return Path(make_url(uri).database or "") if uri.startswith(SQLITE) else None
 
 
 def fingerprint(uri: str) -> str:
     """Tells tracking servers apart without naming them; credentials in the address do not count."""
     parts = urlsplit(uri)
-    bare = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+    bare = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", parts.fragment))
     return hashlib.sha256(bare.encode()).hexdigest()[:12]
 
 
@@ -78,8 +87,9 @@ def connect(uri: str) -> MlflowClient:
     from mlflow.tracking import MlflowClient
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a locked database is tried again here
-    if uri.startswith(SQLITE):
-        _make_database(Path(urlsplit(uri).path.removeprefix("/")))
+    database = database_of(uri)
+    if database is not None:
+        _make_database(database)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
@@ -98,7 +108,7 @@ def _make_database(database: Path) -> None:
             return
         scratch = database.with_name(f".{database.name}.new")
         scratch.unlink(missing_ok=True)
-        MlflowClient(tracking_uri=f"{SQLITE}{scratch}").search_experiments(max_results=1)
+        MlflowClient(tracking_uri=_address(scratch)).search_experiments(max_results=1)
         scratch.rename(database)
 
 

@@ -18,9 +18,10 @@ from sqlalchemy.exc import TimeoutError as SqlTimeoutError
 from test_tracking_runs import SMALL, STEPS, info_of, pipelines, runs_of
 
 from components import tracking, tracking_journal
+from components.operations import PromoteParams
 from components.runner import run_step
-from components.runs import print_runs
-from components.tracking_client import fingerprint, is_permanent, may_pass, tracking_uri
+from components.runs import list_runs, print_runs
+from components.tracking_client import artifact_location, database_of, fingerprint, is_permanent, may_pass, tracking_uri
 from components.tracking_delivery import Delivery
 from components.tracking_journal import Journal, leftovers, now_ms, read_journal
 from components.tracking_outbox import sweep
@@ -185,3 +186,22 @@ def test_a_step_killed_while_the_server_is_away_ends(
     assert leftovers(store) == []
     (step,) = [run for run in runs_of(client, info) if run.info.run_name == "train_teacher"]
     assert (step.info.status, step.info.end_time) == ("KILLED", now - 86_400_000)
+
+
+@pytest.mark.parametrize("name", ["a#b", "100%41 c?d"])
+def test_working_directories_of_odd_names(
+    name: str, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / name
+    here.mkdir()
+    gates.default_database(here)
+    monkeypatch.chdir(here)
+    assert artifact_location(tracking_uri()) == (here / "runs/mlartifacts").as_uri()
+    assert database_of(tracking_uri()) == here / "runs/mlflow.db"
+    info = info_of(tmp_path)
+    with tracking.track_step(STEPS["promote"], PromoteParams(), {}, "store", info) as tracker:
+        tracker.artifact("report.html", b"<p>")
+    tracking.close_run(info, "store", "FINISHED")
+    (run,) = list_runs()
+    assert [one.path for one in MlflowClient(tracking_uri()).list_artifacts(run.id)] == ["report.html"]
+    assert fingerprint("sqlite:////a#b/m.db") != fingerprint("sqlite:////a#c/m.db")
