@@ -18,7 +18,12 @@ def _git(*words: str) -> str | None:
     """What git says of the checkout, or None where there is no git or no checkout."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(CHECKOUT), *words], capture_output=True, text=True, timeout=20, check=False
+            ["git", "-C", str(CHECKOUT), *words],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},  # `git status` would write the checkout's index
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
