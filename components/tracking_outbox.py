@@ -73,7 +73,7 @@ class Outbox:
         quiet = min(seconds, PATIENT_S)
         if self._wait_for(self._idle, quiet):
             return True
-        if seconds > quiet:
+        if seconds > quiet and self._delivery is not None:
             tell(f"waiting for the MLflow server, {seconds - quiet:.0f} s at most{self._why()}")
         return self._wait_for(self._idle, seconds - quiet)
 
@@ -97,9 +97,10 @@ class Outbox:
                 tell(f"what was recorded of {journal.id} could be neither delivered{self._why()} nor kept: {error}")
         if places:
             where = places[0] if len(places) == 1 else f"{places[0]} and {len(places) - 1} more beside it"
+            why = f"no answer from the MLflow server{self._why()}" if self.away else "not all was delivered in time"
             tell(
-                f"no answer from the MLflow server{self._why()}; what was recorded is kept in {where}; the next "
-                "command with this store delivers it, or `splatclip runs --sync`"
+                f"{why}; what was recorded is kept in {where}; the next command with this store delivers it, or "
+                "`splatclip runs --sync`"
             )
 
     def _wait_for(self, done: Callable[[], bool], seconds: float) -> bool:
@@ -145,9 +146,10 @@ class Outbox:
             return
         if self._delivery is None:
             self._delivery = Delivery(self.uri)
-        stores, left = list(self._stores), ""
+        stores, left, swept = list(self._stores), "", 0
         for store in stores:  # first: the end of a run counts what all its steps took
-            left = sweep(self._delivery, store, fingerprint(self.uri), {one.id for one in self._journals})[1] or left
+            count, why = sweep(self._delivery, store, fingerprint(self.uri), {one.id for one in self._journals})
+            swept, left = swept + count, why or left
         if left and not pending:  # nothing of ours shows that the server answers
             raise TransientError(left)
         for journal in pending:
@@ -159,7 +161,7 @@ class Outbox:
         self._stores.difference_update(stores)  # the server answers: what it did not take of theirs is for another day
         if left:
             tell(f"what an earlier run had to leave in the store could not be delivered yet ({left})")
-        if self.away:
+        if self.away and (pending or swept):  # it was asked
             self.away = ""
             tell("the MLflow server answers again; all that was recorded is delivered")
         with self._change:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from s3 import FaultyServer
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+from s3 import FaultyServer, moto_server, new_bucket
 
-from components import FLOW, tracking, tracking_outbox, tracking_system
+from components import FLOW, provenance, tracking, tracking_outbox, tracking_system
 from components.config import DownloadParams, SplatFitParams
 from components.errors import Interrupted
 from components.operations import TrackingParams
@@ -19,8 +22,8 @@ from components.runner import run_step
 from components.series import listening
 from components.signals import interrupted_by_signals
 from components.splat_fit.stage import run as splat_fit
-from components.tracking_client import fingerprint
-from components.tracking_figures import curve, flat, params_of
+from components.tracking_client import fingerprint, is_permanent, reason
+from components.tracking_figures import curve, finite, flat, params_of
 from components.tracking_journal import Journal, leftovers, read_journal
 from components.tracking_outbox import Outbox
 from components.tracking_system import SystemMonitor, forget_peak, gpu_values, gpus_held, peak_memory
@@ -193,7 +196,65 @@ def test_provenance_of_an_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert found["dvc.hash"].startswith("e3b0c442")
     assert found["kfp.run_id"] == "k"
     assert found["data.hash"] == "none"
-    assert os.environ["SPLATCLIP_GIT_SHA"] == "abc123-dirty"
+    monkeypatch.setenv("SPLATCLIP_GIT_SHA", "abc123")
+    monkeypatch.delenv("SPLATCLIP_IMAGE_DIGEST")
+    (tmp_path / "dvc.lock").unlink()
+    found = tracking.provenance()
+    assert [found[name] for name in ("git.dirty", "image.digest", "dvc.hash")] == ["false", "none", "none"]
+
+
+def test_provenance_of_a_checkout_leaves_it_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("SPLATCLIP_GIT_SHA", raising=False)
+    monkeypatch.setattr(provenance, "CHECKOUT", tmp_path)
+    assert provenance.git_version() == ("none", "none")
+
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@y", *words], cwd=tmp_path, check=True)
+
+    (tmp_path / "file").write_text("one")
+    git("init", "-q")
+    git("add", "file")
+    git("commit", "-qm", "one")
+    os.utime(tmp_path / "file", (1, 1))  # what git would note down in its index
+    before = (tmp_path / ".git/index").read_bytes()
+    assert provenance.git_version()[1] == "false"
+    assert (tmp_path / ".git/index").read_bytes() == before
+    (tmp_path / "file").write_text("two")
+    assert provenance.git_version()[1] == "true"
+
+
+def test_only_an_answer_shows_that_the_server_is_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outbox = Outbox("http://127.0.0.1:9")
+    outbox._delivery = tracking_outbox.Delivery(outbox.uri)
+    outbox._stores.add(str(tmp_path))
+    outbox.away = "connection refused"
+    outbox._round()  # nothing to deliver: nobody is asked
+    assert outbox.away
+    assert "answers again" not in capsys.readouterr().err
+
+
+def test_what_mlflow_means() -> None:
+    said = "API request to http://me:secret@host/x failed with error code 404 != 200. Response body: '<html>'"
+    proxy = MlflowException(said, error_code=RESOURCE_DOES_NOT_EXIST)
+    assert not is_permanent(proxy)
+    assert is_permanent(MlflowException("No run", error_code=RESOURCE_DOES_NOT_EXIST))
+    assert "http://host/x" in reason(proxy)
+    assert "secret" not in reason(proxy)
+    assert finite({"a": float("nan"), "b": float("inf"), "c": 1.0}) == {"c": 1.0}
+
+
+def test_a_journal_in_a_bucket() -> None:
+    with moto_server():
+        store = new_bucket()
+        journal = Journal(store, "target", ready=True)
+        journal.add("run", **{"as": "step"})
+        journal.keep()
+        journal.refused.append(({"op": "end"}, "why"))
+        assert journal.put_refused().startswith(f"{store}/_tracking/refused/")
+        assert leftovers(store) == [journal.name]
+        assert read_journal(store, journal.name)[0].ops == journal.ops
+        journal.drop()
+        assert leftovers(store) == []
 
 
 def test_off_records_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
