@@ -19,6 +19,7 @@ from components.errors import PermanentError, UsageError
 from components.manifest import Artifact, open_artifact
 from components.operations import PromoteParams, TrackingParams
 from components.package import load_package
+from components.promote.evaluation import evaluation_hash
 from components.promote.stage import run
 from components.registry_calls import Registry
 from components.runner import run_step
@@ -177,6 +178,20 @@ def test_sqlite_and_back(world: World, scored: Artifact, package: Artifact, trac
     for ref in ("models:/splatclip@other", "models:/splatclip/7", "models:/none@champion"):
         with pytest.raises(UsageError, match="has no"):
             load_package(ref)
+
+
+def test_only_equal_evaluations_are_compared(tmp_path: Path) -> None:
+    def scored(pictures: str) -> Artifact:
+        images = gates.put(str(tmp_path), "download", {}, {}, set=pictures)
+        return gates.put(str(tmp_path), "zero_shot_eval", {}, {"images": images})
+
+    balls, cubes, scores = scored("balls"), scored("cubes"), gates.scores(0.5, 0.1)
+    same = evaluation_hash(balls, scores, "acc1")
+    assert same == evaluation_hash(scored("balls"), gates.scores(0.9, 0.2, dataset="balls again"), "acc1")
+    others = {evaluation_hash(cubes, scores, "acc1"), evaluation_hash(balls, scores, "acc5")}
+    changes = {"split": "val", "task": "retrieval", "class_names": ["red"], "templates": ["{c}"], "num_pictures": 99}
+    others |= {evaluation_hash(balls, {**scores, name: value}, "acc1") for name, value in changes.items()}
+    assert len(others - {same}) == 7
 
 
 def test_a_version_comes_from_the_code_that_the_run_began_with(
