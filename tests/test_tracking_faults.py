@@ -124,6 +124,10 @@ def test_a_double_is_merged_with_all_that_it_holds(
     journal.add("name", to="parent", data="abcdefg")
     delivery.deliver(journal)
     assert not any("metrics" in op or "data" in op for op in journal.ops)  # no memory is held for what is delivered
+    begun, both = Journal(store, fingerprint(uri), ready=True), Journal(store, fingerprint(uri))
+    tracking.open_runs(both, info, tracking.provenance(), "splat_fit")
+    begun.ops.append(both.ops[0])
+    delivery.deliver(begun)  # knows the parent, and makes its step when that is merged already
     given, more = late[0]
     client.create_run(*given, **more)
     other = Journal(store, fingerprint(uri), ready=True)
@@ -132,17 +136,21 @@ def test_a_double_is_merged_with_all_that_it_holds(
     Delivery(uri).deliver(other)
     journal.log("parent", metrics=[("parent/loss", 1.0, 2000, 900)])
     delivery.deliver(journal)
+    begun.ops.append(both.ops[1])
+    begun.log("parent", params={"splat_fit.seed": "0"})
+    delivery.deliver(begun)
     assert not journal.refused
+    assert not begun.refused
     (parent,) = pipelines(runs_of(client, info))
     assert parent.data.tags["splatclip.created_ns"] == more["tags"]["splatclip.created_ns"]
-    assert parent.data.params == {"download.num_train": "8", "train_teacher.seed": "0"}
+    assert parent.data.params == {"download.num_train": "8", "train_teacher.seed": "0", "splat_fit.seed": "0"}
     assert len(client.get_metric_history(parent.info.run_id, "parent/loss")) == 901
     assert parent.data.tags["data.hash"] == "abc"
     assert "-abcdefg-" in parent.info.run_name
     assert [one.dataset.name for one in parent.inputs.dataset_inputs] == ["n"]
     assert [one.path for one in client.list_artifacts(parent.info.run_id)] == ["report.html"]
     nested = [run for run in runs_of(client, info) if run.info.run_id != parent.info.run_id]
-    assert {run.data.tags["mlflow.parentRunId"] for run in nested} == {parent.info.run_id}
+    assert [run.data.tags["mlflow.parentRunId"] for run in nested] == 3 * [parent.info.run_id]
 
 
 def test_a_run_that_somebody_deletes_holds_nothing_up(client: MlflowClient, tmp_path: Path) -> None:

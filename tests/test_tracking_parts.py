@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -98,10 +99,25 @@ def test_a_store_that_cannot_be_written_fails_nothing(
     assert "could be neither delivered (connection refused) nor kept" in capsys.readouterr().err
 
 
+@pytest.fixture
+def slow_mlflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Loading MLflow takes as long as the test."""
+    loaded = threading.Event()
+
+    def load(uri: str) -> None:
+        loaded.wait(20)
+        raise OSError("away")
+
+    monkeypatch.setattr(tracking_outbox, "Delivery", load)
+    yield
+    loaded.set()
+
+
 def test_a_stop_while_it_waits_leaves_what_is_recorded_in_the_store(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slow_mlflow: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setattr(tracking_outbox, "EARLY_S", 30.0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:11")
     monkeypatch.setenv("SPLATCLIP_TRACKING", "on")
     monkeypatch.setenv("SPLATCLIP_TRACKING_WAIT", "60")
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
@@ -113,14 +129,9 @@ def test_a_stop_while_it_waits_leaves_what_is_recorded_in_the_store(
     assert not read_journal(str(tmp_path), name)[1]  # whole: the next command delivers it at once
 
 
-def test_a_kill_while_mlflow_is_loaded_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loading = threading.Event()
-
-    def slow(uri: str) -> None:
-        loading.wait(20)
-        raise OSError("away")
-
-    monkeypatch.setattr(tracking_outbox, "Delivery", slow)
+def test_a_kill_while_mlflow_is_loaded_loses_nothing(
+    slow_mlflow: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tracking_outbox, "EARLY_S", 0.1)
     journal = Journal(str(tmp_path), "target", ready=True)
     journal.add("run", **{"as": "step"})
@@ -133,7 +144,6 @@ def test_a_kill_while_mlflow_is_loaded_loses_nothing(tmp_path: Path, monkeypatch
     journal.drop()
     journal.keep()
     assert leftovers(str(tmp_path)) == []
-    loading.set()
 
 
 def test_a_journal_keeps_what_is_not_delivered(tmp_path: Path) -> None:
