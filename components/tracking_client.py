@@ -64,7 +64,7 @@ def _address(database: Path) -> str:
 def artifact_location(uri: str) -> str | None:
     """Where a new experiment's artifacts go: beside a sqlite database; None leaves it to the server."""
     database = database_of(uri)
-    return database and (database.absolute().parent / ARTIFACTS).as_uri()
+    return None if database is None else (database.absolute().parent / ARTIFACTS).as_uri()
 
 
 def database_of(uri: str) -> Path | None:
