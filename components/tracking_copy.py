@@ -36,7 +36,7 @@ def copy_run(client: MlflowClient, source: str, target: str) -> None:
     tags = [RunTag(*pair) for pair in run.data.tags.items() if pair[0] not in have]
     for start in range(0, len(tags), TEXTS):
         client.log_batch(target, tags=tags[start : start + TEXTS])
-    if run.inputs.dataset_inputs:
+    if run.inputs is not None and run.inputs.dataset_inputs:
         client.log_inputs(target, run.inputs.dataset_inputs)
     _copy_artifacts(client, source, target, "")
     if into.info.status == "RUNNING" and run.info.end_time:
