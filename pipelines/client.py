@@ -11,6 +11,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,7 @@ def run_local(params: Params, store: str, out: Path, run_id: str = "", tracked: 
     Raises what the failing step raised; Interrupted after SIGTERM or Ctrl-C, when the step has saved its work.
     """
     info = tracking.run_info(params.tracking, run_id) if tracked else None
+    info = info and replace(info, given_to="parent")  # of MLFLOW_RUN_ID: also where this runs in a pod
     with tempfile.TemporaryDirectory(prefix="splatclip-run-") as scratch:
         name = info.id if info else run_id or secrets.token_hex(4)
         run = LocalRun.start(Path(scratch), run_id=name, out=out)
