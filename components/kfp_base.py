@@ -98,21 +98,17 @@ def _info(params: dict[str, Any], run_id: str) -> RunInfo | None:
 
 def log(done: Done, output: dsl.Artifact, metrics: dsl.Metrics, page: dsl.HTML | None = None) -> None:
     """Fill a component's outputs: the manifest with its address and tags, the figures, the page."""
+    from components.runner import write
+
     report = done.report
-    write(output.path, report.manifest.to_bytes())
+    write(Path(output.path), report.manifest.to_bytes())
     output.metadata |= {"url": report.url, "manifest_sha256": report.manifest_sha256, **done.tags, **report.facts}
     for name, value in numbers(report.metrics):
         metrics.log_metric(name, value)
     metrics.metadata |= done.tags
     if page is not None:
-        write(page.path, done.page or b"")
+        write(Path(page.path), done.page or b"")
         page.metadata |= done.tags
-
-
-def write(path: str, data: bytes) -> None:
-    """Write an artifact's one file."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_bytes(data)
 
 
 def numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
