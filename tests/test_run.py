@@ -35,7 +35,7 @@ PLUMBING = {
     "series",
     "signals",
 }
-PLUMBING |= {"provenance", "store", "store_s3"}
+PLUMBING |= {"provenance", "redaction", "store", "store_s3"}
 RUNNER = Path(sys.executable).parent
 
 
