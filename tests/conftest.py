@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from components.manifest import Artifact
 
 ROOT = Path(__file__).resolve().parent.parent
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts background jobs; the tests mean a terminal
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["SPLATCLIP_TRACKING"] = (
     "off"  # for the tests' own processes and those they start; tests of tracking turn it on
 )

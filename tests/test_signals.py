@@ -6,20 +6,11 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
 
 import pytest
 
 from components.errors import Interrupted, SplatClipError
 from components.signals import interrupted_by_signals, stop_on_sigterm
-
-
-@pytest.fixture(autouse=True)
-def _as_on_a_terminal() -> Iterator[None]:
-    """A shell starts background jobs with SIGINT ignored; the tests mean a program that one can interrupt."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
