@@ -55,6 +55,10 @@ struct Pass {
   float* out;         // plane, or null
   bool forward;       // add the Gaussians
   bool backward;      // moments of what the strip then holds
+  // Row-interleaved: only rows with row % row_step == row_phase take part, and moments count row_step times. The
+  // mean over all phases is the whole pass. Other rows of `out` become zero. row_step is a power of two.
+  int row_step = 1;
+  int row_phase = 0;
 };
 
 struct StepArguments;  // StepSettings of update.h: same layout in every instruction set

@@ -98,26 +98,44 @@ struct Recurrence {
   VF value, ratio;
 };
 
-SPLAT2D_INLINE Recurrence restart(const Packed& g, VF adx, int row) {
+// `b`, `c`, `h`: the Gaussian's, for one step down its rows (b and c times row_step, h times its square).
+struct Step {
+  float b, c, h, decay;
+};
+
+SPLAT2D_INLINE Step step_of(const Packed& g, int row_step) {
+  const float k = static_cast<float>(row_step);
+  float decay = g.decay;
+  for (int i = 1; i < row_step; i *= 2) decay = (decay * decay) * (decay * decay);
+  return {k * g.b, k * g.c, k * k * g.h, decay};
+}
+
+SPLAT2D_INLINE int first_row(const Entry& e, const Pass& pass) {
+  return e.first_row + ((pass.row_phase - e.first_row) & (pass.row_step - 1));
+}
+
+SPLAT2D_INLINE Recurrence restart(const Packed& g, const Step& s, VF adx, int row) {
   const float dy = static_cast<float>(row) - g.y, v = g.c * dy;
   const VF u = adx + g.b * dy;
   const VF power = u * u * -0.5f - 0.5f * v * v;
   // Exactly zero far outside, where the ratio may be as large as exp(87): those lanes stay zero until the restart.
   const VF value = power < -87.0f ? VF{} : exp(power);
-  return {value, exp(u * -g.b - (g.c * v + 0.5f * g.h))};
+  return {value, exp(u * -s.b - (s.c * v + 0.5f * s.h))};
 }
 
 SPLAT2D_INLINE VF cut(VF value) { return value >= kCutoffValue ? value : VF{}; }
 
-SPLAT2D_INLINE void add(const Packed& g, const Entry& e, float left, float* strip) {
+SPLAT2D_INLINE void add(const Packed& g, const Entry& e, const Pass& pass, float left, float* strip) {
+  const int k = pass.row_step;
+  const Step s = step_of(g, k);
   const VF adx = (lane_numbers() + (left - g.x)) * g.a;
-  const VF red = all(g.red), green = all(g.green), blue = all(g.blue), decay = all(g.decay);
-  const int step = restart_rows(g.b);
-  for (int row = e.first_row; row <= e.last_row; row += step) {
-    Recurrence r = restart(g, adx, row);
+  const VF red = all(g.red), green = all(g.green), blue = all(g.blue), decay = all(s.decay);
+  const int step = restart_rows(s.b) * k;
+  for (int row = first_row(e, pass); row <= e.last_row; row += step) {
+    Recurrence r = restart(g, s, adx, row);
     const int end = row + step - 1 < e.last_row ? row + step - 1 : e.last_row;
     float* at = strip + row * 3 * kLanes;
-    for (int i = row; i <= end; ++i, at += 3 * kLanes) {
+    for (int i = row; i <= end; i += k, at += k * 3 * kLanes) {
       const VF value = cut(r.value);
       store(at, load(at) + value * red);
       store(at + kLanes, load(at + kLanes) + value * green);
@@ -129,16 +147,20 @@ SPLAT2D_INLINE void add(const Packed& g, const Entry& e, float left, float* stri
 }
 
 // Moments over y come from running sums: after n rows, sum of (s0 after each row) = sum (n - i) q_i.
-SPLAT2D_INLINE void gather(const Packed& g, const Entry& e, float left, const float* strip, float* moments) {
+SPLAT2D_INLINE void gather(const Packed& g, const Entry& e, const Pass& pass, float left, const float* strip,
+                           float* moments) {
+  const int k = pass.row_step;
+  const Step s = step_of(g, k);
   const VF dx = lane_numbers() + (left - g.x), adx = dx * g.a;
-  const VF red = all(g.red), green = all(g.green), blue = all(g.blue), decay = all(g.decay);
+  const VF red = all(g.red), green = all(g.green), blue = all(g.blue), decay = all(s.decay);
   VF m0{}, m1{}, m2{}, s0{}, s1{}, s2{};
-  const int step = restart_rows(g.b);
-  for (int row = e.first_row; row <= e.last_row; row += step) {
-    Recurrence r = restart(g, adx, row);
+  const int step = restart_rows(s.b) * k;
+  int after = first_row(e, pass);  // the row after the last one
+  for (int row = after; row <= e.last_row; row += step) {
+    Recurrence r = restart(g, s, adx, row);
     const int end = row + step - 1 < e.last_row ? row + step - 1 : e.last_row;
     const float* at = strip + row * 3 * kLanes;
-    for (int i = row; i <= end; ++i, at += 3 * kLanes) {
+    for (after = row; after <= end; after += k, at += k * 3 * kLanes) {
       const VF value = cut(r.value);
       const VF r0 = load(at), r1 = load(at + kLanes), r2 = load(at + 2 * kLanes);
       m0 += value * r0;
@@ -151,11 +173,12 @@ SPLAT2D_INLINE void gather(const Packed& g, const Entry& e, float left, const fl
       r.ratio *= decay;
     }
   }
-  // With j = n - i (1 in the last row): s1 = sum j q, 2 s2 - s1 = sum j^2 q, and dy = bottom - j.
-  const float bottom = static_cast<float>(e.last_row + 1) - g.y;
-  const VF y1 = s0 * bottom - s1;
-  const VF y2 = s0 * (bottom * bottom) - s1 * (2.0f * bottom) + (s2 * 2.0f - s1);
-  const VF sums[8] = {m0, m1, m2, s0 * dx, y1, s0 * dx * dx, y1 * dx, y2};
+  // With j = n - i (1 in the last row): s1 = sum j q, 2 s2 - s1 = sum j^2 q, and dy = bottom - k j.
+  const float spacing = static_cast<float>(k), bottom = static_cast<float>(after) - g.y;
+  const VF y1 = s0 * bottom - s1 * spacing;
+  const VF y2 = s0 * (bottom * bottom) - s1 * (2.0f * bottom * spacing) + (s2 * 2.0f - s1) * (spacing * spacing);
+  VF sums[8] = {m0, m1, m2, s0 * dx, y1, s0 * dx * dx, y1 * dx, y2};
+  for (VF& sum : sums) sum *= spacing;
   V8* to = reinterpret_cast<V8*>(moments);
   *to += lane_sums(sums);
 }
@@ -171,9 +194,16 @@ void run(Workspace& w, const Pass& pass) {
     const float left = static_cast<float>(s * kLanes);
     float* strip = pass.out ? pass.out + static_cast<std::size_t>(s) * size : w.strip;
     const float* base = pass.base ? pass.base + static_cast<std::size_t>(s) * size : nullptr;
-    for (std::size_t i = 0; i < size; i += kLanes) store(strip + i, base ? load(base + i) : VF{});
+    for (int row = 0; row < w.height; ++row) {
+      const bool drawn = (row & (pass.row_step - 1)) == pass.row_phase;
+      if (!drawn && !pass.out) continue;
+      for (std::size_t i = 0; i < 3; ++i) {
+        const std::size_t at = (static_cast<std::size_t>(row) * 3 + i) * kLanes;
+        store(strip + at, base && drawn ? load(base + at) : VF{});
+      }
+    }
     if (pass.forward) {
-      for (int k = 0; k < count; ++k) add(w.packed[entries[k].index], entries[k], left, strip);
+      for (int k = 0; k < count; ++k) add(w.packed[entries[k].index], entries[k], pass, left, strip);
     }
     const int used = w.width - s * kLanes;
     if (used < kLanes) {  // lanes right of the picture carry no residual
@@ -184,7 +214,7 @@ void run(Workspace& w, const Pass& pass) {
     if (pass.backward) {
       for (int k = 0; k < count; ++k) {
         const int index = entries[k].index;
-        gather(w.packed[index], entries[k], left, strip, w.moments + static_cast<std::size_t>(index) * 8);
+        gather(w.packed[index], entries[k], pass, left, strip, w.moments + static_cast<std::size_t>(index) * 8);
       }
     }
   }
