@@ -21,7 +21,17 @@ import splat2d
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "kernels"
 # What fit_cuda needs besides itself; without SPLAT2D_X86 the host's part is the portable engine.
-SOURCES = ("dispatch", "engine_portable", "init_adaptive", "init_grid", "parallel", "stages", "workspace")
+SOURCES = (
+    "dispatch",
+    "engine_portable",
+    "init_adaptive",
+    "init_grid",
+    "parallel",
+    "prune",
+    "schedule",
+    "stages",
+    "workspace",
+)
 
 Fit = Callable[..., list[npt.NDArray[Any]]]
 

@@ -54,6 +54,8 @@ class FitResult:
     """[B] Gaussians kept after pruning."""
     psnr: npt.NDArray[np.float32]
     """[B] dB of the unclamped render, pictures in [0, 1]; at most 100."""
+    iters: npt.NDArray[np.int32]
+    """[B] optimiser steps done, a refit after pruning included."""
     num_iters: int
     """Optimiser steps asked for (a refit after pruning not counted)."""
 
@@ -89,8 +91,8 @@ def fit(
     whole(seed, "seed", 0)
     device_of(device)
     settings = asdict(chosen) | {"seed": seed, "refit_iters": round(chosen.num_iters * chosen.refit_share)}
-    means, cholesky, colors, counts, values = _core.fit(pictures, number, settings, threads, device, progress)
-    return FitResult(means, cholesky, colors, counts, values, chosen.num_iters)
+    means, cholesky, colors, counts, values, iters = _core.fit(pictures, number, settings, threads, device, progress)
+    return FitResult(means, cholesky, colors, counts, values, iters, chosen.num_iters)
 
 
 def render(

@@ -30,7 +30,7 @@ FitOptions options_of(const py::dict& settings) {
   return o;
 }
 
-using Fit = bool (*)(const std::uint8_t*, PictureShape, int, const FitOptions&, int, const FitOutput&, const Poll&);
+using Fit = bool (*)(const FitInput&, const FitOptions&, int, const FitOutput&, const Poll&);
 
 Fit fitter(const std::string& device) {
   if (device == "cpu") return &fit;
@@ -61,15 +61,13 @@ py::tuple fit_arrays(const Array<std::uint8_t>& images, int num_gaussians, const
   const py::ssize_t batch = images.shape(0), n = num_gaussians;
   Array<float> means({batch, n, py::ssize_t{2}}), cholesky({batch, n, py::ssize_t{3}});
   Array<float> colors({batch, n, py::ssize_t{3}}), psnr(batch);
-  Array<std::int32_t> counts(batch);
+  Array<std::int32_t> counts(batch), iters(batch);
   const FitOutput out{means.mutable_data(), cholesky.mutable_data(), colors.mutable_data(), counts.mutable_data(),
-                      psnr.mutable_data()};
+                      psnr.mutable_data(), iters.mutable_data()};
   const FitOptions options = options_of(settings);
-  const PictureShape shape = picture_shape(images);
-  without_gil(progress, [&](const Poll& poll) {
-    run(images.data(), shape, num_gaussians, options, threads, out, poll);
-  });
-  return py::make_tuple(means, cholesky, colors, counts, psnr);
+  const FitInput input{images.data(), picture_shape(images), num_gaussians};
+  without_gil(progress, [&](const Poll& poll) { run(input, options, threads, out, poll); });
+  return py::make_tuple(means, cholesky, colors, counts, psnr, iters);
 }
 
 }  // namespace

@@ -59,6 +59,8 @@ struct Pass {
   // mean over all phases is the whole pass. Other rows of `out` become zero. row_step is a power of two.
   int row_step = 1;
   int row_phase = 0;
+  // Where not null, the sum of squares of what the strips then hold is added here, left-out rows as above.
+  double* squared = nullptr;
 };
 
 struct StepArguments;  // StepSettings of update.h: same layout in every instruction set

@@ -183,6 +183,17 @@ SPLAT2D_INLINE void gather(const Packed& g, const Entry& e, const Pass& pass, fl
   *to += lane_sums(sums);
 }
 
+double squares(const float* strip, int height, const Pass& pass) {
+  VF sum{};
+  for (int row = pass.row_phase; row < height; row += pass.row_step) {
+    const float* at = strip + static_cast<std::size_t>(row) * 3 * kLanes;
+    for (int k = 0; k < 3; ++k) sum += load(at + k * kLanes) * load(at + k * kLanes);
+  }
+  double total = 0.0;
+  for (int j = 0; j < kLanes; ++j) total += static_cast<double>(sum[j]);
+  return total * pass.row_step;
+}
+
 void run(Workspace& w, const Pass& pass) {
   const std::size_t size = static_cast<std::size_t>(w.height) * 3 * kLanes;
   if (pass.backward) {
@@ -211,6 +222,7 @@ void run(Workspace& w, const Pass& pass) {
       const VF limit = all(static_cast<float>(used));
       for (std::size_t i = 0; i < size; i += kLanes) store(strip + i, number < limit ? load(strip + i) : VF{});
     }
+    if (pass.squared) *pass.squared += squares(strip, w.height, pass);
     if (pass.backward) {
       for (int k = 0; k < count; ++k) {
         const int index = entries[k].index;

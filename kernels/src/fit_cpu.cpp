@@ -1,9 +1,11 @@
-// Fitting one picture in one thread, and batches over threads.
+// Fitting on the CPU: each picture wholly in one thread, in the steps start, iterate, prune, iterate again, finish.
 #include <memory>
 #include <optional>
 #include <vector>
 
 #include "parallel.h"
+#include "prune.h"
+#include "schedule.h"
 #include "stages.h"
 
 namespace splat2d {
@@ -11,40 +13,57 @@ namespace {
 
 constexpr int kSortEvery = 16;  // iterations between sorts by row; the order only decides what shares a cache line
 
-// False: stopped.
-bool optimise(Canvas& canvas, const FitOptions& o, int num_iters, float rate, const Stopped& stopped) {
+// Iterations done; -1: stopped.
+int iterate(Canvas& canvas, const FitOptions& o, Schedule schedule, const Stopped& stopped) {
   Workspace& w = canvas.w;
+  const auto take_step = o.optimizer == Optimizer::adam ? canvas.engine.adam : canvas.engine.natural;
   canvas.clear_state();
-  for (int it = 0; it < num_iters; ++it) {
-    if (stopped()) return false;
+  int it = 0;
+  for (; it < schedule.end(); ++it) {
+    if (stopped()) return -1;
     if (it % kSortEvery == 0) canvas.sort_rows();
-    canvas.run({w.base, nullptr, true, true});
-    const StepSettings s = settings_at(o, w.height, w.width, it, num_iters, rate);
-    const auto* arguments = reinterpret_cast<const StepArguments*>(&s);
-    (o.optimizer == Optimizer::adam ? canvas.engine.adam : canvas.engine.natural)(w, arguments);
+    const bool measured = schedule.measures(it);
+    double squared = 0.0;
+    Pass pass{w.base, nullptr, true, true};
+    if (measured) pass.squared = &squared;
+    canvas.run(pass);
+    if (measured && schedule.done(it, squared)) break;
+    const StepSettings settings = schedule.settings(it);
+    take_step(w, reinterpret_cast<const StepArguments*>(&settings));
     canvas.pad_parameters();
   }
+  return it;
+}
+
+// False: stopped.
+bool fit_picture(Canvas& canvas, const FitInput& input, const FitOptions& o, const Curve* curve, int index,
+                 const FitOutput& out, const Stopped& stopped) {
+  const auto [batch, height, width] = input.shape;
+  start_fit(canvas, input, o, curve, index);
+  int iters = iterate(canvas, o, Schedule(o, height, width, o.num_iters, 1.0f), stopped);
+  if (iters < 0) return false;
+  if (prune(canvas, o)) {
+    const int again = iterate(canvas, o, Schedule(o, height, width, o.refit_iters, kRefitRate), stopped);
+    if (again < 0) return false;
+    iters += again;
+  }
+  finish_fit(canvas, out, input.num_gaussians, index, iters);
   return true;
 }
 
 }  // namespace
 
-bool fit(const std::uint8_t* images, PictureShape shape, int num_gaussians, const FitOptions& options, int threads,
-         const FitOutput& out, const Poll& poll) {
+bool fit(const FitInput& input, const FitOptions& options, int threads, const FitOutput& out, const Poll& poll) {
   const Engine& chosen = engine();
+  const PictureShape shape = input.shape;
   std::optional<Curve> curve;
   if (options.init == Init::adaptive) curve.emplace(shape.height, shape.width);
   const int workers = thread_count(threads, shape.batch);
   std::vector<std::unique_ptr<Canvas>> canvases(static_cast<std::size_t>(workers));
-  const std::size_t size = static_cast<std::size_t>(shape.height) * shape.width * 3;
   const auto body = [&](int worker, int index, const Stopped& stopped) {
     auto& canvas = canvases[static_cast<std::size_t>(worker)];
-    if (!canvas) canvas = std::make_unique<Canvas>(chosen, shape.height, shape.width, num_gaussians);
-    start_fit(*canvas, images + static_cast<std::size_t>(index) * size, options, curve ? &*curve : nullptr,
-              num_gaussians);
-    if (!optimise(*canvas, options, options.num_iters, 1.0f, stopped)) return;
-    if (prune(*canvas, options) && !optimise(*canvas, options, options.refit_iters, kRefitRate, stopped)) return;
-    finish_fit(*canvas, out, num_gaussians, index);
+    if (!canvas) canvas = std::make_unique<Canvas>(chosen, shape.height, shape.width, input.num_gaussians);
+    fit_picture(*canvas, input, options, curve ? &*curve : nullptr, index, out, stopped);
   };
   return parallel(shape.batch, workers, body, poll);
 }

@@ -16,6 +16,8 @@
 #include <vector>
 
 #include "parallel.h"
+#include "prune.h"
+#include "schedule.h"
 #include "splat2d/fit_cuda.h"
 #include "stages.h"
 
@@ -142,8 +144,9 @@ bool cuda_available() {
   return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
 }
 
-bool fit_cuda(const std::uint8_t* images, PictureShape shape, int num_gaussians, const FitOptions& options,
-              int threads, const FitOutput& out, const Poll& poll) {
+bool fit_cuda(const FitInput& input, const FitOptions& options, int threads, const FitOutput& out, const Poll& poll) {
+  const PictureShape shape = input.shape;
+  const int num_gaussians = input.num_gaussians;
   const Engine& chosen = engine();
   std::optional<Curve> curve;
   if (options.init == Init::adaptive) curve.emplace(shape.height, shape.width);
@@ -158,7 +161,7 @@ bool fit_cuda(const std::uint8_t* images, PictureShape shape, int num_gaussians,
 
   for (int first = 0; first < shape.batch; first += most) {
     const int batch = std::min(most, shape.batch - first);
-    const std::uint8_t* from = images + static_cast<std::size_t>(first) * size;
+    const std::uint8_t* from = input.images + static_cast<std::size_t>(first) * size;
     const Poll here = [&](int) { return !poll || poll(first); };
     const auto each_picture = [&](auto&& body) {
       return parallel(batch, workers, [&](int worker, int index, const Stopped&) {
@@ -169,16 +172,16 @@ bool fit_cuda(const std::uint8_t* images, PictureShape shape, int num_gaussians,
     };
     chunk.load_images(from, batch);
     if (!each_picture([&](Canvas& canvas, int index) {
-          start_fit(canvas, from + static_cast<std::size_t>(index) * size, options, curve ? &*curve : nullptr,
-                    num_gaussians);
+          start_fit(canvas, input, options, curve ? &*curve : nullptr, first + index);
           chunk.save(canvas, index);
         }))
       return false;
     if (!chunk.optimise(options, batch, options.num_iters, 1.0f, first, poll)) return false;
+    std::vector<char> again(static_cast<std::size_t>(batch), 0);
     if (options.prune_threshold > 0.0f) {
-      std::vector<char> again(static_cast<std::size_t>(batch), 0);
       if (!each_picture([&](Canvas& canvas, int index) {
             chunk.restore(canvas, index);
+            load_target(canvas, input, first + index);
             again[static_cast<std::size_t>(index)] = prune(canvas, options);
             chunk.save(canvas, index);
           }))
@@ -195,8 +198,9 @@ bool fit_cuda(const std::uint8_t* images, PictureShape shape, int num_gaussians,
     }
     if (!each_picture([&](Canvas& canvas, int index) {
           chunk.restore(canvas, index);
-          canvas.load_target(from + static_cast<std::size_t>(index) * size);
-          finish_fit(canvas, out, num_gaussians, first + index);
+          load_target(canvas, input, first + index);
+          const int refit = again[static_cast<std::size_t>(index)] ? options.refit_iters : 0;
+          finish_fit(canvas, out, num_gaussians, first + index, options.num_iters + refit);
         }))
       return false;
   }

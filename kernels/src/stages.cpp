@@ -1,7 +1,6 @@
 #include "stages.h"
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 namespace splat2d {
@@ -54,10 +53,16 @@ void solve_colors(Canvas& canvas, int steps) {
 
 }  // namespace
 
-void start_fit(Canvas& canvas, const std::uint8_t* image, const FitOptions& options, const Curve* curve,
-               int num_gaussians) {
-  canvas.set_count(num_gaussians);
-  canvas.load_target(image);
+void load_target(Canvas& canvas, const FitInput& input, int index) {
+  const std::size_t size = static_cast<std::size_t>(input.shape.height) * input.shape.width * 3;
+  canvas.load_target(input.images + static_cast<std::size_t>(index) * size);
+}
+
+void start_fit(Canvas& canvas, const FitInput& input, const FitOptions& options, const Curve* curve, int index) {
+  const std::size_t size = static_cast<std::size_t>(input.shape.height) * input.shape.width * 3;
+  const std::uint8_t* image = input.images + static_cast<std::size_t>(index) * size;
+  canvas.set_count(input.counts ? input.counts[index] : input.num_gaussians);
+  load_target(canvas, input, index);
   canvas.w.cholesky = options.optimizer == Optimizer::adam;
   if (options.init == Init::grid) {
     init_grid(canvas, image);
@@ -68,45 +73,7 @@ void start_fit(Canvas& canvas, const std::uint8_t* image, const FitOptions& opti
   if (options.color_steps > 0) solve_colors(canvas, options.color_steps);
 }
 
-StepSettings settings_at(const FitOptions& o, int height, int width, int it, int num_iters, float rate) {
-  const double phase = num_iters > 1 ? static_cast<double>(it) / (num_iters - 1) : 0.0;
-  const double cosine = 0.5 * (1.0 + std::cos(3.14159265358979 * phase));
-  const float scale = rate * static_cast<float>(o.lr_final + (1.0 - o.lr_final) * cosine);
-  StepSettings s{};
-  s.lr_position = o.lr_position * scale;
-  s.lr_shape = o.lr_shape * scale;
-  s.lr_color = o.lr_color * scale;
-  s.beta1 = o.beta1;
-  s.beta2 = o.beta2;
-  s.correction1 = static_cast<float>(1.0 / (1.0 - std::pow(static_cast<double>(o.beta1), it + 1)));
-  s.correction2 = static_cast<float>(1.0 / (1.0 - std::pow(static_cast<double>(o.beta2), it + 1)));
-  s.epsilon = o.epsilon;
-  s.lambda = static_cast<float>(o.lambda_color * 0.5 * height * width);
-  s.width = static_cast<float>(width);
-  s.height = static_cast<float>(height);
-  s.scale_min = o.scale_min;
-  // 100 px at 224 px; small pictures keep room for one Gaussian that covers them.
-  s.scale_max = 0.45f * static_cast<float>(std::max(width, height)) + 2.0f;
-  return s;
-}
-
-bool prune(Canvas& canvas, const FitOptions& options) {
-  if (!(options.prune_threshold > 0.0f)) return false;
-  Workspace& w = canvas.w;
-  const int before = w.count;
-  int kept = 0;
-  for (int i = 0; i < before; ++i) {
-    const float score = 0.2126f * absolute(w.param[5][i]) + 0.7152f * absolute(w.param[6][i]) +
-                        0.0722f * absolute(w.param[7][i]);
-    if (score < options.prune_threshold) continue;
-    for (float* values : w.param) values[kept] = values[i];
-    ++kept;
-  }
-  canvas.set_count(kept);
-  return options.refit_iters > 0 && kept > 0 && kept < before;
-}
-
-void finish_fit(Canvas& canvas, const FitOutput& out, int num_gaussians, int index) {
+void finish_fit(Canvas& canvas, const FitOutput& out, int num_gaussians, int index, int iters) {
   Workspace& w = canvas.w;
   const std::size_t n = static_cast<std::size_t>(num_gaussians), at = static_cast<std::size_t>(index) * n;
   std::fill_n(out.means + at * 2, n * 2, 0.0f);
@@ -114,9 +81,13 @@ void finish_fit(Canvas& canvas, const FitOutput& out, int num_gaussians, int ind
   std::fill_n(out.colors + at * 3, n * 3, 0.0f);
   canvas.store_splats(out.means + at * 2, out.cholesky + at * 3, out.colors + at * 3);
   out.counts[index] = w.count;
+  if (out.iters) out.iters[index] = iters;
   canvas.load_splats(out.means + at * 2, out.cholesky + at * 3, out.colors + at * 3);
-  canvas.run({w.base, canvas.plane(1), true, false});
-  out.psnr[index] = psnr_of(canvas.squared_sum(canvas.plane(1)), 3.0 * w.height * w.width);
+  double squared = 0.0;
+  Pass pass{w.base, nullptr, true, false};
+  pass.squared = &squared;
+  canvas.run(pass);
+  out.psnr[index] = psnr_of(squared, 3.0 * w.height * w.width);
 }
 
 }  // namespace splat2d

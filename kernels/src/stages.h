@@ -1,27 +1,20 @@
-// The parts of a fit that every device shares: the start, the schedule, pruning, what is handed out.
+// Where a fit of one picture begins and ends, on every device: the start and what is handed out. schedule.h says how
+// the iterations between run, prune.h what is dropped.
 #pragma once
 
 #include "init.h"
-#include "splat2d/update.h"
 #include "workspace.h"
 
 namespace splat2d {
 
-// Sizes the canvas, loads the target, places the Gaussians and solves for their first colours.
-void start_fit(Canvas& canvas, const std::uint8_t* image, const FitOptions& options, const Curve* curve,
-               int num_gaussians);
+// Sizes the canvas for picture `index`, loads the target, places the Gaussians and solves for their first colours.
+void start_fit(Canvas& canvas, const FitInput& input, const FitOptions& options, const Curve* curve, int index);
 
-// What iteration `it` of `num_iters` steps with. `rate` scales the learning rates.
-StepSettings settings_at(const FitOptions& options, int height, int width, int it, int num_iters, float rate);
+// Loads the target of picture `index`.
+void load_target(Canvas& canvas, const FitInput& input, int index);
 
-// Learning rates of a refit after pruning, as a share of the first ones.
-constexpr float kRefitRate = 0.3f;
-
-// Drops Gaussians whose luminance score .2126 |R| + .7152 |G| + .0722 |B| is under the threshold (GaussianVision,
-// arXiv 2509.22615); the others keep their order. True where the rest is to be fitted again.
-bool prune(Canvas& canvas, const FitOptions& options);
-
-// Writes picture `index` of the output and measures it by the code that `render` runs.
-void finish_fit(Canvas& canvas, const FitOutput& out, int num_gaussians, int index);
+// Writes picture `index` of the output and measures it by the code that `render` runs; the target must be loaded.
+// iters: optimiser steps done.
+void finish_fit(Canvas& canvas, const FitOutput& out, int num_gaussians, int index, int iters);
 
 }  // namespace splat2d

@@ -11,6 +11,6 @@ extern "C" int emulated_fit(const std::uint8_t* images, int batch, int height, i
   if (!natural) o.lr_position = 0.3f, o.lr_shape = 0.1f, o.lr_color = 0.01f;
   o.prune_threshold = prune_threshold;
   o.refit_iters = refit_iters;
-  return splat2d::fit_cuda(images, {batch, height, width}, num_gaussians, o, 1,
+  return splat2d::fit_cuda({images, {batch, height, width}, num_gaussians}, o, 1,
                            {means, cholesky, colors, counts, psnr}, {});
 }

@@ -32,14 +32,6 @@ struct PictureShape {
   int batch, height, width;
 };
 
-struct FitOutput {
-  float* means;          // [B, N, 2]
-  float* cholesky;       // [B, N, 3]
-  float* colors;         // [B, N, 3]
-  std::int32_t* counts;  // [B]
-  float* psnr;           // [B]
-};
-
 struct Splats {
   const float* means;          // [B, N, 2]
   const float* cholesky;       // [B, N, 3]
@@ -48,12 +40,27 @@ struct Splats {
   int num_gaussians;
 };
 
+struct FitInput {
+  const std::uint8_t* images;  // [B, H, W, 3]
+  PictureShape shape;
+  int num_gaussians;           // N: rows of the output, and Gaussians a picture where counts is null
+  const std::int32_t* counts = nullptr;  // [B] Gaussians of each picture, at most N
+};
+
+struct FitOutput {
+  float* means;          // [B, N, 2]
+  float* cholesky;       // [B, N, 3]
+  float* colors;         // [B, N, 3]
+  std::int32_t* counts;  // [B]
+  float* psnr;           // [B]
+  std::int32_t* iters = nullptr;  // [B] optimiser steps done, or null
+};
+
 // Called now and then on the calling thread with the number of pictures done; false stops the work.
 using Poll = std::function<bool(int)>;
 
 // False: stopped by `poll`, the outputs are incomplete.
-bool fit(const std::uint8_t* images, PictureShape shape, int num_gaussians, const FitOptions& options, int threads,
-         const FitOutput& out, const Poll& poll);
+bool fit(const FitInput& input, const FitOptions& options, int threads, const FitOutput& out, const Poll& poll);
 
 bool render(const Splats& splats, PictureShape shape, int threads, float* pictures, const Poll& poll);
 

@@ -9,7 +9,6 @@ namespace splat2d {
 bool cuda_available();
 
 // As `fit`; `threads` share out the host's part. Throws std::runtime_error with CUDA's message.
-bool fit_cuda(const std::uint8_t* images, PictureShape shape, int num_gaussians, const FitOptions& options,
-              int threads, const FitOutput& out, const Poll& poll);
+bool fit_cuda(const FitInput& input, const FitOptions& options, int threads, const FitOutput& out, const Poll& poll);
 
 }  // namespace splat2d
