@@ -45,27 +45,22 @@ def register(
     Raises as Registry does.
     """
     registry = Registry(model_name, stop)
-    registry.ensure()
     key = (tags[PACKAGE], tags[EVALUATION])
+    if not registry.has(*key):
+        source, at = package_source(registry, package, run_id())
 
-    def create() -> None:
-        # looked up at every try: an answer that was lost may have been a yes
-        if _own(registry.state(), key) is None:
-            run = run_id()
-            source, at = package_source(registry, package, run)
-            registry.create(source, at, tags, description)
+        def create() -> None:
+            # looked up at every try: an answer that was lost may have been a yes
+            if not registry.has(*key):
+                registry.create(source, at, tags, description)
 
-    registry.call("register the version", create)
+        registry.call("register the version", create)
     state, line = _settle(registry)
-    own = _own(state, key)
+    own = next((one for one in unique(state.versions) if (one.package, one.evaluation) == key), None)
     if own is None:
         raise UsageError(f"model {model_name!r}: the version was deleted while it was registered; run it again")
     aliases = {number: alias for alias, number in state.aliases.items()}
     return Outcome(model_name, own.number, aliases.get(own.number, "none"), verdict(own, line))
-
-
-def _own(state: State, key: tuple[str, str]) -> Version | None:
-    return next((one for one in unique(state.versions) if (one.package, one.evaluation) == key), None)
 
 
 def _settle(registry: Registry) -> tuple[State, list[Version]]:

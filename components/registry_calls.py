@@ -1,4 +1,8 @@
-"""MLflow's model registry as this project uses it: few calls, each tried again while the server is away or busy."""
+"""MLflow's model registry as this project uses it: few calls, each tried again while the server is away or busy.
+
+A server works on a request also when its client has given up: many clients that give up early and ask again would keep
+a busy one busy with what nobody waits for. So a request may take long, and what has succeeded is not asked again.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,22 @@ from typing import Any, TypeVar
 from components.errors import PermanentError, TransientError, UsageError
 from components.registry_line import Decision, Version
 from components.signals import Stop
-from components.tracking_client import connect, failures, may_pass, reason, tracking_uri
+from components.tracking_client import (
+    connect,
+    failures,
+    may_pass,
+    own_request_timeout,
+    reason,
+    request_timeout,
+    tracking_uri,
+)
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 ALIASES = (CHAMPION, CHALLENGER)
 DECISION_TAG = "splatclip.champions"
-WAIT_ENV, WAIT_S = "SPLATCLIP_REGISTRY_WAIT", 120.0
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
+WAIT_ENV, WAIT_S = "SPLATCLIP_REGISTRY_WAIT", 600.0
+REQUEST_S = 120.0  # for one request: MLflow stands still for 30 s at a time when many make runs at once
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
 PAGE = 1000
 KEPT = "the model package is committed; run the same command again to register it"
 # of a version, written with it in one call
@@ -39,7 +52,7 @@ class State:
 class Registry:
     """The versions of one registered model.
 
-    Its methods raise TransientError when the server does not answer for SPLATCLIP_REGISTRY_WAIT seconds (120),
+    Its methods raise TransientError when the server does not answer for SPLATCLIP_REGISTRY_WAIT seconds (600),
     PermanentError when it refuses, Interrupted once a stop is asked for.
     """
 
@@ -48,6 +61,7 @@ class Registry:
         self.uri = tracking_uri()
         self.stop = stop or Stop()
         self._wait_s = _wait_s()
+        self._request_s = own_request_timeout() or str(max(1, int(min(REQUEST_S, self._wait_s))))
         self.client = self.call("connect", lambda: connect(self.uri))
 
     def call(self, what: str, function: Callable[[], T]) -> T:
@@ -56,7 +70,8 @@ class Registry:
         while True:
             self.stop.check(KEPT)
             try:
-                return function()
+                with request_timeout(self._request_s):
+                    return function()
             except failures() as error:
                 why = reason(error)
                 if not may_pass(error):
@@ -65,21 +80,8 @@ class Registry:
                     raise TransientError(
                         f"MLflow does not answer ({what}, model {self.name!r}): {why}; try again when it is back"
                     ) from error
-            time.sleep(pause * random.uniform(0.5, 1.0))  # apart, where many wait for one server
+            time.sleep(random.uniform(0.0, pause))  # apart, where many wait for one server
             pause = min(2 * pause, LONGEST_PAUSE_S)
-
-    def ensure(self) -> None:
-        """Make the registered model if there is none."""
-
-        def create() -> None:
-            try:
-                self.client.create_registered_model(self.name)
-            except failures() as error:
-                if getattr(error, "error_code", "") != "RESOURCE_ALREADY_EXISTS":
-                    raise
-
-        if self._model() is None:
-            self.call("create the model", create)
 
     def _model(self) -> Any:
         def get() -> Any:
@@ -124,13 +126,12 @@ class Registry:
 
     def _versions(self) -> list[Version]:
         """Those that the gate registered; others lack its tags."""
-        quoted = self.name.replace("'", "\\'")
         found, token = [], None
         while True:
             page = self.call(
                 "list versions",
                 lambda token=token: self.client.search_model_versions(  # type: ignore[misc]
-                    f"name='{quoted}'", max_results=PAGE, order_by=["version_number ASC"], page_token=token
+                    self._named(), max_results=PAGE, order_by=["version_number ASC"], page_token=token
                 ),
             )
             found += [version for version in map(_version, page) if version is not None]
@@ -138,11 +139,41 @@ class Registry:
             if not token:
                 return found
 
+    def _named(self) -> str:
+        quoted = self.name.replace("'", "\\'")
+        return f"name='{quoted}'"
+
+    def has(self, package: str, evaluation: str) -> bool:
+        """Whether a package under an evaluation is a version already."""
+        wanted = f"{self._named()} and tags.`{PACKAGE}`='{package}' and tags.`{EVALUATION}`='{evaluation}'"
+        found = self.call("look for the version", lambda: self.client.search_model_versions(wanted, max_results=PAGE))
+        return any(_version(version) is not None for version in found)
+
     def create(self, source: str, run_id: str | None, tags: Mapping[str, str], description: str) -> None:
-        """A version with all its tags in one call. MLflow numbers versions upwards and never a number twice."""
-        self.client.create_model_version(
-            self.name, source, run_id=run_id, tags=dict(tags), description=description, await_creation_for=0
-        )
+        """A version with all its tags in one call; makes the model where there is none. Tried once.
+
+        MLflow numbers versions upwards and never a number twice.
+        """
+
+        def create() -> None:
+            self.client.create_model_version(
+                self.name, source, run_id=run_id, tags=dict(tags), description=description, await_creation_for=0
+            )
+
+        try:
+            create()
+        except failures() as error:
+            if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            self._make_model()
+            create()
+
+    def _make_model(self) -> None:
+        try:
+            self.client.create_registered_model(self.name)
+        except failures() as error:
+            if getattr(error, "error_code", "") != "RESOURCE_ALREADY_EXISTS":
+                raise
 
     def delete(self, number: int) -> None:
         """Remove a version; nothing happens if it is gone."""

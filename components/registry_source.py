@@ -6,21 +6,19 @@ database itself; a server takes no path of a client's, so the package is then up
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from components.errors import PermanentError, UsageError
 from components.manifest import MANIFEST, Artifact, read_manifest
-from components.registry_calls import KEPT, PACKAGE, Registry
+from components.registry_calls import PACKAGE, Registry
 from components.store import open_store
+from components.tracking_client import request_timeout
 
 EXPERIMENT = "splatclip/packages"
 FOLDER = "package"
-UPLOAD_TIMEOUT_S = "600"
+UPLOAD_TIMEOUT_S = "600"  # for one request: a server answers an upload when all of it is stored
 
 
 def package_source(registry: Registry, package: Artifact, run_id: str | None) -> tuple[str, str | None]:
@@ -33,21 +31,22 @@ def package_source(registry: Registry, package: Artifact, run_id: str | None) ->
     folder = Path(package.url).expanduser().resolve()
     if not registry.uri.startswith(("http://", "https://")):
         return str(folder), run_id
-    own = run_id is None
-    run_id = run_id or _run(registry, package)
+    run = run_id or registry.call("make a run for the package", lambda: _run(registry, package))
     for entry in package.manifest.files:
         with package.local(entry) as path:  # checked: what is registered is what was committed
-            _upload(registry, run_id, path)
-    _upload(registry, run_id, folder / MANIFEST)
-    if own:
-        registry.client.set_terminated(run_id)
-    return f"runs:/{run_id}/{FOLDER}", run_id
+            _upload(registry, run, path)
+    _upload(registry, run, folder / MANIFEST)
+    if run_id is None:
+        registry.call("end the package's run", lambda: registry.client.set_terminated(run))
+    return f"runs:/{run}/{FOLDER}", run
 
 
 def _upload(registry: Registry, run_id: str, path: Path) -> None:
-    registry.stop.check(KEPT)
-    with _patience():
-        registry.client.log_artifact(run_id, str(path), FOLDER)
+    def upload() -> None:
+        with request_timeout(UPLOAD_TIMEOUT_S):
+            registry.client.log_artifact(run_id, str(path), FOLDER)
+
+    registry.call(f"upload {path.name}", upload)
 
 
 def _run(registry: Registry, package: Artifact) -> str:
@@ -60,21 +59,6 @@ def _run(registry: Registry, package: Artifact) -> str:
     if found:
         return str(found[0].info.run_id)
     return str(client.create_run(experiment_id, tags={PACKAGE: sha}, run_name=f"package-{sha[:7]}").info.run_id)
-
-
-@contextmanager
-def _patience() -> Iterator[None]:
-    """More time for one request: a server answers an upload when all of it is stored."""
-    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
-    before = os.environ.get(name)
-    os.environ[name] = UPLOAD_TIMEOUT_S
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def fetch(model_uri: str, folder: Path) -> str:

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
 DEFAULT_DATABASE = Path("runs/mlflow.db")
 ARTIFACTS = "mlartifacts"
 SQLITE = "sqlite:///"
+REQUEST_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 PATIENCE = {  # one attempt and ten seconds a request: whoever calls repeats, and decides for how long
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    REQUEST_TIMEOUT: "10",
 }
 # SQLAlchemy's mark on what its errors say, but for values that do not fit (9h9h) and that are there already (gkpj)
 DATABASE_FAULT = re.compile(r"sqlalche\.me/e/\w+/(?!9h9h|gkpj)|QueuePool limit")
@@ -43,6 +45,26 @@ def quiet() -> None:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout is what scripts read
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
+
+
+def own_request_timeout() -> str | None:
+    """How long the user lets one request take, in seconds; None: as long as we like."""
+    set_to = os.environ.get(REQUEST_TIMEOUT)
+    return None if set_to == PATIENCE[REQUEST_TIMEOUT] else set_to
+
+
+@contextlib.contextmanager
+def request_timeout(seconds: str) -> Iterator[None]:
+    """So long for one request within the block. MLflow reads it from the environment at each."""
+    before = os.environ.get(REQUEST_TIMEOUT)
+    os.environ[REQUEST_TIMEOUT] = seconds
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[REQUEST_TIMEOUT]
+        else:
+            os.environ[REQUEST_TIMEOUT] = before
 
 
 def tracking_uri() -> str:

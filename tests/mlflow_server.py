@@ -16,11 +16,12 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-START_S = 120.0
-QUIET = {  # without the last one the server spawns nine processes and takes a minute to start
+START_S = 300.0
+SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # else it spawns nine processes and takes a minute to start
+    "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "80",  # two for each of its threads, see docs/promotion.md
 }
 
 
@@ -54,7 +55,7 @@ class MlflowServer:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "mlflow", "server", *(word for pair in options.items() for word in pair)],
                 cwd=self.folder,
-                env={**os.environ, **QUIET},
+                env={**os.environ, **SETTINGS},
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # uvicorn is a child of the command: both go by their group

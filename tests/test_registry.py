@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -117,7 +118,7 @@ def test_an_alias_written_too_late_is_put_right(tmp_path: Path, model: str, monk
 def test_an_answer_that_is_lost_makes_no_second_version(
     tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    create, lost = Registry.create, [True]
+    create, place, lost, placed = Registry.create, registry.package_source, [True], []
 
     def losing(self: Registry, *given: Any) -> None:
         create(self, *given)
@@ -125,9 +126,15 @@ def test_an_answer_that_is_lost_makes_no_second_version(
             lost.pop()
             raise ConnectionResetError("after it was done")
 
+    def placing(*given: Any) -> Any:
+        placed.append(given)
+        return place(*given)
+
     monkeypatch.setattr(Registry, "create", losing)
+    monkeypatch.setattr(registry, "package_source", placing)
     assert gates.promote(str(tmp_path / "store"), 0.5).facts["version"] == "1"
     assert not lost
+    assert len(placed) == 1  # nor is the package uploaded again
     assert len(Registry(model).state().versions) == 1
 
 
@@ -155,8 +162,23 @@ def test_a_server_that_is_away_too_long(tmp_path: Path, monkeypatch: pytest.Monk
     before = time.monotonic()
     with pytest.raises(TransientError, match="does not answer"):
         gates.promote(str(tmp_path), 0.5)
-    assert time.monotonic() - before < 20
+    assert time.monotonic() - before < 60
     assert len(list((tmp_path / "promote").iterdir())) == 1  # committed all the same
+
+
+@pytest.mark.parametrize(
+    ("own", "wait", "expected"), [(None, None, "120"), (None, "5", "5"), ("33", None, "33"), ("33", "5", "33")]
+)
+def test_how_long_one_request_may_take(
+    model: str, monkeypatch: pytest.MonkeyPatch, own: str | None, wait: str | None, expected: str
+) -> None:
+    """Long, or a slow server never catches up with many gates; but not longer than promote waits, nor the user."""
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    for name, value in (("MLFLOW_HTTP_REQUEST_TIMEOUT", own), ("SPLATCLIP_REGISTRY_WAIT", wait)):
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert Registry(model).call("ask", lambda: os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]) == expected
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == (own or "10")  # the tracker's stay short
 
 
 @pytest.mark.full
