@@ -11,19 +11,25 @@ namespace splat2d {
 
 constexpr int kMaxLanes = 16;
 
-// What the kernels read of one Gaussian: one cache line.
+// What the row loops read of one Gaussian: one cache line. With k = row_step, one step down the rows is k pixels.
 struct alignas(64) Packed {
   float x, y, a, b, c, red, green, blue;
-  float decay;         // exp(-(b^2 + c^2)): how the row-to-row ratio of the Gaussian shrinks
-  float h;             // b^2 + c^2
-  float top;           // dx of the ellipse's lowest row bound, -3 b / (a c)
-  float ab, ac2, inverse_h;
+  float step_b, step_c;  // k b, k c
+  float step_h;          // k^2 (b^2 + c^2) / 2
+  float decay;           // exp(-k^2 (b^2 + c^2)): how the ratio of successive rows shrinks
+  std::int32_t restart;  // steps until the recurrence starts anew
+};
+
+// What the lists are made from. The ellipse's rows at dx, seen from the mean: -slope dx -+ sqrt(reach - bend dx^2).
+struct Bounds {
+  float x, y, slope, reach, bend;
+  float top;                             // dx of the ellipse's lowest row bound, -3 b / (a c)
   std::int32_t first_strip, last_strip;  // first > last: not in the picture
 };
 
+// Rows of one Gaussian in one strip: first_row, first_row + row_step, ...
 struct Entry {
-  std::int32_t index;
-  std::uint16_t first_row, last_row;
+  std::int32_t index, first_row, rows;
 };
 
 // One picture in the hands of one thread. The picture is cut into columns of `lanes` pixels ("strips"):
@@ -37,7 +43,11 @@ struct Workspace {
   float* adam_m[8];
   float* adam_v[8];
   float* color_override[3];  // colours that `pack` uses instead of param[5..7] where not null
+  // Row-interleaved: only rows with row % row_step == row_phase take part, and moments count row_step times. The
+  // mean over all phases is the whole pass. row_step is a power of two.
+  int row_step, row_phase;
   Packed* packed;
+  Bounds* bounds;
   float* moments;             // [padded][8]
   float* base;                // plane: minus the target, or a given gradient
   float* strip;               // one strip: [row][channel][lane]
@@ -55,9 +65,7 @@ struct Pass {
   float* out;         // plane, or null
   bool forward;       // add the Gaussians
   bool backward;      // moments of what the strip then holds
-  // Row-interleaved: only rows with row % row_step == row_phase take part, and moments count row_step times. The
-  // mean over all phases is the whole pass. Other rows of `out` become zero. row_step is a power of two.
-  int row_step = 1;
+  int row_step = 1;   // as in Workspace, which Canvas::run sets; rows left out become zero in `out`
   int row_phase = 0;
   // Where not null, the sum of squares of what the strips then hold is added here, left-out rows as above.
   double* squared = nullptr;
@@ -68,8 +76,8 @@ struct StepArguments;  // StepSettings of update.h: same layout in every instruc
 struct Engine {
   const char* name;
   int lanes;
-  void (*pack)(Workspace&);               // param -> packed
-  void (*list)(Workspace&);               // packed -> entries of every strip
+  void (*pack)(Workspace&);               // param -> packed, bounds
+  void (*list)(Workspace&);               // bounds -> entries of every strip
   void (*run)(Workspace&, const Pass&);   // needs pack and list
   void (*adam)(Workspace&, const StepArguments*);
   void (*natural)(Workspace&, const StepArguments*);

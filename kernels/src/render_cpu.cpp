@@ -50,7 +50,7 @@ void store_gradients(const Canvas& canvas, float scale, float lambda, float* v_m
     const Moments m{q[0] * scale, q[1] * scale, q[2] * scale, q[3] * scale,
                     q[4] * scale, q[5] * scale, q[6] * scale, q[7] * scale};
     for (int k = 0; k < 3; ++k) v_colors[i * 3 + k] = q[k] * scale + lambda * sign(w.param[5 + k][i]);
-    const Packed& g = w.packed[i];
+    const Bounds& g = w.bounds[i];
     const bool visible = g.first_strip <= g.last_strip;  // a degenerate shape has no gradient
     ShapeGradient v{0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
     if (visible) v = shape_gradient({w.param[2][i], w.param[3][i], w.param[4][i]}, m);

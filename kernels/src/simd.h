@@ -25,6 +25,16 @@ SPLAT2D_INLINE VF lane_numbers() {
 SPLAT2D_INLINE VF load(const float* from) { return *reinterpret_cast<const VF*>(from); }
 SPLAT2D_INLINE void store(float* to, VF value) { *reinterpret_cast<VF*>(to) = value; }
 
+// Lanes that are all ones where a comparison holds.
+typedef decltype(VF{} < VF{}) Mask;
+
+// sum + a * b in the lanes of `where`, sum elsewhere; sum and b are finite.
+#if SPLAT2D_LANES == 16
+SPLAT2D_INLINE VF add_where(Mask where, VF a, VF b, VF sum) { return where ? sum + a * b : sum; }  // one masked FMA
+#else
+SPLAT2D_INLINE VF add_where(Mask where, VF a, VF b, VF sum) { return sum + (where ? a : VF{}) * b; }
+#endif
+
 // exp with relative error under 3e-7 for -87 <= x <= 87; arguments outside are moved to those ends.
 SPLAT2D_INLINE VF exp(VF x) {
   x = x < -87.0f ? all(-87.0f) : x;

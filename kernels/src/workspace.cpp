@@ -28,6 +28,7 @@ Canvas::Canvas(const Engine& chosen, int height, int width, int capacity) : engi
   adam_v_.resize(8 * padded);
   moments_.resize(8 * padded);
   packed_.resize(padded);
+  bounds_.resize(padded);
   order_.resize(padded);
   strip_start_.resize(static_cast<std::size_t>(w.strips) + 2);
   strip_.resize(static_cast<std::size_t>(height) * 3 * w.lanes);
@@ -36,7 +37,9 @@ Canvas::Canvas(const Engine& chosen, int height, int width, int capacity) : engi
     w.adam_m[k] = adam_m_.data() + k * padded;
     w.adam_v[k] = adam_v_.data() + k * padded;
   }
+  w.row_step = 1;
   w.packed = packed_.data();
+  w.bounds = bounds_.data();
   w.moments = moments_.data();
   w.order = order_.data();
   w.strip_start = strip_start_.data();
@@ -169,6 +172,8 @@ void Canvas::sort_rows() {
 }
 
 void Canvas::run(const Pass& pass) {
+  w.row_step = pass.row_step;
+  w.row_phase = pass.row_phase;
   engine.pack(w);
   engine.list(w);
   engine.run(w, pass);

@@ -56,6 +56,7 @@ class Canvas {
   std::size_t plane_size() const;
   Aligned<float> param_, adam_m_, adam_v_, moments_, strip_, planes_[3];
   Aligned<Packed> packed_;
+  Aligned<Bounds> bounds_;
   Aligned<std::int32_t> order_, strip_start_;
   Aligned<Entry> entries_;
   std::vector<std::int32_t> buckets_;
