@@ -49,6 +49,14 @@ class Recipe:
     """After pruning, the rest is fitted for this share of num_iters again, from 30 % of the learning rates."""
     color_steps: int = 0
     """Conjugate-gradient steps on the colours (a linear problem) before the first optimiser step."""
+    start_share: float = 1.0
+    """Share of the Gaussians that the fit begins with; the others are added where the error is largest."""
+    grow_steps: int = 0
+    """In how many equal parts they are added; 0: the fit begins with all."""
+    grow_first: float = 0.0
+    """When the first part is added, as a share of num_iters."""
+    grow_last: float = 0.0
+    """When the last part is added."""
     scale_min: float = 0.5
     """Smallest standard deviation along an axis, in pixels."""
 
@@ -60,6 +68,12 @@ class Recipe:
         for field in ("num_iters", "color_steps", "lambda_color", "prune_threshold", "refit_share", "lr_final"):
             if not getattr(self, field) >= 0:
                 raise ValueError(f"recipe {self.name}: expected {field} >= 0, got {getattr(self, field)}")
+        if self.grow_steps < 0 or not 0 < self.start_share <= 1:
+            given = f"{self.grow_steps} and {self.start_share}"
+            raise ValueError(f"recipe {self.name}: expected grow_steps >= 0 and start_share in (0, 1], got {given}")
+        if not 0 <= self.grow_first <= self.grow_last <= 1:
+            given = f"{self.grow_first} and {self.grow_last}"
+            raise ValueError(f"recipe {self.name}: expected 0 <= grow_first <= grow_last <= 1, got {given}")
         for field in _POSITIVE:
             if not getattr(self, field) > 0:
                 raise ValueError(f"recipe {self.name}: expected {field} > 0, got {getattr(self, field)}")
@@ -97,6 +111,10 @@ RECIPES: dict[str, Recipe] = {
         beta2=0.9,
         lambda_color=0.0,
         color_steps=3,
+        start_share=0.5,
+        grow_steps=2,
+        grow_first=0.25,
+        grow_last=0.45,
     ),
 }
 

@@ -25,6 +25,10 @@ FitOptions options_of(const py::dict& settings) {
   o.prune_threshold = settings["prune_threshold"].cast<float>();
   o.refit_iters = settings["refit_iters"].cast<int>();
   o.color_steps = settings["color_steps"].cast<int>();
+  o.start_share = settings["start_share"].cast<float>();
+  o.grow_first = settings["grow_first"].cast<float>();
+  o.grow_last = settings["grow_last"].cast<float>();
+  o.grow_steps = settings["grow_steps"].cast<int>();
   o.scale_min = settings["scale_min"].cast<float>();
   o.seed = settings["seed"].cast<std::uint64_t>();
   return o;

@@ -3,6 +3,7 @@
 #include <optional>
 #include <vector>
 
+#include "grow.h"
 #include "parallel.h"
 #include "prune.h"
 #include "schedule.h"
@@ -13,8 +14,8 @@ namespace {
 
 constexpr int kSortEvery = 16;  // iterations between sorts by row; the order only decides what shares a cache line
 
-// Iterations done; -1: stopped.
-int iterate(Canvas& canvas, const FitOptions& o, Schedule schedule, const Stopped& stopped) {
+// Iterations done; -1: stopped. The picture ends with `number` Gaussians.
+int iterate(Canvas& canvas, const FitOptions& o, Schedule schedule, int number, const Stopped& stopped) {
   Workspace& w = canvas.w;
   const auto take_step = o.optimizer == Optimizer::adam ? canvas.engine.adam : canvas.engine.natural;
   canvas.clear_state();
@@ -22,6 +23,8 @@ int iterate(Canvas& canvas, const FitOptions& o, Schedule schedule, const Stoppe
   for (; it < schedule.end(); ++it) {
     if (stopped()) return -1;
     if (it % kSortEvery == 0) canvas.sort_rows();
+    const int wanted = growth_count(o, number, o.num_iters, it);
+    if (wanted > w.count) grow(canvas, o, wanted - w.count);
     const bool measured = schedule.measures(it);
     double squared = 0.0;
     Pass pass{w.base, nullptr, true, true};
@@ -39,11 +42,12 @@ int iterate(Canvas& canvas, const FitOptions& o, Schedule schedule, const Stoppe
 bool fit_picture(Canvas& canvas, const FitInput& input, const FitOptions& o, const Curve* curve, int index,
                  const FitOutput& out, const Stopped& stopped) {
   const auto [batch, height, width] = input.shape;
-  start_fit(canvas, input, o, curve, index);
-  int iters = iterate(canvas, o, Schedule(o, height, width, o.num_iters, 1.0f), stopped);
+  const int number = input.counts ? input.counts[index] : input.num_gaussians;
+  start_fit(canvas, input, o, curve, index, growth_count(o, number, o.num_iters, 0));
+  int iters = iterate(canvas, o, Schedule(o, height, width, o.num_iters, 1.0f), number, stopped);
   if (iters < 0) return false;
   if (prune(canvas, o)) {
-    const int again = iterate(canvas, o, Schedule(o, height, width, o.refit_iters, kRefitRate), stopped);
+    const int again = iterate(canvas, o, Schedule(o, height, width, o.refit_iters, kRefitRate), canvas.w.count, stopped);
     if (again < 0) return false;
     iters += again;
   }

@@ -172,7 +172,8 @@ bool fit_cuda(const FitInput& input, const FitOptions& options, int threads, con
     };
     chunk.load_images(from, batch);
     if (!each_picture([&](Canvas& canvas, int index) {
-          start_fit(canvas, input, options, curve ? &*curve : nullptr, first + index);
+          start_fit(canvas, input, options, curve ? &*curve : nullptr, first + index,
+                    input.counts ? input.counts[first + index] : num_gaussians);
           chunk.save(canvas, index);
         }))
       return false;

@@ -58,10 +58,11 @@ void load_target(Canvas& canvas, const FitInput& input, int index) {
   canvas.load_target(input.images + static_cast<std::size_t>(index) * size);
 }
 
-void start_fit(Canvas& canvas, const FitInput& input, const FitOptions& options, const Curve* curve, int index) {
+void start_fit(Canvas& canvas, const FitInput& input, const FitOptions& options, const Curve* curve, int index,
+               int number) {
   const std::size_t size = static_cast<std::size_t>(input.shape.height) * input.shape.width * 3;
   const std::uint8_t* image = input.images + static_cast<std::size_t>(index) * size;
-  canvas.set_count(input.counts ? input.counts[index] : input.num_gaussians);
+  canvas.set_count(number);
   load_target(canvas, input, index);
   canvas.w.cholesky = options.optimizer == Optimizer::adam;
   if (options.init == Init::grid) {

@@ -7,8 +7,9 @@
 
 namespace splat2d {
 
-// Sizes the canvas for picture `index`, loads the target, places the Gaussians and solves for their first colours.
-void start_fit(Canvas& canvas, const FitInput& input, const FitOptions& options, const Curve* curve, int index);
+// Sizes the canvas for picture `index`, loads the target, places `number` Gaussians and solves for their first colours.
+void start_fit(Canvas& canvas, const FitInput& input, const FitOptions& options, const Curve* curve, int index,
+               int number);
 
 // Loads the target of picture `index`.
 void load_target(Canvas& canvas, const FitInput& input, int index);

@@ -24,6 +24,9 @@ struct FitOptions {
   float prune_threshold = 0.0f;
   int refit_iters = 0;
   int color_steps = 3;
+  float start_share = 1.0f;  // Gaussians at the start; grow.h
+  float grow_first = 0.0f, grow_last = 0.0f;
+  int grow_steps = 0;
   float scale_min = 0.5f;
   std::uint64_t seed = 0;
 };

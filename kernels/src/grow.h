@@ -1,0 +1,27 @@
+// Growing: a fit begins with a share of its Gaussians and adds the others where the residual is largest.
+//
+// Before iteration `it`, growth_count says how many Gaussians a picture has. Where that is more than it holds, K new
+// ones are added:
+//  1. R = render - target. The picture is cut into square cells of growth_cell(pixels, K) pixels, from the top left
+//     corner; cells at the right and bottom ends may be smaller.
+//  2. A cell's error is the sum over its pixels of R_r^2 + R_g^2 + R_b^2. The K cells with the largest errors are
+//     taken, of equal ones those that come first row by row.
+//  3. Each receives one Gaussian: centre = the error's centre of mass, round, small (seed_of), colour 0, so that the
+//     picture does not change; Adam's running means 0. They are appended in the order of the cells.
+// Structure tensors put Gaussians where the picture changes; this puts them where the others do not manage, and the
+// iterations before cost less. Error-driven growth is GaussianImage++'s idea (arXiv 2512.19108), without its
+// quantisation; the form and the constants are from our own measurements.
+#pragma once
+
+#include "workspace.h"
+
+namespace splat2d {
+
+// Gaussians before iteration `it` of `num_iters` for a picture that ends with num_gaussians: start_share of them, the
+// others in grow_steps equal parts at the shares grow_first .. grow_last of the iterations.
+int growth_count(const FitOptions& options, int num_gaussians, int num_iters, int it);
+
+// Adds `number` Gaussians; the target must be loaded.
+void grow(Canvas& canvas, const FitOptions& options, int number);
+
+}  // namespace splat2d
