@@ -11,9 +11,20 @@ namespace splat2d {
 
 constexpr int kMaxLanes = 16;
 
+// Starts of recurrences are computed kStartBlock at a time; the first kSavedStarts of a strip are kept for its backward
+// pass. One takes at most kStartBytes.
+constexpr int kStartBlock = 32;
+constexpr int kSavedStarts = 1024;
+constexpr int kStartBytes = 192;
+
+// E is held times 2^kScaleBits in the row loops, for more room above underflow.
+constexpr int kScaleBits = 90;
+constexpr float kScale = 0x1p90f, kUnscale = 0x1p-90f;
+
 // What the row loops read of one Gaussian: one cache line. With k = row_step, one step down the rows is k pixels.
 struct alignas(64) Packed {
-  float x, y, a, b, c, red, green, blue;
+  float x, y, a, b, c;
+  float red, green, blue;  // times 2^-kScaleBits
   float step_b, step_c;  // k b, k c
   float step_h;          // k^2 (b^2 + c^2) / 2
   float decay;           // exp(-k^2 (b^2 + c^2)): how the ratio of successive rows shrinks
@@ -50,6 +61,7 @@ struct Workspace {
   Bounds* bounds;
   float* moments;             // [padded][8]
   float* base;                // plane: minus the target, or a given gradient
+  void* starts;               // kSavedStarts + kStartBlock of kStartBytes
   float* strip;               // one strip: [row][channel][lane]
   std::int32_t* order;        // Gaussians by row, so that neighbours share cache lines
   std::int32_t* strip_start;  // [strips + 1] offsets into entries

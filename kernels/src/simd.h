@@ -35,10 +35,8 @@ SPLAT2D_INLINE VF add_where(Mask where, VF a, VF b, VF sum) { return where ? sum
 SPLAT2D_INLINE VF add_where(Mask where, VF a, VF b, VF sum) { return sum + (where ? a : VF{}) * b; }
 #endif
 
-// exp with relative error under 3e-7 for -87 <= x <= 87; arguments outside are moved to those ends.
-SPLAT2D_INLINE VF exp(VF x) {
-  x = x < -87.0f ? all(-87.0f) : x;
-  x = x > 87.0f ? all(87.0f) : x;
+// exp(x) 2^bits with relative error under 3e-7 where the result is a normal number; anything elsewhere.
+SPLAT2D_INLINE VF exp_scaled(VF x, int bits) {
   const VF shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum's low bits are the nearest integer
   const VF whole = shifted - 12582912.0f;
   const VF f = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
@@ -48,8 +46,14 @@ SPLAT2D_INLINE VF exp(VF x) {
   p = p * f + 1.6666665e-1f;
   p = p * f + 0.5f;
   p = p * f * f + f + 1.0f;
-  const VI exponent = (VI)shifted << 23;
+  const VI exponent = ((VI)shifted + bits) << 23;
   return (VF)((VI)p + exponent);
+}
+
+// exp with relative error under 3e-7 for -87 <= x <= 87; arguments outside are moved to those ends.
+SPLAT2D_INLINE VF exp(VF x) {
+  x = x < -87.0f ? all(-87.0f) : x;
+  return exp_scaled(x > 87.0f ? all(87.0f) : x, 0);
 }
 
 // out[j] = sum of the lanes of v[j], for 8 vectors at once.

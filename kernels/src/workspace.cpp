@@ -30,6 +30,7 @@ Canvas::Canvas(const Engine& chosen, int height, int width, int capacity) : engi
   packed_.resize(padded);
   bounds_.resize(padded);
   order_.resize(padded);
+  starts_.resize(static_cast<std::size_t>(kSavedStarts + kStartBlock) * kStartBytes);
   strip_start_.resize(static_cast<std::size_t>(w.strips) + 2);
   strip_.resize(static_cast<std::size_t>(height) * 3 * w.lanes);
   for (std::size_t k = 0; k < 8; ++k) {
@@ -44,6 +45,7 @@ Canvas::Canvas(const Engine& chosen, int height, int width, int capacity) : engi
   w.order = order_.data();
   w.strip_start = strip_start_.data();
   w.strip = strip_.data();
+  w.starts = starts_.data();
   w.owner = this;
   w.grow_entries = [](Workspace& space, std::size_t size) {
     Canvas& self = *static_cast<Canvas*>(space.owner);

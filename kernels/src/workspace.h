@@ -55,6 +55,7 @@ class Canvas {
  private:
   std::size_t plane_size() const;
   Aligned<float> param_, adam_m_, adam_v_, moments_, strip_, planes_[3];
+  Aligned<char> starts_;
   Aligned<Packed> packed_;
   Aligned<Bounds> bounds_;
   Aligned<std::int32_t> order_, strip_start_;
