@@ -29,6 +29,7 @@ struct alignas(64) Packed {
   float step_h;          // k^2 (b^2 + c^2) / 2
   float decay;           // exp(-k^2 (b^2 + c^2)): how the ratio of successive rows shrinks
   std::int32_t restart;  // steps until the recurrence starts anew
+  float unused[3];
 };
 
 // What the lists are made from. The ellipse's rows at dx, seen from the mean: -slope dx -+ sqrt(reach - bend dx^2).

@@ -2,6 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 #include "splat2d/config.h"
 
@@ -24,6 +27,29 @@ SPLAT2D_INLINE VF lane_numbers() {
 
 SPLAT2D_INLINE VF load(const float* from) { return *reinterpret_cast<const VF*>(from); }
 SPLAT2D_INLINE void store(float* to, VF value) { *reinterpret_cast<VF*>(to) = value; }
+
+// max(a, b) gives b, min(a, b) gives b where a is no number.
+#if SPLAT2D_LANES == 16
+constexpr __mmask16 kAll = 0xffff;  // GCC 12 warns of its own headers where the forms without a mask are used
+SPLAT2D_INLINE VF max(VF a, VF b) { return (VF)_mm512_maskz_max_ps(kAll, (__m512)a, (__m512)b); }
+SPLAT2D_INLINE VF min(VF a, VF b) { return (VF)_mm512_maskz_min_ps(kAll, (__m512)a, (__m512)b); }
+SPLAT2D_INLINE VF square_root(VF a) { return (VF)_mm512_maskz_sqrt_ps(kAll, (__m512)a); }
+#elif defined(__AVX2__)
+SPLAT2D_INLINE VF max(VF a, VF b) { return (VF)_mm256_max_ps((__m256)a, (__m256)b); }
+SPLAT2D_INLINE VF min(VF a, VF b) { return (VF)_mm256_min_ps((__m256)a, (__m256)b); }
+SPLAT2D_INLINE VF square_root(VF a) { return (VF)_mm256_sqrt_ps((__m256)a); }
+#else
+SPLAT2D_INLINE VF max(VF a, VF b) { return a > b ? a : b; }
+SPLAT2D_INLINE VF min(VF a, VF b) { return a < b ? a : b; }
+SPLAT2D_INLINE VF square_root(VF a) {
+  for (int i = 0; i < kLanes; ++i) a[i] = __builtin_sqrtf(a[i]);
+  return a;
+}
+#endif
+
+// Truncated; lanes outside the range of int are anything.
+SPLAT2D_INLINE VI truncated(VF a) { return __builtin_convertvector(a, VI); }
+SPLAT2D_INLINE VF as_floats(VI a) { return __builtin_convertvector(a, VF); }
 
 // Lanes that are all ones where a comparison holds.
 typedef decltype(VF{} < VF{}) Mask;
@@ -52,8 +78,7 @@ SPLAT2D_INLINE VF exp_scaled(VF x, int bits) {
 
 // exp with relative error under 3e-7 for -87 <= x <= 87; arguments outside are moved to those ends.
 SPLAT2D_INLINE VF exp(VF x) {
-  x = x < -87.0f ? all(-87.0f) : x;
-  return exp_scaled(x > 87.0f ? all(87.0f) : x, 0);
+  return exp_scaled(min(max(x, all(-87.0f)), all(87.0f)), 0);
 }
 
 // out[j] = sum of the lanes of v[j], for 8 vectors at once.
@@ -95,6 +120,43 @@ SPLAT2D_INLINE V8 lane_sums(const VF (&v)[8]) {
   const VF high = quarters(halves(v[4], v[5]), halves(v[6], v[7]));
   return __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14) +
          __builtin_shufflevector(low, high, 1, 3, 5, 7, 9, 11, 13, 15);
+}
+#endif
+
+// to[i * stride + j] = fields[j][i]: kLanes records of 8 floats.
+#if SPLAT2D_LANES == 16
+SPLAT2D_INLINE void store_records(const VF (&fields)[8], float* to, int stride) {
+  VF pairs[8], fours[8];
+  for (int j = 0; j < 8; j += 2) {  // inside each quarter of the lanes
+    pairs[j] = __builtin_shufflevector(fields[j], fields[j + 1], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13,
+                                       29);
+    pairs[j + 1] = __builtin_shufflevector(fields[j], fields[j + 1], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30,
+                                           15, 31);
+  }
+  for (int j = 0; j < 8; j += 4) {
+    for (int k = 0; k < 2; ++k) {
+      fours[j + 2 * k] = __builtin_shufflevector(pairs[j + k], pairs[j + k + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24,
+                                                 25, 12, 13, 28, 29);
+      fours[j + 2 * k + 1] = __builtin_shufflevector(pairs[j + k], pairs[j + k + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11,
+                                                     26, 27, 14, 15, 30, 31);
+    }
+  }
+  for (int j = 0; j < 4; ++j) {  // record j of every quarter: its first half in fours[j], its second in fours[j + 4]
+    const VF low = __builtin_shufflevector(fours[j], fours[j + 4], 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22,
+                                           23);
+    const VF high = __builtin_shufflevector(fours[j], fours[j + 4], 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28,
+                                            29, 30, 31);
+    *reinterpret_cast<V8*>(to + j * stride) = __builtin_shufflevector(low, low, 0, 1, 2, 3, 4, 5, 6, 7);
+    *reinterpret_cast<V8*>(to + (j + 4) * stride) = __builtin_shufflevector(low, low, 8, 9, 10, 11, 12, 13, 14, 15);
+    *reinterpret_cast<V8*>(to + (j + 8) * stride) = __builtin_shufflevector(high, high, 0, 1, 2, 3, 4, 5, 6, 7);
+    *reinterpret_cast<V8*>(to + (j + 12) * stride) = __builtin_shufflevector(high, high, 8, 9, 10, 11, 12, 13, 14, 15);
+  }
+}
+#else
+SPLAT2D_INLINE void store_records(const VF (&fields)[8], float* to, int stride) {
+  for (int i = 0; i < kLanes; ++i) {
+    for (int j = 0; j < 8; ++j) to[i * stride + j] = fields[j][i];
+  }
 }
 #endif
 
