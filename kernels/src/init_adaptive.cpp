@@ -9,8 +9,9 @@
 namespace splat2d {
 namespace {
 
-constexpr float kSpread = 0.45f;      // standard deviation in units of sqrt(cell area)
+constexpr float kSpread = 0.5f;       // standard deviation in units of sqrt(cell area)
 constexpr float kFlatShare = 0.1f;    // share of the density that is uniform
+constexpr double kStretch = 1.5;      // axis ratio along a clean edge, less 1
 constexpr float kSmoothing = 1.5f;    // pixels, of the structure tensor
 
 struct Fields {
@@ -78,8 +79,7 @@ Fields structure(const std::uint8_t* image, int height, int width) {
   f.density = std::move(scratch);
   double total = 0.0;
   for (std::size_t i = 0; i < size; ++i) {
-    const float g = std::sqrt(f.xx[i] + f.yy[i]);
-    f.density[i] = g * std::sqrt(g);
+    f.density[i] = std::sqrt(f.xx[i] + f.yy[i]);
     total += static_cast<double>(f.density[i]);
   }
   const float mean = static_cast<float>(total / static_cast<double>(size));
@@ -272,7 +272,7 @@ void init_adaptive(Canvas& canvas, const std::uint8_t* image, const Curve& curve
     const double sigma2 = static_cast<double>(kSpread) * kSpread * area;
     // Eigenvectors of the cell's tensor: the short axis lies across the edge.
     const double half = 0.5 * (cell.xx - cell.yy), root = std::sqrt(half * half + cell.xy * cell.xy);
-    const double trace = cell.xx + cell.yy, ratio = trace > 1e-12 ? 1.0 + 2.0 * (2.0 * root / trace) : 1.0;
+    const double trace = cell.xx + cell.yy, ratio = trace > 1e-12 ? 1.0 + kStretch * (2.0 * root / trace) : 1.0;
     const double cos2 = root > 0.0 ? half / root : 1.0, sin2 = root > 0.0 ? cell.xy / root : 0.0;
     const double across = sigma2 / ratio, along = sigma2 * ratio;
     const double middle = 0.5 * (across + along), swing = 0.5 * (across - along);

@@ -9,7 +9,7 @@ inline namespace SPLAT2D_TARGET {
 // Side of the square cells, in units of the distance that the added Gaussians would have on a regular grid.
 constexpr float kCellShare = 0.4f;
 // A new Gaussian's standard deviation, as a share of the cell's side.
-constexpr float kSeedShare = 0.25f;
+constexpr float kSeedShare = 0.2f;
 
 // Pixels a side of the cells that `number` new Gaussians are chosen from; there are never fewer cells than that while
 // number <= pixels.
