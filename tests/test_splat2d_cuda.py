@@ -24,12 +24,14 @@ KERNELS = ROOT / "kernels"
 SOURCES = (
     "dispatch",
     "engine_portable",
+    "grow",
     "init_adaptive",
     "init_grid",
     "parallel",
     "prune",
     "schedule",
     "stages",
+    "warm_start",
     "workspace",
 )
 

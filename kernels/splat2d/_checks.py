@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,22 @@ def described(array: npt.NDArray[Any]) -> str:
 
 
 def images_of(images: npt.ArrayLike) -> npt.NDArray[np.uint8]:
-    """Pictures as contiguous uint8 [B, H, W, 3]; a single [H, W, 3] becomes a batch of one."""
+    """Pictures as contiguous uint8 [B, H, W, 3]; a single one becomes a batch of one, grey becomes three channels.
+
+    A last axis of 1 or 3 is taken for channels: [B, H, 3] is one picture of B rows, not B grey ones.
+    """
     array = np.asarray(images)
-    if array.ndim == 3 and array.shape[-1] == 3 and array.dtype == np.uint8:
+    given = described(array)
+    if array.ndim in (2, 3) and array.shape[-1] not in (1, 3):
+        array = array[..., None]
+    if array.ndim == 2:  # one grey picture, 1 or 3 pixels wide
+        array = array[..., None]
+    if array.ndim == 3:
         array = array[None]
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape[1:]:
-        raise ValueError(f"expected images uint8 [B, H, W, 3], got {described(np.asarray(images))}")
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] not in (1, 3) or 0 in array.shape[1:]:
+        raise ValueError(f"expected images uint8 [B, H, W, 3], or grey [B, H, W, 1] or [B, H, W], got {given}")
     size_of(array.shape[1], array.shape[2])
-    return np.ascontiguousarray(array)
+    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:3], 3)))
 
 
 def size_of(height: int, width: int) -> None:
@@ -70,6 +79,43 @@ def splats_of(
             raise ValueError(f"expected finite {name}, got NaN or infinity among {described(array)}")
         out.append(floats)
     return out[0], out[1], out[2]
+
+
+def counts_of(counts: npt.ArrayLike | None, batch: int, number: int) -> npt.NDArray[np.int32]:
+    """Gaussians in use [B], each in 0..number; all of them where None is given."""
+    used = np.full(batch, number, np.int32) if counts is None else np.asarray(counts)
+    if used.shape != (batch,) or used.dtype.kind not in "iu":
+        raise ValueError(f"expected counts integer [{batch}], got {described(used)}")
+    if batch and (used.min() < 0 or used.max() > number):
+        raise ValueError(f"expected counts in 0..{number}, got {used.min()}..{used.max()}")
+    return used.astype(np.int32)
+
+
+def start_of(
+    start: Sequence[npt.ArrayLike], batch: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+    """Splats to start from, one set a picture, with their counts."""
+    if len(start) not in (3, 4):
+        raise ValueError(f"expected start: (means, cholesky, colors) and maybe counts, got {len(start)} arrays")
+    try:
+        arrays = splats_of(*start[:3])
+    except ValueError as error:
+        raise ValueError(f"start: {error}") from None
+    if arrays[0].shape[0] != batch:
+        raise ValueError(f"expected start for {batch} pictures, got {described(arrays[0])} as means")
+    counts = counts_of(start[3] if len(start) == 4 else None, *arrays[0].shape[:2])
+    for b, used in enumerate(counts):
+        flat = (arrays[1][b, :used, [0, 2]] == 0).any()
+        if flat:
+            raise ValueError(f"start: picture {b} has a Gaussian whose l00 or l11 is 0 among its {used}; give counts")
+    return (*arrays, counts)
+
+
+def above_zero(value: Any, name: str) -> float:
+    """A finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 < value < np.inf:
+        raise ValueError(f"expected {name}: a finite number above 0, got {value!r}")
+    return float(value)
 
 
 def device_of(device: str) -> None:

@@ -10,6 +10,8 @@ _I = npt.NDArray[np.int32]
 def fit(
     images: npt.NDArray[np.uint8],
     num_gaussians: int,
+    numbers: _I | None,
+    start: tuple[_F, _F, _F, _I] | None,
     settings: dict[str, Any],
     threads: int,
     device: str,

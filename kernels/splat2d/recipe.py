@@ -43,8 +43,11 @@ class Recipe:
     """Adam's guard against division by zero, for gradients of half the summed squared error."""
     lambda_color: float
     """Weight of the L1 term on colours."""
+    prune_score: Literal["luminance", "loss"] = "luminance"
+    """What a Gaussian is worth. luminance: .2126 |R| + .7152 |G| + .0722 |B| (the paper's). loss: by how much the
+    squared error, summed over channels and averaged over pixels, grows if this Gaussian alone is dropped."""
     prune_threshold: float = 0.0
-    """After the last step, Gaussians with .2126 |R| + .7152 |G| + .0722 |B| under this are dropped. 0: none are."""
+    """After the last step, Gaussians that score under this are dropped. 0: none are."""
     refit_share: float = 0.1
     """After pruning, the rest is fitted for this share of num_iters again, from 30 % of the learning rates."""
     color_steps: int = 0
@@ -65,6 +68,10 @@ class Recipe:
             raise ValueError(f'recipe {self.name}: expected init "grid" or "adaptive", got {self.init!r}')
         if self.optimizer not in ("adam", "natural"):
             raise ValueError(f'recipe {self.name}: expected optimizer "adam" or "natural", got {self.optimizer!r}')
+        if self.prune_score not in ("luminance", "loss"):
+            raise ValueError(
+                f'recipe {self.name}: expected prune_score "luminance" or "loss", got {self.prune_score!r}'
+            )
         for field in ("num_iters", "color_steps", "lambda_color", "prune_threshold", "refit_share", "lr_final"):
             if not getattr(self, field) >= 0:
                 raise ValueError(f"recipe {self.name}: expected {field} >= 0, got {getattr(self, field)}")
@@ -120,18 +127,13 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def recipe_of(
-    recipe: str | Recipe,
-    *,
-    num_iters: int | None = None,
-    lambda_color: float | None = None,
-    prune_threshold: float | None = None,
-) -> Recipe:
-    """The named or given recipe with the arguments that are not None put in; ValueError on an unknown name."""
+def recipe_of(recipe: str | Recipe, **changes: object) -> Recipe:
+    """The named or given recipe with the changes that are not None put in; ValueError on an unknown name."""
     if isinstance(recipe, str):
         if recipe not in RECIPES:
             raise ValueError(f"unknown recipe {recipe!r}; expected one of {', '.join(map(repr, RECIPES))} or a Recipe")
         recipe = RECIPES[recipe]
-    given = {"num_iters": num_iters, "lambda_color": lambda_color, "prune_threshold": prune_threshold}
-    changes = {name: value for name, value in given.items() if value is not None}
-    return replace(recipe, **changes) if changes else recipe  # type: ignore[arg-type]
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"expected recipe: a name or a Recipe, got {recipe!r}")
+    given = {name: value for name, value in changes.items() if value is not None}
+    return replace(recipe, **given) if given else recipe  # type: ignore[arg-type]

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from splat2d import _core
-from splat2d import render as render_arrays
 from splat2d._checks import splats_of
+from splat2d.rendering import render as render_arrays
 
 
 class _Render(torch.autograd.Function):

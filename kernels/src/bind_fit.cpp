@@ -22,6 +22,8 @@ FitOptions options_of(const py::dict& settings) {
   o.beta2 = settings["beta2"].cast<float>();
   o.epsilon = settings["epsilon"].cast<float>();
   o.lambda_color = settings["lambda_color"].cast<float>();
+  o.prune_score = settings["prune_score"].cast<std::string>() == "loss" ? PruneScore::loss : PruneScore::luminance;
+  o.prune_to = settings["prune_to"].cast<int>();
   o.prune_threshold = settings["prune_threshold"].cast<float>();
   o.refit_iters = settings["refit_iters"].cast<int>();
   o.color_steps = settings["color_steps"].cast<int>();
@@ -30,6 +32,8 @@ FitOptions options_of(const py::dict& settings) {
   o.grow_last = settings["grow_last"].cast<float>();
   o.grow_steps = settings["grow_steps"].cast<int>();
   o.scale_min = settings["scale_min"].cast<float>();
+  o.target_psnr = settings["target_psnr"].cast<float>();
+  o.plateau = settings["plateau"].cast<float>();
   o.seed = settings["seed"].cast<std::uint64_t>();
   return o;
 }
@@ -58,8 +62,10 @@ constexpr bool kBuiltWithCuda = true;
 constexpr bool kBuiltWithCuda = false;
 #endif
 
-py::tuple fit_arrays(const Array<std::uint8_t>& images, int num_gaussians, const py::dict& settings, int threads,
-                     const std::string& device, const py::object& progress) {
+// start: None, or (means [B, M, 2], cholesky [B, M, 3], colors [B, M, 3], counts [B]). numbers: None, or [B].
+py::tuple fit_arrays(const Array<std::uint8_t>& images, int num_gaussians, const py::object& numbers,
+                     const py::object& start, const py::dict& settings, int threads, const std::string& device,
+                     const py::object& progress) {
   const Fit run = fitter(device);
   expect(images, {-1, -1, -1, 3}, "images uint8 [B, H, W, 3]");
   const py::ssize_t batch = images.shape(0), n = num_gaussians;
@@ -69,7 +75,28 @@ py::tuple fit_arrays(const Array<std::uint8_t>& images, int num_gaussians, const
   const FitOutput out{means.mutable_data(), cholesky.mutable_data(), colors.mutable_data(), counts.mutable_data(),
                       psnr.mutable_data(), iters.mutable_data()};
   const FitOptions options = options_of(settings);
-  const FitInput input{images.data(), picture_shape(images), num_gaussians};
+  FitInput input{images.data(), picture_shape(images), num_gaussians};
+  Array<std::int32_t> given_numbers, start_counts;
+  if (!numbers.is_none()) {
+    given_numbers = numbers.cast<Array<std::int32_t>>();
+    expect(given_numbers, {batch}, "numbers int32 [B]");
+    input.counts = given_numbers.data();
+  }
+  Array<float> start_arrays[3];
+  Splats from{};
+  if (!start.is_none()) {
+    const py::tuple parts = start.cast<py::tuple>();
+    for (std::size_t i = 0; i < 3; ++i) {
+      start_arrays[i] = parts[i].cast<Array<float>>();
+      expect(start_arrays[i], {batch, i == 0 ? py::ssize_t{-1} : start_arrays[0].shape(1), i == 0 ? 2 : 3},
+             "start float32 [B, M, 2 or 3]");
+    }
+    start_counts = parts[3].cast<Array<std::int32_t>>();
+    expect(start_counts, {batch}, "start's counts int32 [B]");
+    from = {start_arrays[0].data(), start_arrays[1].data(), start_arrays[2].data(), start_counts.data(),
+            static_cast<int>(start_arrays[0].shape(1))};
+    input.start = &from;
+  }
   without_gil(progress, [&](const Poll& poll) { run(input, options, threads, out, poll); });
   return py::make_tuple(means, cholesky, colors, counts, psnr, iters);
 }
@@ -77,8 +104,8 @@ py::tuple fit_arrays(const Array<std::uint8_t>& images, int num_gaussians, const
 }  // namespace
 
 void register_fit(py::module_& module) {
-  module.def("fit", &fit_arrays, py::arg("images"), py::arg("num_gaussians"), py::arg("settings"),
-             py::arg("threads"), py::arg("device"), py::arg("progress"));
+  module.def("fit", &fit_arrays, py::arg("images"), py::arg("num_gaussians"), py::arg("numbers"),
+             py::arg("start"), py::arg("settings"), py::arg("threads"), py::arg("device"), py::arg("progress"));
   module.def("has_cuda", &has_cuda);
   module.attr("built_with_cuda") = kBuiltWithCuda;
   module.def("backend", &backend);

@@ -23,7 +23,7 @@ int iterate(Canvas& canvas, const FitOptions& o, Schedule schedule, int number, 
   for (; it < schedule.end(); ++it) {
     if (stopped()) return -1;
     if (it % kSortEvery == 0) canvas.sort_rows();
-    const int wanted = growth_count(o, number, o.num_iters, it);
+    const int wanted = schedule.gaussians(number, it);
     if (wanted > w.count) grow(canvas, o, wanted - w.count);
     const bool measured = schedule.measures(it);
     double squared = 0.0;
@@ -43,11 +43,14 @@ bool fit_picture(Canvas& canvas, const FitInput& input, const FitOptions& o, con
                  const FitOutput& out, const Stopped& stopped) {
   const auto [batch, height, width] = input.shape;
   const int number = input.counts ? input.counts[index] : input.num_gaussians;
-  start_fit(canvas, input, o, curve, index, growth_count(o, number, o.num_iters, 0));
-  int iters = iterate(canvas, o, Schedule(o, height, width, o.num_iters, 1.0f), number, stopped);
+  const Schedule schedule(o, height, width, o.num_iters, input.start ? kWarmRate : 1.0f);
+  start_fit(canvas, input, o, curve, index, input.start ? number : schedule.gaussians(number, 0));
+  int iters = iterate(canvas, o, schedule, number, stopped);
   if (iters < 0) return false;
-  if (prune(canvas, o)) {
-    const int again = iterate(canvas, o, Schedule(o, height, width, o.refit_iters, kRefitRate), canvas.w.count, stopped);
+  if (prunes(o) && prune(canvas, o, o.prune_to > 0 ? o.prune_to : canvas.w.count) && canvas.w.count > 0 &&
+      o.refit_iters > 0) {
+    const Schedule refit(o, height, width, o.refit_iters, kRefitRate);
+    const int again = iterate(canvas, o, refit, canvas.w.count, stopped);
     if (again < 0) return false;
     iters += again;
   }
@@ -63,10 +66,11 @@ bool fit(const FitInput& input, const FitOptions& options, int threads, const Fi
   std::optional<Curve> curve;
   if (options.init == Init::adaptive) curve.emplace(shape.height, shape.width);
   const int workers = thread_count(threads, shape.batch);
+  const int capacity = canvas_capacity(input);
   std::vector<std::unique_ptr<Canvas>> canvases(static_cast<std::size_t>(workers));
   const auto body = [&](int worker, int index, const Stopped& stopped) {
     auto& canvas = canvases[static_cast<std::size_t>(worker)];
-    if (!canvas) canvas = std::make_unique<Canvas>(chosen, shape.height, shape.width, input.num_gaussians);
+    if (!canvas) canvas = std::make_unique<Canvas>(chosen, shape.height, shape.width, capacity);
     fit_picture(*canvas, input, options, curve ? &*curve : nullptr, index, out, stopped);
   };
   return parallel(shape.batch, workers, body, poll);

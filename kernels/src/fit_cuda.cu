@@ -155,6 +155,7 @@ bool fit_cuda(const FitInput& input, const FitOptions& options, int threads, con
   const std::size_t fitting = std::max<std::size_t>(1, kChunkBytes / each);
   const int most = static_cast<int>(std::min<std::size_t>({fitting, 32768, static_cast<std::size_t>(shape.batch)}));
   if (shape.batch == 0) return true;
+  const int capacity = canvas_capacity(input);
   Chunk chunk({most, shape.height, shape.width}, num_gaussians, options.optimizer == Optimizer::adam);
   const int workers = thread_count(threads, most);
   std::vector<std::unique_ptr<Canvas>> canvases(static_cast<std::size_t>(workers));
@@ -166,7 +167,7 @@ bool fit_cuda(const FitInput& input, const FitOptions& options, int threads, con
     const auto each_picture = [&](auto&& body) {
       return parallel(batch, workers, [&](int worker, int index, const Stopped&) {
         auto& canvas = canvases[static_cast<std::size_t>(worker)];
-        if (!canvas) canvas = std::make_unique<Canvas>(chosen, shape.height, shape.width, num_gaussians);
+        if (!canvas) canvas = std::make_unique<Canvas>(chosen, shape.height, shape.width, capacity);
         body(*canvas, index);
       }, here);
     };
@@ -179,11 +180,13 @@ bool fit_cuda(const FitInput& input, const FitOptions& options, int threads, con
       return false;
     if (!chunk.optimise(options, batch, options.num_iters, 1.0f, first, poll)) return false;
     std::vector<char> again(static_cast<std::size_t>(batch), 0);
-    if (options.prune_threshold > 0.0f) {
+    if (prunes(options)) {
       if (!each_picture([&](Canvas& canvas, int index) {
             chunk.restore(canvas, index);
             load_target(canvas, input, first + index);
-            again[static_cast<std::size_t>(index)] = prune(canvas, options);
+            const int left = options.prune_to > 0 ? options.prune_to : canvas.w.count;
+            again[static_cast<std::size_t>(index)] =
+                prune(canvas, options, left) && canvas.w.count > 0 && options.refit_iters > 0;
             chunk.save(canvas, index);
           }))
         return false;

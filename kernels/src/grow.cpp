@@ -42,16 +42,23 @@ Cells cell_errors(const Workspace& w, const float* residual, int number) {
 
 }  // namespace
 
-int growth_count(const FitOptions& o, int num_gaussians, int num_iters, int it) {
-  const int start = std::clamp(static_cast<int>(o.start_share * static_cast<float>(num_gaussians)), 1, num_gaussians);
-  int done = 0;
-  for (int step = 0; step < o.grow_steps; ++step) {
-    const float part = o.grow_steps > 1 ? static_cast<float>(step) / static_cast<float>(o.grow_steps - 1) : 0.0f;
-    const float when = o.grow_first + (o.grow_last - o.grow_first) * part;
-    done += it >= static_cast<int>(when * static_cast<float>(num_iters));
+float growth_time(const FitOptions& o, int part) {
+  const float along = o.grow_steps > 1 ? static_cast<float>(part) / static_cast<float>(o.grow_steps - 1) : 0.0f;
+  return o.grow_first + (o.grow_last - o.grow_first) * along;
+}
+
+int growth_parts(const FitOptions& o, int num_iters, int it) {
+  int parts = 0;
+  for (int part = 0; part < o.grow_steps; ++part) {
+    parts += it >= static_cast<int>(growth_time(o, part) * static_cast<float>(num_iters));
   }
-  if (done == o.grow_steps) return num_gaussians;
-  return start + static_cast<int>(static_cast<std::int64_t>(num_gaussians - start) * done / o.grow_steps);
+  return parts;
+}
+
+int growth_count(const FitOptions& o, int num_gaussians, int parts) {
+  if (parts >= o.grow_steps) return num_gaussians;
+  const int start = std::clamp(static_cast<int>(o.start_share * static_cast<float>(num_gaussians)), 1, num_gaussians);
+  return start + static_cast<int>(static_cast<std::int64_t>(num_gaussians - start) * parts / o.grow_steps);
 }
 
 void grow(Canvas& canvas, const FitOptions& options, int number) {

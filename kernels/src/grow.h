@@ -1,7 +1,7 @@
 // Growing: a fit begins with a share of its Gaussians and adds the others where the residual is largest.
 //
-// Before iteration `it`, growth_count says how many Gaussians a picture has. Where that is more than it holds, K new
-// ones are added:
+// Before iteration `it`, Schedule::gaussians says how many Gaussians a picture has. Where that is more than it holds, K
+// new ones are added:
 //  1. R = render - target. The picture is cut into square cells of growth_cell(pixels, K) pixels, from the top left
 //     corner; cells at the right and bottom ends may be smaller.
 //  2. A cell's error is the sum over its pixels of R_r^2 + R_g^2 + R_b^2. The K cells with the largest errors are
@@ -17,9 +17,15 @@
 
 namespace splat2d {
 
-// Gaussians before iteration `it` of `num_iters` for a picture that ends with num_gaussians: start_share of them, the
-// others in grow_steps equal parts at the shares grow_first .. grow_last of the iterations.
-int growth_count(const FitOptions& options, int num_gaussians, int num_iters, int it);
+// When part 0 .. grow_steps - 1 is added, as a share of the iterations: from grow_first to grow_last.
+float growth_time(const FitOptions& options, int part);
+
+// How many parts have been added before iteration `it` of `num_iters`.
+int growth_parts(const FitOptions& options, int num_iters, int it);
+
+// Gaussians after that many parts for a picture that ends with num_gaussians: start_share of them, the others in
+// grow_steps equal parts.
+int growth_count(const FitOptions& options, int num_gaussians, int parts);
 
 // Adds `number` Gaussians; the target must be loaded.
 void grow(Canvas& canvas, const FitOptions& options, int number);

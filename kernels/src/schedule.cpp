@@ -3,12 +3,21 @@
 #include <algorithm>
 #include <cmath>
 
-namespace splat2d {
+#include "grow.h"
+#include "workspace.h"
 
-StepSettings settings_at(const FitOptions& o, int height, int width, int it, int num_iters, float rate) {
-  const double phase = num_iters > 1 ? static_cast<double>(it) / (num_iters - 1) : 0.0;
-  const double cosine = 0.5 * (1.0 + std::cos(3.14159265358979 * phase));
-  const float scale = rate * static_cast<float>(o.lr_final + (1.0 - o.lr_final) * cosine);
+namespace splat2d {
+namespace {
+
+constexpr double kMargin = 0.001;  // dB: the result is measured again after a change of parameters
+constexpr double kNear = 0.5;      // dB
+constexpr int kFirstGrowth = 12;   // iterations before their gains tell anything
+constexpr int kOpenGrowth = 200;   // iterations that growth's times are shares of, where the end is not known
+
+// Iterations before the root sets in: what a recipe's steps need to come near.
+double steady_iters(Optimizer optimizer) { return optimizer == Optimizer::adam ? 600.0 : 30.0; }
+
+StepSettings settings_of(const FitOptions& o, int height, int width, int it, float scale) {
   StepSettings s{};
   s.lr_position = o.lr_position * scale;
   s.lr_shape = o.lr_shape * scale;
@@ -27,13 +36,81 @@ StepSettings settings_at(const FitOptions& o, int height, int width, int it, int
   return s;
 }
 
+}  // namespace
+
+StepSettings settings_at(const FitOptions& options, int height, int width, int it, int num_iters, float rate) {
+  return Schedule(options, height, width, num_iters, rate).settings(it);
+}
+
 Schedule::Schedule(const FitOptions& options, int height, int width, int num_iters, float rate)
-    : options_(options), height_(height), width_(width), end_(num_iters), rate_(rate) {}
+    : options_(options), height_(height), width_(width), num_iters_(num_iters), end_(num_iters), rate_(rate) {}
 
-bool Schedule::measures(int) const { return false; }
+bool Schedule::open_ended() const { return options_.target_psnr > 0.0f || options_.plateau > 0.0f; }
 
-bool Schedule::done(int, double) { return false; }
+int Schedule::parts(int it) const {
+  return std::max(parts_, growth_parts(options_, open_ended() ? std::min(num_iters_, kOpenGrowth) : num_iters_, it));
+}
 
-StepSettings Schedule::settings(int it) const { return settings_at(options_, height_, width_, it, end_, rate_); }
+int Schedule::gaussians(int number, int it) const { return growth_count(options_, number, parts(it)); }
+
+bool Schedule::measures(int it) const {
+  const bool wanted = options_.target_psnr > 0.0f || (options_.plateau > 0.0f && ending_ < 0);
+  return wanted && it % kMeasureEvery == 0;
+}
+
+bool Schedule::done(int it, double squared) {
+  const double psnr = static_cast<double>(psnr_of(squared, 3.0 * height_ * width_));
+  seen_.push_back(psnr);
+  if (options_.target_psnr > 0.0f) {
+    const double gap = static_cast<double>(options_.target_psnr) + kMargin - psnr;
+    if (gap <= 0.0) return true;
+    near_ = std::clamp(gap / kNear, 0.5, 1.0);
+    expect(it, gap);
+  }
+  if (options_.plateau > 0.0f && ending_ < 0 && it >= resting_ + kPlateauIters) {
+    const double then = seen_[seen_.size() - 1 - kPlateauIters / kMeasureEvery];
+    if (psnr - then < static_cast<double>(options_.plateau)) settle(it);
+  }
+  return false;
+}
+
+// The iterations double per `gain` dB, or rather more slowly: the end is expected at it * 4^(gap / gain).
+void Schedule::expect(int it, double gap) {
+  const double gain = seen_.back() - seen_[seen_.size() / 2];
+  const int added = parts(it);
+  if (it < kFirstGrowth || added >= options_.grow_steps) return;
+  const double share = static_cast<double>(growth_time(options_, added));
+  if (gap * 2.0 <= gain * -std::log2(share)) parts_ = added + 1;
+}
+
+// Little is gained any more: more Gaussians, or the end where all are there.
+void Schedule::settle(int it) {
+  resting_ = it;
+  if (parts(it) < options_.grow_steps) {
+    parts_ = parts(it) + 1;
+    return;
+  }
+  ending_ = it;
+  end_ = std::min(end_, it + std::max(8, it / 4));
+}
+
+double Schedule::cosine(double phase) const {
+  const double final = static_cast<double>(options_.lr_final);
+  return final + (1.0 - final) * 0.5 * (1.0 + std::cos(3.14159265358979 * phase));
+}
+
+double Schedule::share(int it) const {
+  const int now = ending_ < 0 ? it : ending_;
+  double share = cosine(num_iters_ > 1 ? static_cast<double>(now) / (num_iters_ - 1) : 0.0);
+  if (open_ended()) {
+    share *= near_ * std::sqrt(std::min(1.0, steady_iters(options_.optimizer) / (now + 1)));
+  }
+  if (ending_ >= 0) share *= cosine(static_cast<double>(it - ending_ + 1) / (end_ - ending_));
+  return share;
+}
+
+StepSettings Schedule::settings(int it) const {
+  return settings_of(options_, height_, width_, it, rate_ * static_cast<float>(share(it)));
+}
 
 }  // namespace splat2d

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "warm_start.h"
+
 namespace splat2d {
 namespace {
 
@@ -65,7 +67,9 @@ void start_fit(Canvas& canvas, const FitInput& input, const FitOptions& options,
   canvas.set_count(number);
   load_target(canvas, input, index);
   canvas.w.cholesky = options.optimizer == Optimizer::adam;
-  if (options.init == Init::grid) {
+  if (input.start) {
+    warm_start(canvas, *input.start, options, number, index);
+  } else if (options.init == Init::grid) {
     init_grid(canvas, image);
   } else {
     init_adaptive(canvas, image, *curve, options.seed);

@@ -2,6 +2,8 @@
 // the iterations between run, prune.h what is dropped.
 #pragma once
 
+#include <algorithm>
+
 #include "init.h"
 #include "workspace.h"
 
@@ -10,6 +12,11 @@ namespace splat2d {
 // Sizes the canvas for picture `index`, loads the target, places `number` Gaussians and solves for their first colours.
 void start_fit(Canvas& canvas, const FitInput& input, const FitOptions& options, const Curve* curve, int index,
                int number);
+
+// Gaussians that a canvas must hold.
+inline int canvas_capacity(const FitInput& input) {
+  return input.start ? std::max(input.num_gaussians, input.start->num_gaussians) : input.num_gaussians;
+}
 
 // Loads the target of picture `index`.
 void load_target(Canvas& canvas, const FitInput& input, int index);

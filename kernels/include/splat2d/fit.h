@@ -11,6 +11,7 @@ namespace splat2d {
 
 enum class Init { grid, adaptive };
 enum class Optimizer { adam, natural };
+enum class PruneScore { luminance, loss };
 
 // Settings of one fit; splat2d.Recipe in Python documents each.
 struct FitOptions {
@@ -21,7 +22,9 @@ struct FitOptions {
   float lr_final = 0.01f;
   float beta1 = 0.8f, beta2 = 0.95f, epsilon = 1e-8f;
   float lambda_color = 0.0f;
-  float prune_threshold = 0.0f;
+  PruneScore prune_score = PruneScore::luminance;
+  float prune_threshold = 0.0f;  // 0: none
+  int prune_to = 0;              // Gaussians that are left; 0: all
   int refit_iters = 0;
   int color_steps = 3;
   float start_share = 1.0f;  // Gaussians at the start; grow.h
@@ -29,6 +32,8 @@ struct FitOptions {
   int grow_steps = 0;
   float scale_min = 0.5f;
   std::uint64_t seed = 0;
+  float target_psnr = 0.0f;  // dB at which a picture is done; 0: none
+  float plateau = 0.0f;      // dB; a picture that gains less over kPlateauIters iterations is brought to an end; 0: none
 };
 
 struct PictureShape {
@@ -48,6 +53,7 @@ struct FitInput {
   PictureShape shape;
   int num_gaussians;           // N: rows of the output, and Gaussians a picture where counts is null
   const std::int32_t* counts = nullptr;  // [B] Gaussians of each picture, at most N
+  const Splats* start = nullptr;         // what to start from instead of options.init
 };
 
 struct FitOutput {
