@@ -15,7 +15,8 @@ from components.operations import PromoteParams, ResourcesParams, TrackingParams
 
 SOURCES = ("sample", "folder", "webdataset")
 FORMATS = ("jpg", "png", "webp")
-RECIPES = ("paper", "default")
+RECIPES = ("paper", "default")  # splat2d.RECIPES, without loading it
+PRUNE_SCORES = ("", "luminance", "loss")
 STEMS = ("paper",)
 FREEZE_POLICIES = ("stem", "paper")
 DEVICES = ("auto", "cpu", "cuda")
@@ -106,16 +107,24 @@ class TrainTeacherParams:
 class SplatFitParams:
     """How pictures become Gaussians.
 
-    num_gaussians: a picture. recipe: `paper` or `default`. num_iters: 0 takes the recipe's own number.
-    lambda_color: weight of the L1 norm of the colours; prune_threshold: luminance under which a Gaussian is dropped
-    (0: none is); -1 in either takes the recipe's own. threads: 0 takes all cores.
+    num_gaussians: a picture, at most. recipe: one of splat2d.RECIPES. num_iters: 0 takes the recipe's own number.
+    lambda_color: weight of the L1 norm of the colours; -1 takes the recipe's own.
+    target_psnr: dB at which a picture is done; 0: none. min_gaussians: with target_psnr, each picture gets as few as
+    reach it, from this number to num_gaussians; 0: all get num_gaussians.
+    prune_score: `luminance`, `loss` or, empty, the recipe's own; prune_threshold: the score under which a Gaussian is
+    dropped (0: none is, -1: the recipe's own); prune_to: how many are left, the best; 0: all. threads: 0 takes all
+    cores. docs/fitting.md has the whole story.
     """
 
     num_gaussians: int = 400
     recipe: str = "default"
     num_iters: int = 0
     lambda_color: float = -1.0
+    target_psnr: float = 0.0
+    min_gaussians: int = 0
+    prune_score: str = ""
     prune_threshold: float = -1.0
+    prune_to: int = 0
     seed: int = 0
     device: str = local("cpu")
     threads: int = local(0)
@@ -123,13 +132,27 @@ class SplatFitParams:
     def __post_init__(self) -> None:
         seed_in_range("splat_fit", self.seed)
         at_least("splat_fit", self, 1, "num_gaussians")
-        at_least("splat_fit", self, 0, "num_iters", "threads")
+        at_least("splat_fit", self, 0, "num_iters", "threads", "target_psnr", "min_gaussians", "prune_to")
         one_of("splat_fit.recipe", self.recipe, RECIPES)
+        one_of("splat_fit.prune_score", self.prune_score, PRUNE_SCORES)
         one_of("splat_fit.device", self.device, DEVICES)
         for name in ("lambda_color", "prune_threshold"):
             value = getattr(self, name)
             hint = "give 0 or more, or -1 for the recipe's own"
             require(value >= 0 or value == -1, f"splat_fit.{name} is {value}; {hint}")
+        for name in ("min_gaussians", "prune_to"):
+            value = getattr(self, name)
+            most = f"it must be at most num_gaussians, {self.num_gaussians}"
+            require(value <= self.num_gaussians, f"splat_fit.{name} is {value}; {most}")
+        if self.min_gaussians:
+            found = f"splat_fit.min_gaussians is {self.min_gaussians}"
+            require(self.target_psnr > 0, f"{found}; target_psnr decides how few are enough: give one, or 0 in both")
+            pruning = self.prune_threshold > 0 or self.prune_to > 0
+            require(not pruning, f"{found}, which finds the number itself; leave prune_threshold and prune_to at 0")
+        require(
+            self.device != "cuda" or self.target_psnr == 0,
+            "splat_fit.target_psnr ends pictures early, which 'cuda' cannot; set splat_fit.device to cpu or auto",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ import pytest
 import splat2d
 from picture_sets import commit_images, picture, png_samples, sample
 
+from components import config
 from components.config import SplatFitParams
 from components.errors import Interrupted, PermanentError, UsageError
 from components.images import decode_rgb, encode
@@ -93,6 +94,8 @@ def test_one_splat_shard_an_image_shard_with_all_it_should_hold(tmp_path: Path) 
     assert metrics["bytes_per_image"]["raw"] == pytest.approx(raw)
     assert metrics["compression_ratio"] == pytest.approx(raw / (16 * metrics["num_gaussians_mean"]))
     assert metrics["backend"] == splat2d.backend()
+    assert metrics["num_iters_mean"] == 12
+    assert "target_reached" not in metrics
     note = json.loads((tmp_path / manifest.path / "_done" / "00002.json").read_text())["samples"]
     assert note == [{"key": "tiny", "outcome": "failed", "reason": "too_few_pixels",
                      "detail": "3 x 3 = 9 pixels for 16 Gaussians"}]  # fmt: skip
@@ -235,5 +238,40 @@ def test_the_summary_does_not_depend_on_order(tmp_path: Path) -> None:
 def test_the_version_is_part_of_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = commit_images(str(tmp_path), [("train", png_samples(0, 1))])
     first = run(PARAMS, images=images.url, store=str(tmp_path))
-    monkeypatch.setattr(stage, "VERSION", 2)
+    monkeypatch.setattr(stage, "VERSION", stage.VERSION + 1)
     assert run(PARAMS, images=images.url, store=str(tmp_path)).url != first.url
+
+
+def test_a_target_gives_each_picture_its_own_number_and_length(tmp_path: Path) -> None:
+    samples = png_samples(0, 6, 40, 40)
+    images = commit_images(str(tmp_path), [("train", samples[:4]), ("test", samples[4:])])
+    params = dataclasses.replace(PARAMS, num_gaussians=400, num_iters=200, target_psnr=27.0)
+    fewest = dataclasses.replace(params, min_gaussians=4)
+    early, few = (run(given, images=images.url, store=str(tmp_path)) for given in (params, fewest))
+    assert early.metrics["target_reached"] == few.metrics["target_reached"] == 1
+    assert 0 < early.metrics["num_iters_mean"] < 200
+    assert few.metrics["num_gaussians_mean"] < 0.7 * early.metrics["num_gaussians_mean"]
+    artifact, abouts = _read(few.url), []
+    for entry in artifact.manifest.shards:
+        with artifact.local(entry) as path:
+            abouts += [json.loads(one.fields["json"]) for one in read_shard(path)]
+    assert len({about["num_gaussians"] for about in abouts}) > 1
+    assert min(about["psnr_db"] for about in abouts) >= 27
+
+
+def test_pruning_to_a_number(tmp_path: Path) -> None:
+    images = commit_images(str(tmp_path), [("train", png_samples(0, 2))])
+    params = dataclasses.replace(PARAMS, prune_to=9)
+    by_loss, by_luminance = (
+        run(dataclasses.replace(params, prune_score=score), images=images.url, store=str(tmp_path))
+        for score in ("loss", "luminance")
+    )
+    assert by_loss.metrics["num_gaussians_mean"] == by_luminance.metrics["num_gaussians_mean"] == 9
+    assert by_loss.url != by_luminance.url
+    assert by_loss.metrics["psnr_db_mean"] != by_luminance.metrics["psnr_db_mean"]
+
+
+def test_recipes_and_scores_are_the_librarys() -> None:
+    assert set(config.RECIPES) == set(splat2d.RECIPES)
+    for score in config.PRUNE_SCORES[1:]:
+        dataclasses.replace(splat2d.RECIPES["default"], prune_score=score)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import splat2d
@@ -22,9 +22,11 @@ from components.shards import Sample, ShardIndex, write_shard
 from components.splats import Splats, pad
 
 MAX_SIDE = 16384  # of .gs2d version 1
+PRUNE_SCORES: dict[str, Literal["luminance", "loss"] | None] = {"luminance": "luminance", "loss": "loss", "": None}
 CHUNK_PER_THREAD = 16
 CHUNK_PIXELS = 8_000_000
 KEPT_FIELDS = ("txt", "cls")
+FILE_COST = 0.02  # dB that a .gs2d costs, about: what the file gives back is to reach the target
 
 Tick = Callable[[int, float], None]  # pictures done, their mean PSNR in dB; raises to stop the work
 
@@ -37,6 +39,7 @@ class _Fitted:
     psnr_db: float
     num_gaussians: int
     num_clamped: int
+    num_iters: int
     raw_bytes: int
     source_bytes: int = 0
     kept: dict[str, bytes] = field(default_factory=dict)
@@ -106,7 +109,11 @@ class ShardFitter:
             threads=params.threads,
             device=self._device,
             lambda_color=None if params.lambda_color == -1 else params.lambda_color,
+            target_psnr=params.target_psnr + FILE_COST if params.target_psnr else None,
+            min_gaussians=params.min_gaussians or None,
+            prune_score=PRUNE_SCORES[params.prune_score],
             prune_threshold=None if params.prune_threshold == -1 else params.prune_threshold,
+            prune_to=params.prune_to or None,
             progress=lambda _: self._tick(0, math.nan),
         )
         kept: list[int] = []
@@ -124,7 +131,14 @@ class ShardFitter:
         for row, (data, clamped), value in zip(kept, packed, psnr, strict=True):
             sample, source_bytes, _ = group[row]
             self._fitted[sample.key] = _Fitted(
-                data, value, int(result.counts[row]), clamped, size[0] * size[1] * 3, source_bytes, sample.fields
+                data,
+                value,
+                num_gaussians=int(result.counts[row]),
+                num_clamped=clamped,
+                num_iters=int(result.iters[row]),
+                raw_bytes=size[0] * size[1] * 3,
+                source_bytes=source_bytes,
+                kept=sample.fields,
             )
         self._tick(len(group), math.fsum(psnr) / max(1, len(psnr)))
 
@@ -141,10 +155,13 @@ class ShardFitter:
             "psnr_db_sum": math.fsum(one.psnr_db for _, one in done),
             "num_gaussians": float(sum(one.num_gaussians for _, one in done)),
             "num_clamped": float(sum(one.num_clamped for _, one in done)),
+            "num_iters": float(sum(one.num_iters for _, one in done)),
             "gs2d_bytes": float(sum(len(one.data) for _, one in done)),
             "image_bytes": float(sum(one.source_bytes for _, one in done)),
             "raw_bytes": float(sum(one.raw_bytes for _, one in done)),
         }
+        if target := self._params.target_psnr:
+            sums["target_reached"] = float(sum(one.psnr_db >= target for _, one in done))
         return len(done), ShardIndex.of(layout).to_bytes(), sums
 
 

@@ -29,7 +29,7 @@ from components.splats import BYTES_PER_PARAMETER, PARAMETERS_PER_GAUSSIAN
 from components.store import open_store
 
 STAGE = "splat_fit"
-VERSION = 1  # goes up when the same parameters give other bytes, be it by a change of this stage or of splat2d
+VERSION = 2  # goes up when the same parameters give other bytes, be it by a change of this stage or of splat2d
 
 
 def run(params: SplatFitParams, *, images: str, store: str) -> Report:
@@ -74,7 +74,7 @@ def _emit(entry: ShardEntry, bar: Bar) -> None:
 
 def _device(params: SplatFitParams) -> str:
     if params.device == "auto":
-        return "cuda" if splat2d.has_cuda() else "cpu"
+        return "cuda" if splat2d.has_cuda() and not params.target_psnr else "cpu"
     if params.device == "cuda" and not splat2d.has_cuda():
         raise UsageError(
             "splat_fit.device is 'cuda', but splat2d sees no CUDA device or was built without CUDA; "
@@ -140,9 +140,10 @@ def _summary(params: SplatFitParams, shards: Sequence[ShardEntry], commit: Commi
 def summarise(shards: Sequence[ShardEntry]) -> dict[str, Any]:
     """Metrics of the whole from the sums of its shards: the same in whatever order and calls they were made.
 
-    psnr_db_mean [dB] (an exact picture counts 100) and psnr_db_mean_by_split; num_gaussians_mean after pruning;
-    num_clamped: values that .gs2d holds clamped; bytes_per_image of the .gs2d, of the source picture's file and of raw
-    RGB; compression_ratio: raw RGB over 16 bytes a Gaussian (the paper's definition, arXiv 2509.22615).
+    psnr_db_mean [dB] (an exact picture counts 100) and psnr_db_mean_by_split; num_gaussians_mean and num_iters_mean: a
+    picture, kept and steps done; target_reached: share of the pictures whose file gives back target_psnr, where there
+    is one; num_clamped: values that .gs2d holds clamped; bytes_per_image of the .gs2d, of the source picture's file and
+    of raw RGB; compression_ratio: raw RGB over 16 bytes a Gaussian (the paper's definition, arXiv 2509.22615).
     """
 
     def total(name: str, part: Sequence[ShardEntry]) -> float:
@@ -158,10 +159,13 @@ def summarise(shards: Sequence[ShardEntry]) -> dict[str, Any]:
         "psnr_db_mean": mean("psnr_db_sum", shards),
         "psnr_db_mean_by_split": {split: mean("psnr_db_sum", part) for split, part in sorted(splits.items())},
         "num_gaussians_mean": mean("num_gaussians", shards),
+        "num_iters_mean": mean("num_iters", shards),
         "num_clamped": int(total("num_clamped", shards)),
         "bytes_per_image": {name: mean(f"{name}_bytes", shards) for name in ("gs2d", "image", "raw")},
         "backend": ", ".join(sorted({entry.backend for entry in shards})),
     }
+    if all("target_reached" in entry.metrics for entry in shards):
+        metrics["target_reached"] = mean("target_reached", shards)
     if gaussian_bytes:
         metrics["compression_ratio"] = total("raw_bytes", shards) / gaussian_bytes
     return metrics
