@@ -1,183 +1,162 @@
-"""Speed and quality of `splat2d.fit` on a folder of pictures, beside a plain PyTorch baseline.
+"""Every figure of the fit at one picture size: the control, how much faster and how much better the recipes are.
 
-    python benchmarks/fit.py --images ../shared/data/kodak --size 224 --num-gaussians 400 900 --recipe paper default \
-        --json fit.json
+    python benchmarks/fit.py --images ../shared/data/kodak
+    python benchmarks/fit.py --images ../shared/data/flickr8k-1k/0000[0-3].tar --every 42 --limit 24
 
-Writes a list of rows; `ratio_to_torch` compares iterations a second with benchmarks/torch_fit.py, measured in the same
-run with the same threads, pictures and Gaussians.
+Fits with the recipe `paper` (the control) and with the others on the same kernels, in turn, and writes rows (JSON) and
+tables (Markdown). A second call with the same pictures, threads and build goes on where the first stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import shlex
-import subprocess
-import sys
-import time
-from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import splat2d
+from choices import first_reaching, largest_within
+from fit_report import LADDER_RECIPE, markdown, summary
+from measure import complete, short_run_rate
+from native import measured_peak, roofline
+from pictures import Pictures, load
+from records import Journal, Row, module_digest, processor
 from rich.console import Console
-from rich.table import Table
 from torch_fit import iterations_per_second
 
-from components.images import decode_rgb, fit_square
-from components.progress import progress
-from components.splats import Splats
-
-RATE_ITERS = 100  # iterations of one run of `best_rate`
-
-
-def load(folder: Path, size: int, limit: int) -> npt.NDArray[np.uint8]:
-    """The folder's pictures, shortest side scaled to `size` and cropped to a square [B, size, size, 3]."""
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
-    if not files:
-        raise SystemExit(f"{folder} holds no .png, .jpg or .webp files")
-    return np.stack([fit_square(decode_rgb(p.read_bytes()), size) for p in files[: limit or None]])
+CONTROL = "paper"
+RESULTS = Path(__file__).resolve().parent / "results"
+LADDER = (20, 25, 30, 35, 40, 50, 60, 70, 80, 90, 100, 110, 120, 135, 150, 165, 180, 200, 230, 260, 300, 400, 600, 1000)
+PARTS = ("time", "gain", "torch", "roofline")
 
 
-def hardware(threads: int) -> str:
-    """The processor's name and the threads used."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {threads} threads"
+class Session:
+    """One call's pictures, settings and rows."""
 
+    def __init__(self, pictures: Pictures, args: argparse.Namespace, journal: Journal) -> None:
+        self.pictures, self.args, self.journal = pictures, args, journal
+        self.batch = pictures.batch()
 
-def commit() -> str:
-    """The checkout's commit, "+" behind it where files differ from it."""
-    here = Path(__file__).resolve().parent
-    command = ["git", "describe", "--always", "--dirty=+"]
-    run = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
-    return run.stdout.strip() or "unknown"
-
-
-def best_rate(images: npt.NDArray[np.uint8], number: int, recipe: str, args: argparse.Namespace) -> float:
-    """Picture-iterations a second, measured as the baseline is: few pictures, short runs, the best one, no start."""
-    few = images[:4]
-
-    def seconds(num_iters: int) -> float:
-        start = time.perf_counter()
-        splat2d.fit(few, number, recipe=recipe, num_iters=num_iters, threads=args.threads, device=args.device)
-        return time.perf_counter() - start
-
-    start_only = min(seconds(0) for _ in range(5))
-    return len(few) * RATE_ITERS / (min(seconds(RATE_ITERS) for _ in range(5)) - start_only)
-
-
-def measure(
-    images: npt.NDArray[np.uint8], number: int, recipe: str, args: argparse.Namespace
-) -> dict[str, str | int | float]:
-    """Fit all pictures once; the PSNR reported is that of the .gs2d files, and must be near the one that `fit` says."""
-    with progress(f"{recipe}, N = {number}", total=len(images), unit="images") as bar:
-        start, start_cpu = time.perf_counter(), time.process_time()
-        result = splat2d.fit(
-            images,
-            number,
-            recipe=recipe,
-            num_iters=args.num_iters,
-            threads=args.threads,
-            device=args.device,
-            progress=lambda done: bar.advance(done - bar.done),
+    def fitted(self, number: int, recipe: str, num_iters: int, repeat: int = 0) -> Row:
+        """A complete fit of all pictures, kept as a row."""
+        key: Row = {"kind": "fit", "N": number, "recipe": recipe, "num_iters": num_iters, "repeat": repeat}
+        images, args = self.pictures.images, self.args
+        return self.journal.once(
+            key, lambda: complete(images, number, recipe, num_iters, threads=args.threads, device=args.device)
         )
-        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
-    shown = np.array([through_file(result, i, image) for i, image in enumerate(images)])
-    if np.abs(shown - result.psnr).max() > 0.1:
-        raise RuntimeError(f"fit reports {result.psnr.mean():.3f} dB, its files show {shown.mean():.3f} dB")
-    return {
-        "recipe": recipe,
-        "num_gaussians": number,
-        "num_iters": result.num_iters,
-        "num_images": len(images),
-        "psnr_db_mean": round(float(shown.mean()), 3),
-        "images_per_s": round(len(images) / seconds, 2),
-        "images_per_cpu_s": round(len(images) / cpu_seconds, 2),
-        "iterations_per_s": round(best_rate(images, number, recipe, args), 1),
-    }
 
+    def control(self, number: int, repeat: int = 0) -> Row:
+        return self.fitted(number, CONTROL, splat2d.RECIPES[CONTROL].num_iters, repeat)
 
-def through_file(result: splat2d.FitResult, index: int, image: npt.NDArray[np.uint8]) -> float:
-    """PSNR in dB of one picture after the round trip through its .gs2d file."""
-    count, (height, width) = result.counts[index], image.shape[:2]
-    parts = (result.means[index, :count], result.cholesky[index, :count], result.colors[index, :count])
-    data, _ = splat2d.encode(*parts, width, height)
-    return float(splat2d.psnr(Splats.unpack(data).render()[None], image[None])[0])
+    def peak(self, when: int | str) -> None:
+        """Measured beside the fits: a machine's clock changes."""
+        self.journal.once({"kind": "peak", "when": when}, lambda: measured_peak(self.args.threads))
 
-
-def table_of(rows: list[dict[str, Any]]) -> Table:
-    """The rows for people."""
-    table = Table(
-        "recipe", "N", "its", "PSNR dB", "images/s", "a CPU s", "its/s", "torch its/s", "ratio", title="splat2d.fit"
-    )
-    for row in rows:
-        keys = (
-            "recipe",
-            "num_gaussians",
-            "num_iters",
-            "psnr_db_mean",
-            "images_per_s",
-            "images_per_cpu_s",
-            "iterations_per_s",
+    def reached(self, number: int) -> int | None:
+        """The smallest budget of the ladder with which LADDER_RECIPE has the control's mean PSNR."""
+        goal = mean_db(self.control(number))
+        return first_reaching(
+            self.args.ladder, goal, lambda num_iters: mean_db(self.fitted(number, LADDER_RECIPE, num_iters))
         )
-        table.add_row(*(str(row[key]) for key in keys), str(row["torch_iterations_per_s"]), str(row["ratio_to_torch"]))
-    return table
+
+    def third(self, number: int, recipe: str) -> int:
+        """The iterations of `recipe` that take at most a third of the control's time."""
+        limit = 1.0 / 3.0
+
+        def share(num_iters: int) -> float:
+            return float(self.fitted(number, recipe, num_iters)["cpu_s"] / self.control(number)["cpu_s"])
+
+        num_iters = largest_within(share, limit, self.args.probes)
+        for _ in range(3):  # processor time chose; wall time, over all repeats, decides
+            walls = [
+                self.fitted(number, recipe, num_iters, repeat)["wall_s"] / self.control(number, repeat)["wall_s"]
+                for repeat in range(self.args.repeats)
+            ]
+            if median(walls) <= limit:
+                break
+            num_iters = max(1, int(num_iters * 0.99 * limit / median(walls)))
+        return num_iters
+
+    def measure(self, number: int) -> None:
+        """All rows of one N, control and candidates in turn."""
+        args = self.args
+        self.control(number)
+        chosen: dict[str, Any] = {"kind": "chosen", "N": number}
+        reached = self.reached(number) if "time" in args.parts else None
+        for repeat in range(args.repeats):
+            self.control(number, repeat)
+            if reached is not None:
+                self.fitted(number, LADDER_RECIPE, reached, repeat)
+        third = {recipe: self.third(number, recipe) for recipe in args.recipes} if "gain" in args.parts else {}
+        key = {**chosen, "repeats": args.repeats, "reached": reached, "third": third}
+        self.journal.once(key, dict)
+        if "torch" in args.parts and args.torch_iters:
+            self.torch(number)
+        if "roofline" in args.parts and args.device == "cpu":
+            self.peak(number)
+            self.journal.once(
+                {"kind": "roofline", "N": number},
+                lambda: roofline(self.batch, number, LADDER_RECIPE, threads=args.threads),
+            )
+
+    def torch(self, number: int) -> None:
+        """The PyTorch baseline and, beside it, short runs of the recipes on the same few pictures."""
+        few, threads = self.batch[:4], self.args.threads
+
+        def rates() -> Row:
+            row: Row = {"torch": iterations_per_second(few, number, num_iters=self.args.torch_iters, threads=threads)}
+            for recipe in (CONTROL, *self.args.recipes):
+                row[recipe] = short_run_rate(few, number, recipe, threads=threads, device=self.args.device)
+            return row
+
+        self.journal.once({"kind": "rates", "N": number}, rates)
 
 
-def markdown_of(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table, with what made them."""
-    keys = [key for key in rows[0] if key not in ("device", "size", "hardware", "commit", "command", "date")]
-    lines = [f"- {key}: {rows[0][key]}" for key in ("device", "size", "hardware", "commit", "date")]
-    lines += [f"- command: `{rows[0]['command']}`", ""]
-    lines += ["| " + " | ".join(keys) + " |", "|" + "---|" * len(keys)]
-    lines += ["| " + " | ".join(str(row[key]) for key in keys) + " |" for row in rows]
-    return "# splat2d.fit\n\n" + "\n".join(lines) + "\n"
+def mean_db(row: Row) -> float:
+    return float(sum(row["psnr_db"]) / len(row["psnr_db"]))
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="folder of .png, .jpg, .webp pictures")
+    parser.add_argument("--images", type=Path, nargs="+", required=True, help="folders of pictures, webdataset tars")
     parser.add_argument("--size", type=int, default=224, help="side of the square pictures (default 224)")
+    parser.add_argument("--limit", type=int, default=0, help="at most so many pictures (0: all)")
+    parser.add_argument("--every", type=int, default=1, help="every k-th picture (default 1)")
     parser.add_argument("--num-gaussians", type=int, nargs="+", default=[400, 900, 1600, 3136])
-    parser.add_argument("--recipe", nargs="+", choices=list(splat2d.RECIPES), default=["paper", "default"])
-    parser.add_argument("--num-iters", type=int, help="override the recipes' iterations")
-    parser.add_argument("--limit", type=int, default=0, help="use only the first pictures (0: all)")
+    others = [name for name in splat2d.RECIPES if name != CONTROL]
+    parser.add_argument("--recipes", nargs="*", choices=others, default=others, help="recipes that run a third as long")
+    parser.add_argument("--ladder", type=int, nargs="+", default=list(LADDER), help="budgets on the way to the PSNR")
+    parser.add_argument("--probes", type=int, nargs=2, default=(100, 400), help="iterations of the two first tries")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each pair that is timed (default 3)")
     parser.add_argument("--threads", type=int, default=2, help="threads of the fit and of torch (default 2)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--torch-iters", type=int, default=5, help="iterations of the baseline (0: leave it out)")
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
-    parser.add_argument("--markdown", type=Path, help="write them as a table to this file too")
-    args = parser.parse_args()
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what is measured")
+    parser.add_argument("--out", type=Path, help="OUT.json and OUT.md (default benchmarks/results/fit_DEVICE_NAME)")
+    return parser.parse_args()
 
-    images = load(args.images, args.size, args.limit)
-    common = {
+
+def main() -> None:
+    args = arguments()
+    pictures = load(args.images, size=args.size, limit=args.limit, every=args.every)
+    name = args.images[0].resolve()
+    out = args.out or RESULTS / f"fit_{args.device}_{name.name if name.is_dir() else name.parent.name}"
+    origin: Row = {
+        "pictures": f"{pictures.origin}, {args.size} x {args.size} px (digest {pictures.digest})",
+        "hardware": f"{processor()}, {args.threads} threads",
         "device": args.device if args.device == "cuda" else f"cpu ({splat2d.backend()})",
-        "size": args.size,
-        "hardware": hardware(args.threads),
-        "commit": commit(),
-        "command": shlex.join(["python", *sys.argv]),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "build": module_digest(),
     }
-    rows = []
+    journal = Journal(out.with_suffix(".json"), origin)
+    console = Console(stderr=True)
+    if journal.resumed:
+        console.print(f"{journal.path}: {journal.resumed} rows are there already and are kept")
+    session = Session(pictures, args, journal)
     for number in args.num_gaussians:
-        torch_rate = None
-        if args.torch_iters:
-            torch_rate = iterations_per_second(images, number, num_iters=args.torch_iters, threads=args.threads)
-        for recipe in args.recipe:
-            row = measure(images, number, recipe, args)
-            ratio = round(float(row["iterations_per_s"]) / torch_rate, 1) if torch_rate else None
-            rate = round(torch_rate, 1) if torch_rate else None
-            rows.append(row | common | {"torch_iterations_per_s": rate, "ratio_to_torch": ratio})
-            if args.json:
-                args.json.write_text(json.dumps(rows, indent=2) + "\n")
-    if args.markdown:
-        args.markdown.write_text(markdown_of(rows))
-    Console().print(table_of(rows))
+        session.measure(number)
+        out.with_suffix(".md").write_text(markdown(journal))
+        console.print({key: value for key, value in summary(journal, number).items() if value is not None})
+    console.print(f"written: {out.with_suffix('.md')}, {out.with_suffix('.json')}")
 
 
 if __name__ == "__main__":

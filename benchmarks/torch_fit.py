@@ -23,24 +23,25 @@ GROWTH = 1.4
 class TorchFit:
     """The state of one fit: splats, optimiser and window."""
 
-    def __init__(self, images: npt.NDArray[np.uint8], num_gaussians: int) -> None:
+    def __init__(self, images: npt.NDArray[np.uint8], num_gaussians: int, device: str = "cpu") -> None:
         batch, self.height, self.width, _ = images.shape
-        self.target = torch.from_numpy(images.astype(np.float32) / 255.0).reshape(-1, 3)
+        self.target = torch.from_numpy(images.astype(np.float32) / 255.0).reshape(-1, 3).to(device)
         columns = max(1, round(math.sqrt(num_gaussians * self.width / self.height)))
-        index = torch.arange(num_gaussians)
+        index = torch.arange(num_gaussians, device=device)
         rows = math.ceil(num_gaussians / columns)
         cell_x, cell_y = self.width / columns, self.height / rows
         x = (index % columns + 0.5) * cell_x - 0.5
         y = (index // columns + 0.5) * cell_y - 0.5
         sigma = 0.5 * min(cell_x, cell_y)
         self.means = torch.stack([x, y], dim=-1).repeat(batch, 1, 1).requires_grad_()
-        self.cholesky = torch.tensor([sigma, 0.0, sigma]).repeat(batch, num_gaussians, 1).requires_grad_()
+        shape = torch.tensor([sigma, 0.0, sigma], device=device)
+        self.cholesky = shape.repeat(batch, num_gaussians, 1).requires_grad_()
         pixel = y.round().long().clamp(0, self.height - 1) * self.width + x.round().long().clamp(0, self.width - 1)
         self.colors = self.target.reshape(batch, -1, 3)[:, pixel].clone().requires_grad_()
         reach = math.ceil(3 * GROWTH * sigma)
-        offset = torch.arange(-reach, reach + 1)
+        offset = torch.arange(-reach, reach + 1, device=device)
         self.offset_x, self.offset_y = (g.reshape(-1) for g in torch.meshgrid(offset, offset, indexing="xy"))
-        self.first = (torch.arange(batch) * self.height * self.width)[:, None, None]
+        self.first = (torch.arange(batch, device=device) * self.height * self.width)[:, None, None]
         groups = [(self.means, 0.3), (self.cholesky, 0.1), (self.colors, 0.01)]
         self.optimizer = torch.optim.Adam([{"params": [p], "lr": lr} for p, lr in groups], betas=(0.9, 0.99))
 
@@ -70,20 +71,28 @@ class TorchFit:
         return float(loss.detach()) / batch
 
 
-def iterations_per_second(images: npt.NDArray[np.uint8], number: int, *, num_iters: int, threads: int) -> float:
-    """Picture-iterations a second: the best of two runs each with one picture and with four at a time.
+def iterations_per_second(
+    images: npt.NDArray[np.uint8],
+    number: int,
+    *,
+    num_iters: int,
+    threads: int,
+    device: str = "cpu",
+    batches: tuple[int, ...] = (1, 4),
+) -> float:
+    """Picture-iterations a second: the best of two runs with each number of pictures at a time.
 
     RuntimeError if the loss does not fall.
     """
     torch.set_num_threads(threads)
     best = 0.0
-    for batch in {1, min(4, len(images))}:
-        fit = TorchFit(images[:batch], number)
+    for batch in sorted({min(batch, len(images)) for batch in batches}):
+        fit = TorchFit(images[:batch], number, device)
         first, last = fit.step(), math.inf
         for _ in range(2):
             start = time.perf_counter()
             for _ in range(num_iters):
-                last = fit.step()
+                last = fit.step()  # reads the loss, which waits for the device
             best = max(best, batch * num_iters / (time.perf_counter() - start))
         if not last < first:
             raise RuntimeError(f"the baseline does not learn: loss {first:.4g} before, {last:.4g} after")

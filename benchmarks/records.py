@@ -1,0 +1,119 @@
+"""Rows of measurements in a JSON file: appended as they are made, found again by a later call."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import splat2d
+
+Row = dict[str, Any]
+
+
+def processor() -> str:
+    """The processor's name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def commit() -> str:
+    """The checkout's commit, "+" behind it where files differ from it; $COMMIT where git does not know it."""
+    found = ""
+    if shutil.which("git"):
+        command = ["git", "describe", "--always", "--dirty=+"]
+        here = Path(__file__).resolve().parent
+        found = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False).stdout.strip()
+    return found or os.environ.get("COMMIT", "unknown")
+
+
+def module_digest() -> str:
+    """What the native module and the recipes are: rows of different builds are not mixed."""
+    total = hashlib.sha256(repr(splat2d.RECIPES).encode())
+    total.update(Path(splat2d._core.__file__ or "").read_bytes())
+    return total.hexdigest()[:12]
+
+
+class Journal:
+    """The rows of one JSON file. A row is found again by its key, among rows of the same origin.
+
+    origin: what makes rows comparable (pictures, threads, processor, build). Rows of another origin stay in the file
+    and are not used. Each row says when, by which command and from which commit it was made.
+    """
+
+    def __init__(self, path: Path | None, origin: Row, command: str = "") -> None:
+        self.path, self.origin = path, origin
+        self.command = command or shlex.join(["python", *sys.argv])
+        self._all: list[Row] = json.loads(path.read_text()) if path is not None and path.exists() else []
+        self.resumed = len(self.rows())
+
+    def rows(self) -> list[Row]:
+        """Rows of this origin."""
+        return [row for row in self._all if row["origin"] == self.origin]
+
+    @property
+    def others(self) -> int:
+        """How many rows of another origin the file holds."""
+        return len(self._all) - len(self.rows())
+
+    def find(self, key: Row) -> Row | None:
+        """The row with this key."""
+        return next((row for row in self.rows() if row["key"] == key), None)
+
+    def once(self, key: Row, measure: Callable[[], Row]) -> Row:
+        """The row with this key; measured and kept where there is none."""
+        found = self.find(key)
+        if found is not None:
+            return found
+        values = measure()
+        made = {
+            "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S"),
+            "commit": commit(),
+            "command": self.command,
+        }
+        row: Row = {"key": key, **values, "made": made, "origin": self.origin}
+        self._all.append(row)
+        self._write()
+        return row
+
+    def _write(self) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self.path.with_suffix(".tmp")
+        fresh.write_text("[\n" + ",\n".join(json.dumps(row) for row in self._all) + "\n]\n")
+        os.replace(fresh, self.path)
+
+    def notes(self) -> list[str]:
+        """For the head of a report: what made the rows."""
+        rows = self.rows()
+        made = [row["made"] for row in rows]
+        lines = [f"{name}: {value}" for name, value in self.origin.items()]
+        lines.append("commit: " + ", ".join(sorted({one["commit"] for one in made})))
+        lines += [f"command: `{command}`" for command in sorted({one["command"] for one in made})]
+        if made:
+            first, last = min(one["date"] for one in made), max(one["date"] for one in made)
+            lines.append(f"date: {first} to {last} UTC")
+        if self.resumed:
+            lines.append(f"{self.resumed} of {len(rows)} rows are from an earlier call; each row in the JSON says when")
+        if self.others:
+            lines.append(f"the JSON also holds {self.others} rows of other builds, pictures or threads, not used here")
+        return lines
+
+
+def table(header: list[str], rows: list[list[Any]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
