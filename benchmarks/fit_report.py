@@ -174,10 +174,9 @@ def _torch_table(all_of: dict[int, dict[str, Any]]) -> str:
             cells = [number, f"`{recipe}`", f"{rate:.0f}", f"{torch:.1f}"]
             cells.append(against(rate / torch, number, "torch_ratio", digits=0))
             rows.append([*cells, *([f"{whole:.0f}", f"{whole / torch:.0f}"] if whole else ["-", "-"])])
-    text = "Short runs of 100 iterations on 4 pictures without the start; whole runs are those of the tables above, by wall"
-    text += (
-        " clock. A recipe that begins with fewer than N Gaussians has cheaper iterations at first; `paper` has all N."
-    )
+    text = "Short runs of 100 iterations on 4 pictures without the start; whole runs are those of the tables above, by"
+    text += " wall clock. A recipe that begins with fewer than N Gaussians has cheaper iterations at first; `paper` has"
+    text += " all N."
     return text + "\n\n" + table(header, rows)
 
 
