@@ -27,6 +27,7 @@ SOURCES = (
     "grow",
     "init_adaptive",
     "init_grid",
+    "memory",
     "parallel",
     "prune",
     "schedule",

@@ -31,6 +31,13 @@ def loss_and_grad(
 ) -> tuple[_F, _F, _F, _F]: ...
 def backend() -> str: ...
 def has_cuda() -> bool: ...
+def peak_bytes() -> int:
+    """The most bytes that the library's own arrays held at once since reset_peak_bytes, in all threads together.
+
+    Python's arrays, the code and the threads' stacks are not in it.
+    """
+
+def reset_peak_bytes() -> None: ...
 
 built_with_cuda: bool
 

@@ -1,5 +1,6 @@
 #include "bind_arrays.h"
 #include "bindings.h"
+#include "memory.h"
 #if defined(SPLAT2D_HAS_CUDA)
 #include "splat2d/fit_cuda.h"
 #endif
@@ -109,6 +110,8 @@ void register_fit(py::module_& module) {
   module.def("has_cuda", &has_cuda);
   module.attr("built_with_cuda") = kBuiltWithCuda;
   module.def("backend", &backend);
+  module.def("peak_bytes", &peak_bytes);
+  module.def("reset_peak_bytes", &reset_peak_bytes);
 }
 
 }  // namespace splat2d

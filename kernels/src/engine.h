@@ -11,8 +11,8 @@ namespace splat2d {
 
 constexpr int kMaxLanes = 16;
 
-// Starts of recurrences are computed kStartBlock at a time; the first kSavedStarts of a strip are kept for its backward
-// pass. One takes at most kStartBytes.
+// Starts of recurrences are computed kStartBlock at a time; the first of a strip, at most kSavedStarts, are kept for
+// its backward pass. One takes at most kStartBytes.
 constexpr int kStartBlock = 32;
 constexpr int kSavedStarts = 1024;
 constexpr int kStartBytes = 192;
@@ -62,7 +62,8 @@ struct Workspace {
   Bounds* bounds;
   float* moments;             // [padded][8]
   float* base;                // plane: minus the target, or a given gradient
-  void* starts;               // kSavedStarts + kStartBlock of kStartBytes
+  void* starts;               // saved_starts + kStartBlock of kStartBytes
+  int saved_starts;
   float* strip;               // one strip: [row][channel][lane]
   std::int32_t* order;        // Gaussians by row, so that neighbours share cache lines
   std::int32_t* strip_start;  // [strips + 1] offsets into entries

@@ -51,6 +51,8 @@ void pack(Workspace& w) {
   }
 }
 
+constexpr int kBoundsAhead = 8;
+
 void list(Workspace& w) {
   std::int32_t* start = w.strip_start;
   for (int s = 0; s <= w.strips; ++s) start[s] = 0;
@@ -73,6 +75,7 @@ void list(Workspace& w) {
   for (int rank = 0; rank < w.count; ++rank) {
     const int i = w.order[rank];
     const Bounds& g = w.bounds[i];
+    if (rank + kBoundsAhead < w.count) __builtin_prefetch(&w.bounds[w.order[rank + kBoundsAhead]]);
     for (int from = g.first_strip; from <= g.last_strip; from += kLanes) {  // a lane a strip
       const VF left = (lane_numbers() + static_cast<float>(from)) * static_cast<float>(kLanes) - g.x;
       const VF right = left + static_cast<float>(kLanes - 1);

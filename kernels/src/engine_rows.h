@@ -86,6 +86,8 @@ SPLAT2D_INLINE void gather(const Packed& g, const Start& from, float left, int r
   *to += lane_sums(sums) * (scales * step);
 }
 
+constexpr int kAhead = 8;  // moments fetched ahead
+
 // The next entry to start and how many of its rows have been.
 struct Walk {
   const Entry* entry;
@@ -147,10 +149,13 @@ void run(Workspace& w, const Pass& pass) {
     int saved = 0;
     if (pass.forward) {
       while (walk.entry < end) {
-        const bool keep = saved <= kSavedStarts - kStartBlock;
-        Start* const block = starts + (keep ? saved : kSavedStarts);
+        const bool keep = saved <= w.saved_starts - kStartBlock;
+        Start* const block = starts + (keep ? saved : w.saved_starts);
         const int count = start_block(w, left, end, walk, block);
-        for (int k = 0; k < count; ++k) add(w.packed[block[k].index], block[k], w.row_step, strip);
+        for (int k = 0; k < count; ++k) {
+          __builtin_prefetch(&w.packed[walk.entry[k].index]);  // for the next block: neighbours are strangers in memory
+          add(w.packed[block[k].index], block[k], w.row_step, strip);
+        }
         if (keep) saved += count, rest = walk;
       }
     }
@@ -165,13 +170,18 @@ void run(Workspace& w, const Pass& pass) {
       const auto gather_all = [&](const Start* block, int count) {
         for (int k = 0; k < count; ++k) {
           const int index = block[k].index;
+          if (k + kAhead < count) {
+            const int later = block[k + kAhead].index;
+            __builtin_prefetch(&w.packed[later]);
+            __builtin_prefetch(w.moments + static_cast<std::size_t>(later) * 8, 1);
+          }
           gather(w.packed[index], block[k], left, w.row_step, strip, w.moments + static_cast<std::size_t>(index) * 8);
         }
       };
       gather_all(starts, saved);
       while (rest.entry < end) {
-        const int count = start_block(w, left, end, rest, starts + kSavedStarts);
-        gather_all(starts + kSavedStarts, count);
+        const int count = start_block(w, left, end, rest, starts + w.saved_starts);
+        gather_all(starts + w.saved_starts, count);
       }
     }
   }

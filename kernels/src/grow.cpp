@@ -12,7 +12,7 @@ namespace {
 
 struct Cells {
   int side, columns, rows;
-  std::vector<CellError> errors;
+  Vector<CellError> errors;
 };
 
 Cells cell_errors(const Workspace& w, const float* residual, int number) {
@@ -66,7 +66,7 @@ void grow(Canvas& canvas, const FitOptions& options, int number) {
   float* residual = canvas.plane(1);
   canvas.run({w.base, residual, true, false});
   const Cells cells = cell_errors(w, residual, number);
-  std::vector<float> sums(cells.errors.size());
+  Vector<float> sums(cells.errors.size());
   std::transform(cells.errors.begin(), cells.errors.end(), sums.begin(), [](const CellError& e) { return e.sum; });
   std::nth_element(sums.begin(), sums.begin() + (number - 1), sums.end(), std::greater<>());
   const float least = sums[static_cast<std::size_t>(number) - 1];

@@ -15,7 +15,7 @@ void init_grid(Canvas& canvas, const std::uint8_t* image);
 // What density-adaptive initialisation needs to know of a picture size; made once for a batch.
 struct Curve {
   Curve(int height, int width);
-  std::vector<std::int32_t> pixels;  // all pixels along a Hilbert curve
+  Vector<std::int32_t> pixels;  // all pixels along a Hilbert curve
 };
 
 // Density-adaptive: more and smaller Gaussians where the picture changes, stretched along edges.

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "init.h"
+#include "voronoi.h"
 
 namespace splat2d {
 namespace {
@@ -16,10 +17,10 @@ constexpr float kSmoothing = 1.5f;    // pixels, of the structure tensor
 
 struct Fields {
   int height, width;
-  std::vector<float> xx, xy, yy, density;
+  Vector<float> xx, xy, yy, density;
 };
 
-void smooth(std::vector<float>& field, int height, int width, std::vector<float>& scratch) {
+void smooth(Vector<float>& field, int height, int width, Vector<float>& scratch) {
   constexpr int radius = 4;
   float weight[radius + 1], total = 0.0f;
   for (int k = 0; k <= radius; ++k) {
@@ -28,7 +29,7 @@ void smooth(std::vector<float>& field, int height, int width, std::vector<float>
   }
   for (float& value : weight) value /= total;
   const std::size_t w = static_cast<std::size_t>(width);
-  std::vector<float> line(w + 2 * radius);
+  Vector<float> line(w + 2 * radius);
   for (int y = 0; y < height; ++y) {
     const float* from = field.data() + static_cast<std::size_t>(y) * w;
     std::copy_n(from, w, line.data() + radius);
@@ -56,7 +57,7 @@ void smooth(std::vector<float>& field, int height, int width, std::vector<float>
 
 Fields structure(const std::uint8_t* image, int height, int width) {
   const std::size_t size = static_cast<std::size_t>(height) * width;
-  Fields f{height, width, std::vector<float>(size), std::vector<float>(size), std::vector<float>(size), {}};
+  Fields f{height, width, Vector<float>(size), Vector<float>(size), Vector<float>(size), {}};
   for (int y = 0; y < height; ++y) {
     const int up = std::max(y - 1, 0), down = std::min(y + 1, height - 1);
     for (int x = 0; x < width; ++x) {
@@ -72,7 +73,7 @@ Fields structure(const std::uint8_t* image, int height, int width) {
       f.xx[i] = xx, f.xy[i] = xy, f.yy[i] = yy;
     }
   }
-  std::vector<float> scratch(size);
+  Vector<float> scratch(size);
   smooth(f.xx, height, width, scratch);
   smooth(f.xy, height, width, scratch);
   smooth(f.yy, height, width, scratch);
@@ -89,7 +90,7 @@ Fields structure(const std::uint8_t* image, int height, int width) {
 }
 
 // Scales the density to sum n with no pixel above 1, so that no pixel is drawn twice.
-void limit(std::vector<float>& density, int n) {
+void limit(Vector<float>& density, int n) {
   double total = 0.0;
   for (const float d : density) total += static_cast<double>(d);
   double scale = n / total;
@@ -113,11 +114,11 @@ double unit_random(std::uint64_t seed) {  // splitmix64
 }
 
 struct Centres {
-  std::vector<float> x, y;
+  Vector<float> x, y;
 };
 
 Centres sample(const Fields& f, const Curve& curve, int n, std::uint64_t seed) {
-  Centres out{std::vector<float>(static_cast<std::size_t>(n)), std::vector<float>(static_cast<std::size_t>(n))};
+  Centres out{Vector<float>(static_cast<std::size_t>(n)), Vector<float>(static_cast<std::size_t>(n))};
   double total = 0.0;
   for (const float d : f.density) total += static_cast<double>(d);
   const double step = total / n, offset = unit_random(seed);
@@ -137,91 +138,44 @@ Centres sample(const Fields& f, const Curve& curve, int n, std::uint64_t seed) {
   return out;
 }
 
-// The nearest centre of every pixel, by a search outwards over square bins.
-class Voronoi {
- public:
-  Voronoi(const Fields& f, const Centres& centres) : fields_(f), centres_(centres) {
-    const double n = static_cast<double>(centres.x.size());
-    size_ = static_cast<float>(std::max(1.0, std::sqrt(2.0 * f.height * f.width / n)));
-    columns_ = static_cast<int>(static_cast<float>(f.width) / size_) + 1;
-    rows_ = static_cast<int>(static_cast<float>(f.height) / size_) + 1;
-    start_.assign(static_cast<std::size_t>(columns_ * rows_) + 1, 0);
-    for (std::size_t i = 0; i < centres.x.size(); ++i) ++start_[bin(i) + 1];
-    for (std::size_t b = 1; b < start_.size(); ++b) start_[b] += start_[b - 1];
-    members_.resize(centres.x.size());
-    std::vector<std::int32_t> at(start_.begin(), start_.end() - 1);
-    for (std::size_t i = 0; i < centres.x.size(); ++i) {
-      members_[static_cast<std::size_t>(at[bin(i)]++)] = static_cast<std::int32_t>(i);
-    }
-  }
-
-  int nearest(float x, float y, int guess) const {
-    int best = guess;
-    float distance = squared(guess, x, y);
-    const int cx = column(x), cy = row(y);
-    const int reach = std::max(columns_, rows_);
-    for (int ring = 0; ring <= reach; ++ring) {
-      const float margin = static_cast<float>(ring - 1) * size_;
-      if (ring > 0 && margin > 0.0f && margin * margin > distance) break;
-      for (int by = std::max(cy - ring, 0); by <= std::min(cy + ring, rows_ - 1); ++by) {
-        const bool edge = by == cy - ring || by == cy + ring;
-        const int stride = edge || ring == 0 ? 1 : 2 * ring;
-        for (int bx = cx - ring; bx <= cx + ring; bx += stride) {
-          if (bx < 0 || bx >= columns_) continue;
-          const std::size_t b = static_cast<std::size_t>(by * columns_ + bx);
-          for (std::int32_t k = start_[b]; k < start_[b + 1]; ++k) {
-            const int i = members_[static_cast<std::size_t>(k)];
-            const float d = squared(i, x, y);
-            if (d < distance || (d == distance && i < best)) distance = d, best = i;
-          }
-        }
-      }
-    }
-    return best;
-  }
-
- private:
-  int column(float x) const { return std::clamp(static_cast<int>(x / size_), 0, columns_ - 1); }
-  int row(float y) const { return std::clamp(static_cast<int>(y / size_), 0, rows_ - 1); }
-  std::size_t bin(std::size_t i) const {
-    return static_cast<std::size_t>(row(centres_.y[i]) * columns_ + column(centres_.x[i]));
-  }
-  float squared(int i, float x, float y) const {
-    const float dx = centres_.x[static_cast<std::size_t>(i)] - x, dy = centres_.y[static_cast<std::size_t>(i)] - y;
-    return dx * dx + dy * dy;
-  }
-
-  const Fields& fields_;
-  const Centres& centres_;
-  float size_ = 1.0f;
-  int columns_ = 1, rows_ = 1;
-  std::vector<std::int32_t> start_, members_;
+// Sums over the pixels nearest to one centre.
+struct Mass {
+  double weight = 0.0, x = 0.0, y = 0.0;
 };
 
 struct Cell {
-  double weight = 0.0, x = 0.0, y = 0.0, area = 0.0, color[3] = {0.0, 0.0, 0.0}, xx = 0.0, xy = 0.0, yy = 0.0;
+  float area = 0.0f, color[3] = {0.0f, 0.0f, 0.0f}, xx = 0.0f, xy = 0.0f, yy = 0.0f;
 };
 
-std::vector<Cell> cells_of(const Fields& f, const Centres& centres, const std::uint8_t* image) {
-  const Voronoi voronoi(f, centres);
-  std::vector<Cell> cells(centres.x.size());
-  int guess = 0;
-  for (int y = 0; y < f.height; ++y) {
-    for (int x = 0; x < f.width; ++x) {
-      guess = voronoi.nearest(static_cast<float>(x), static_cast<float>(y), guess);
-      Cell& cell = cells[static_cast<std::size_t>(guess)];
-      const std::size_t i = static_cast<std::size_t>(y) * f.width + x;
-      const double weight = static_cast<double>(f.density[i]);
-      cell.weight += weight;
-      cell.x += weight * x;
-      cell.y += weight * y;
-      cell.area += 1.0;
-      for (std::size_t k = 0; k < 3; ++k) cell.color[k] += image[i * 3 + k] / 255.0;
-      cell.xx += static_cast<double>(f.xx[i]);
-      cell.xy += static_cast<double>(f.xy[i]);
-      cell.yy += static_cast<double>(f.yy[i]);
-    }
+// One weighted Lloyd step: every centre moves to the centre of mass of its cell.
+void even_out(const Fields& f, Centres& centres) {
+  Vector<Mass> masses(centres.x.size());
+  Voronoi(f.height, f.width, centres.x, centres.y).for_each_pixel([&](int x, int y, std::int32_t centre) {
+    Mass& mass = masses[static_cast<std::size_t>(centre)];
+    const double weight =
+        static_cast<double>(f.density[static_cast<std::size_t>(y) * static_cast<std::size_t>(f.width) + x]);
+    mass.weight += weight;
+    mass.x += weight * x;
+    mass.y += weight * y;
+  });
+  for (std::size_t i = 0; i < masses.size(); ++i) {
+    if (masses[i].weight <= 0.0) continue;
+    centres.x[i] = static_cast<float>(masses[i].x / masses[i].weight);
+    centres.y[i] = static_cast<float>(masses[i].y / masses[i].weight);
   }
+}
+
+Vector<Cell> cells_of(const Fields& f, const Centres& centres, const std::uint8_t* image) {
+  Vector<Cell> cells(centres.x.size());
+  Voronoi(f.height, f.width, centres.x, centres.y).for_each_pixel([&](int x, int y, std::int32_t centre) {
+    Cell& cell = cells[static_cast<std::size_t>(centre)];
+    const std::size_t i = static_cast<std::size_t>(y) * static_cast<std::size_t>(f.width) + x;
+    cell.area += 1.0f;
+    for (std::size_t k = 0; k < 3; ++k) cell.color[k] += image[i * 3 + k];
+    cell.xx += f.xx[i];
+    cell.xy += f.xy[i];
+    cell.yy += f.yy[i];
+  });
   return cells;
 }
 
@@ -259,28 +213,25 @@ void init_adaptive(Canvas& canvas, const std::uint8_t* image, const Curve& curve
   Fields f = structure(image, w.height, w.width);
   limit(f.density, w.count);
   Centres centres = sample(f, curve, w.count, seed);
-  std::vector<Cell> cells = cells_of(f, centres, image);
-  for (std::size_t i = 0; i < cells.size(); ++i) {
-    if (cells[i].weight <= 0.0) continue;
-    centres.x[i] = static_cast<float>(cells[i].x / cells[i].weight);
-    centres.y[i] = static_cast<float>(cells[i].y / cells[i].weight);
-  }
-  cells = cells_of(f, centres, image);
+  even_out(f, centres);
+  const Vector<Cell> cells = cells_of(f, centres, image);
   for (int i = 0; i < w.count; ++i) {
     const Cell& cell = cells[static_cast<std::size_t>(i)];
-    const double area = std::max(cell.area, 1.0);
+    const double area = std::max(static_cast<double>(cell.area), 1.0);
+    const double xx = static_cast<double>(cell.xx), xy = static_cast<double>(cell.xy);
+    const double yy = static_cast<double>(cell.yy);
     const double sigma2 = static_cast<double>(kSpread) * kSpread * area;
     // Eigenvectors of the cell's tensor: the short axis lies across the edge.
-    const double half = 0.5 * (cell.xx - cell.yy), root = std::sqrt(half * half + cell.xy * cell.xy);
-    const double trace = cell.xx + cell.yy, ratio = trace > 1e-12 ? 1.0 + kStretch * (2.0 * root / trace) : 1.0;
-    const double cos2 = root > 0.0 ? half / root : 1.0, sin2 = root > 0.0 ? cell.xy / root : 0.0;
+    const double half = 0.5 * (xx - yy), root = std::sqrt(half * half + xy * xy);
+    const double trace = xx + yy, ratio = trace > 1e-12 ? 1.0 + kStretch * (2.0 * root / trace) : 1.0;
+    const double cos2 = root > 0.0 ? half / root : 1.0, sin2 = root > 0.0 ? xy / root : 0.0;
     const double across = sigma2 / ratio, along = sigma2 * ratio;
     const double middle = 0.5 * (across + along), swing = 0.5 * (across - along);
     set_shape(canvas, i, middle + swing * cos2, swing * sin2, middle - swing * cos2);
     w.param[0][i] = centres.x[static_cast<std::size_t>(i)];
     w.param[1][i] = centres.y[static_cast<std::size_t>(i)];
-    const double overlap = 2.0 * 3.14159265358979 * static_cast<double>(kSpread) * kSpread * area;
-    for (std::size_t k = 0; k < 3; ++k) w.param[5 + k][i] = static_cast<float>(cell.color[k] / overlap);
+    const float overlap = static_cast<float>(255.0 * 2.0 * 3.14159265358979 * sigma2);
+    for (std::size_t k = 0; k < 3; ++k) w.param[5 + k][i] = cell.color[k] / overlap;
   }
   canvas.pad_parameters();
 }

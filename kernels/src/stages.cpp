@@ -1,7 +1,6 @@
 #include "stages.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "warm_start.h"
 
@@ -13,7 +12,7 @@ namespace {
 void solve_colors(Canvas& canvas, int steps) {
   Workspace& w = canvas.w;
   const std::size_t n = static_cast<std::size_t>(w.padded);
-  std::vector<float> norm(n), direction(3 * n), residual(3 * n);
+  float* const norm = w.adam_m[6];
   for (std::size_t i = 0; i < n; ++i) {
     Factor f{w.param[2][i], w.param[3][i], w.param[4][i]};
     if (w.cholesky) f = factor_of({f.a, f.b, f.c});
@@ -24,18 +23,18 @@ void solve_colors(Canvas& canvas, int steps) {
   for (std::size_t k = 0; k < 3; ++k) {
     for (std::size_t i = 0; i < n; ++i) {
       const float r = -w.moments[i * 8 + k];
-      residual[k * n + i] = r;
-      direction[k * n + i] = r * norm[i];
+      w.adam_m[3 + k][i] = r;
+      w.adam_m[k][i] = r * norm[i];
       before[k] += static_cast<double>(r) * static_cast<double>(r * norm[i]);
     }
-    w.color_override[k] = direction.data() + k * n;
+    w.color_override[k] = w.adam_m[k];
   }
   for (int step = 0; step < steps; ++step) {
     canvas.engine.pack(w);
     canvas.engine.run(w, {nullptr, nullptr, true, true});
     for (std::size_t k = 0; k < 3; ++k) {
-      float* d = direction.data() + k * n;
-      float* r = residual.data() + k * n;
+      float* d = w.adam_m[k];
+      float* r = w.adam_m[3 + k];
       double curvature = 0.0, after = 0.0;
       for (std::size_t i = 0; i < n; ++i) curvature += static_cast<double>(d[i]) * w.moments[i * 8 + k];
       if (!(curvature > 1e-20) || !(before[k] > 0.0)) continue;

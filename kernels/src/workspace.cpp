@@ -3,19 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <new>
 
 namespace splat2d {
-
-template <typename T>
-void Aligned<T>::resize(std::size_t size) {
-  const std::size_t bytes = (std::max<std::size_t>(size, 1) * sizeof(T) + 63) / 64 * 64;
-  T* fresh = static_cast<T*>(std::aligned_alloc(64, bytes));
-  if (fresh == nullptr) throw std::bad_alloc();
-  std::memset(static_cast<void*>(fresh), 0, bytes);
-  data_.reset(fresh);
-  size_ = size;
-}
 
 Canvas::Canvas(const Engine& chosen, int height, int width, int capacity) : engine(chosen) {
   w.height = height;
@@ -30,7 +19,8 @@ Canvas::Canvas(const Engine& chosen, int height, int width, int capacity) : engi
   packed_.resize(padded);
   bounds_.resize(padded);
   order_.resize(padded);
-  starts_.resize(static_cast<std::size_t>(kSavedStarts + kStartBlock) * kStartBytes);
+  w.saved_starts = static_cast<int>(std::min<std::size_t>(padded / 4 + kStartBlock, kSavedStarts));  // a strip's share
+  starts_.resize(static_cast<std::size_t>(w.saved_starts + kStartBlock) * kStartBytes);
   strip_start_.resize(static_cast<std::size_t>(w.strips) + 2);
   strip_.resize(static_cast<std::size_t>(height) * 3 * w.lanes);
   for (std::size_t k = 0; k < 8; ++k) {
@@ -49,9 +39,9 @@ Canvas::Canvas(const Engine& chosen, int height, int width, int capacity) : engi
   w.owner = this;
   w.grow_entries = [](Workspace& space, std::size_t size) {
     Canvas& self = *static_cast<Canvas*>(space.owner);
-    self.entries_.resize(size + size / 4);
+    self.entries_.resize(size + size / 4 + kStartBlock);
     space.entries = self.entries_.data();
-    space.entry_capacity = self.entries_.size();
+    space.entry_capacity = self.entries_.size() - kStartBlock;
   };
   w.grow_entries(w, padded * 2);
   w.base = plane(0);

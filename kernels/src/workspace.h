@@ -2,32 +2,13 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
-#include <vector>
 
 #include "engine.h"
+#include "memory.h"
 #include "splat2d/fit.h"
 #include "splat2d/update.h"
 
 namespace splat2d {
-
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-
-// Zeroed, aligned to cache lines.
-template <typename T>
-class Aligned {
- public:
-  void resize(std::size_t size);
-  T* data() { return data_.get(); }
-  std::size_t size() const { return size_; }
-
- private:
-  std::unique_ptr<T, Free> data_;
-  std::size_t size_ = 0;
-};
 
 // A Workspace and what it points to. Holds one picture at a time.
 class Canvas {
@@ -60,7 +41,7 @@ class Canvas {
   Aligned<Bounds> bounds_;
   Aligned<std::int32_t> order_, strip_start_;
   Aligned<Entry> entries_;
-  std::vector<std::int32_t> buckets_;
+  Vector<std::int32_t> buckets_;
 };
 
 // PSNR in dB of a squared error summed over all values of pictures in [0, 1]; at most 100.

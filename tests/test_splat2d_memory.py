@@ -1,0 +1,64 @@
+"""The fitter's own arrays: bytes a pixel and a Gaussian, at any size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import splat2d
+from splat2d import _core
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    """Shading with detail everywhere, so that Gaussians spread over the whole picture."""
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / (5 + k)) * np.cos(y / (7 + k)) + np.sin((x + y) / 90) for k in range(3)]
+    return np.asarray(127 + 60 * np.stack(waves, axis=-1)).astype(np.uint8)[None]
+
+
+def allowed(height: int, width: int, number: int) -> int:
+    return 64 * height * width + 256 * number
+
+
+def peak_of_fit(images: np.ndarray, number: int, recipe: str, threads: int = 1) -> int:
+    _core.reset_peak_bytes()
+    held = _core.peak_bytes()
+    splat2d.fit(images, number, recipe=recipe, num_iters=2, threads=threads)
+    peak = _core.peak_bytes()
+    _core.reset_peak_bytes()
+    assert _core.peak_bytes() == held  # all of it was given back
+    return peak - held
+
+
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+@pytest.mark.parametrize(
+    ("height", "width", "number"),
+    [(64, 64, 64), (64, 64, 1000), (224, 224, 400), (224, 224, 3136), (2000, 16, 900), (30, 1500, 900), (256, 256, 9)],
+)
+def test_a_fit_keeps_to_its_bytes(height: int, width: int, number: int, recipe: str) -> None:
+    used = peak_of_fit(picture(height, width), number, recipe)
+    assert used < allowed(height, width, number)
+    assert used > 12 * height * width  # the target alone, as float32
+
+
+def test_a_large_picture_keeps_to_its_bytes() -> None:
+    assert peak_of_fit(picture(1024, 1024), 20_000, "default") < allowed(1024, 1024, 20_000)
+
+
+def test_threads_hold_their_own() -> None:
+    images = np.repeat(picture(96, 96), 4, axis=0)
+    assert peak_of_fit(images, 300, "default", threads=2) < 2 * allowed(96, 96, 300)
+
+
+def test_wide_gaussians_keep_to_their_bytes() -> None:
+    """Each of 20 covers the whole picture, among 4000 small ones."""
+    height, width, number = 512, 512, 4020
+    rng = np.random.default_rng(0)
+    means = rng.uniform(0, 511, (1, number, 2)).astype(np.float32)
+    cholesky = np.tile(np.array([2, 0.3, 2], np.float32), (1, number, 1))
+    cholesky[:, :10] = 300, 0, 300
+    cholesky[:, 10:20] = 300, 4000, 0.2  # steep: the row recurrence starts anew in almost every row
+    colors = np.full((1, number, 3), 1e-3, np.float32)
+    _core.reset_peak_bytes()
+    held = _core.peak_bytes()
+    _core.loss_and_grad(means, cholesky, colors, picture(height, width), 0.0, 1)
+    assert _core.peak_bytes() - held < allowed(height, width, number)
