@@ -42,9 +42,9 @@ double squared_norm(float x, float y, Factor f, int height, int width) {
   return sum;
 }
 
-std::vector<float> prune_scores(Canvas& canvas, PruneScore kind) {
+Vector<float> prune_scores(Canvas& canvas, PruneScore kind) {
   Workspace& w = canvas.w;
-  std::vector<float> scores(static_cast<std::size_t>(w.count));
+  Vector<float> scores(static_cast<std::size_t>(w.count));
   if (kind == PruneScore::loss) canvas.run({w.base, nullptr, true, true});
   const double pixels = static_cast<double>(w.height) * w.width;
   for (std::size_t i = 0; i < scores.size(); ++i) {
@@ -67,8 +67,8 @@ std::vector<float> prune_scores(Canvas& canvas, PruneScore kind) {
 
 bool prune(Canvas& canvas, const FitOptions& options, int most) {
   Workspace& w = canvas.w;
-  const std::vector<float> scores = prune_scores(canvas, options.prune_score);
-  std::vector<int> kept(scores.size());
+  const Vector<float> scores = prune_scores(canvas, options.prune_score);
+  Vector<int> kept(scores.size());
   std::iota(kept.begin(), kept.end(), 0);
   const auto score = [&](int i) { return scores[static_cast<std::size_t>(i)]; };
   if (options.prune_threshold > 0.0f) {

@@ -1,7 +1,6 @@
 // Dropping Gaussians that matter least.
 #pragma once
 
-#include <vector>
 
 #include "workspace.h"
 
@@ -14,7 +13,7 @@ namespace splat2d {
 // Gaussian's values and c its colour, |R - c E|^2 - |R|^2 = |c|^2 sum E^2 - 2 sum_k c_k m_k, where m_k = sum E R_k are
 // the colour moments of a pass. All sums run over the picture's pixels within the cut-off, so the score is exact.
 // Needs the target loaded.
-std::vector<float> prune_scores(Canvas& canvas, PruneScore kind);
+Vector<float> prune_scores(Canvas& canvas, PruneScore kind);
 
 // Sum of E^2 over the pixels of a height x width picture within the cut-off.
 double squared_norm(float x, float y, Factor f, int height, int width);
