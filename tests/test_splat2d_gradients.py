@@ -111,6 +111,47 @@ def test_a_steep_thin_gaussian_is_drawn_whole() -> None:
         np.testing.assert_allclose(native[clear], expected[clear], atol=2e-4)  # u reaches 100: float32 keeps 1e-5 of it
 
 
+EXTREMES = {
+    "wide": ([20.3, 17.8], [300.0, 0.0, 0.6]),
+    "tall": ([20.3, 17.8], [0.6, 5.0, 300.0]),
+    "everywhere": ([20.3, 17.8], [400.0, 10.0, 400.0]),
+    "a row's width": ([16.0, 8.0], [5.0, 0.0, 0.21]),
+    "rising": ([20.3, 17.8], [0.5, 9.0, 0.4]),
+    "falling": ([20.3, 17.8], [9.0, -9.0, 0.4]),
+    "mostly outside": ([-20.0, 45.0], [9.0, 0.5, 9.0]),
+    "beyond the right edge": ([60.0, 10.0], [3.0, 0.0, 3.0]),
+    "between pixels": ([20.5, 17.5], [0.1, 0.0, 0.1]),
+}
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+@pytest.mark.parametrize("backend", ["avx512", "avx2", "portable"])
+def test_extreme_gaussians_are_those_of_the_reference(name: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPLAT2D_BACKEND", backend)
+    try:
+        _core.backend()
+    except RuntimeError:
+        pytest.skip(f"this processor has no {backend}")
+    mean, shape = (np.array([values]) for values in EXTREMES[name])
+    color = np.array([[0.5, -0.25, 1.0]])
+    splats = [a.astype(np.float32).astype(np.float64) for a in (mean, shape, color)]
+    weights = np.random.default_rng(2).normal(size=(HEIGHT, WIDTH, 3)).astype(np.float32)
+    weights[~far_from_edge(*splats[:2], HEIGHT, WIDTH)] = 0.0  # such pixels may fall on either side of the cut-off
+    native = _core.render_backward(*as_batch(*splats), weights[None], 1)
+    expected = reference.render_backward(*splats, weights.astype(np.float64))
+    for ours, theirs in zip(native, expected, strict=True):
+        # Gradients of needles are small differences of large moments.
+        np.testing.assert_allclose(ours[0], theirs, atol=1e-3 * max(np.abs(theirs).max(), 1e-3))
+
+
+def test_a_gaussian_without_extent_draws_nothing() -> None:
+    for shape in ([0.0, 0.0, 3.0], [3.0, 0.0, 0.0], [1e-20, 0.0, 3.0], [3.0, 0.0, 1e-20]):
+        splat = as_batch(np.array([[8.0, 8.0]]), np.array([shape]), np.ones((1, 3)))
+        values = _core.render_backward(*splat, np.ones((1, 16, 16, 3), np.float32), 1)
+        assert not render(*splat, 16, 16).any()
+        assert not any(v.any() for v in values)
+
+
 def test_torch_render_and_its_gradients() -> None:
     means, cholesky, colors, _ = scene(7)
     tensors = [torch.from_numpy(a.astype(np.float32)).repeat(2, 1, 1) for a in (means, cholesky, colors)]
