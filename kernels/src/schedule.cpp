@@ -11,11 +11,11 @@ namespace {
 
 constexpr double kMargin = 0.001;  // dB: the result is measured again after a change of parameters
 constexpr double kNear = 0.5;      // dB
-constexpr int kFirstGrowth = 12;   // iterations before their gains tell anything
-constexpr int kOpenGrowth = 200;   // iterations that growth's times are shares of, where the end is not known
+constexpr int kFirstGrowth = 6;    // iterations before their gains tell anything
+constexpr int kOpenGrowth = 140;   // iterations that growth's times are shares of, where the end is not known
 
 // Iterations before the root sets in: what a recipe's steps need to come near.
-double steady_iters(Optimizer optimizer) { return optimizer == Optimizer::adam ? 600.0 : 30.0; }
+double steady_iters(Optimizer optimizer) { return optimizer == Optimizer::adam ? 600.0 : 20.0; }
 
 StepSettings settings_of(const FitOptions& o, int height, int width, int it, float scale) {
   StepSettings s{};
