@@ -38,7 +38,7 @@ from torch_fit import iterations_per_second
 ROOT = Path(__file__).resolve().parent.parent
 LADDER = (20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120, 135, 150, 165, 180, 200, 230, 260, 300, 400, 600)
 # Seconds a section may end after the start, if the whole may take 500.
-SECTIONS = {"tests": 170, "control": 350, "batches": 410, "sorted": 445, "torch": 480, "gsplat": 495}
+SECTIONS = {"tests": 200, "control": 370, "batches": 430, "sorted": 455, "torch": 485, "gsplat": 500}
 
 
 def figures(row: Row) -> str:
@@ -198,8 +198,10 @@ class Bench:
     def batches(self) -> None:
         self.begin("batches")
         for number in (self.args.num_gaussians[0], max(self.args.num_gaussians)):
+            rate = math.inf
             for batch in self.args.batches:
-                self.fit_row(number, "default", self.reached(number), batch)
+                row = self.fit_row(number, "default", self.reached(number), batch, 1.5 * batch / rate)
+                rate = rate if row is None else float(row["images_per_s"])
 
     def sorted(self, program: Future[Path] | None) -> None:
         """The sort-based rasteriser, one picture at a time, and this project's fit of one picture."""

@@ -28,6 +28,7 @@ from rich.console import Console
 RESULTS = Path(__file__).resolve().parent / "results"
 SIZES = (224, 448, 896, 1344, 2048)
 PIXELS_A_GAUSSIAN = 224 * 224 / 900
+Start = dict[str, npt.NDArray[np.float32]]
 BYTES_A_PIXEL, BYTES_A_GAUSSIAN = 64, 256  # the target, for each thread
 
 
@@ -64,29 +65,45 @@ def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 def most():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+start = [np.load(sys.argv[6])[name] for name in ("means", "cholesky", "colors")] if sys.argv[6:] else None
 before = resident()
-result = splat2d.fit(images, number, recipe=recipe, num_iters=num_iters, threads=threads)
+result = splat2d.fit(images, number, recipe=recipe, num_iters=num_iters, threads=threads, start=start)
 out = sum(part.nbytes for part in (result.means, result.cholesky, result.colors))
 print(json.dumps({"counted": COUNTED, "resident": most() - before - out, "psnr_db": float(result.psnr.mean())}))
 """
 
 
-def memory(images: npt.NDArray[np.uint8], number: int, recipe: str, num_iters: int, threads: int) -> Row:
+def memory(
+    images: npt.NDArray[np.uint8], number: int, recipe: str, num_iters: int, threads: int, *, start: Start | None
+) -> Row:
     """Bytes that one fit allocates: as the module counts them, and by the process's resident set, outputs left out.
 
     In a process of its own; a small fit comes first, so that neither holds what is loaded once.
     """
     counted = "splat2d._core.peak_bytes()" if hasattr(splat2d._core, "peak_bytes") else "None"
-    with tempfile.NamedTemporaryFile(suffix=".npy") as file:
-        np.save(file, images)
-        file.flush()
-        arguments = [file.name, str(number), str(threads), recipe, str(num_iters)]
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder, "images.npy"), images)
+        arguments = [str(Path(folder, "images.npy")), str(number), str(threads), recipe, str(num_iters)]
+        if start is not None:
+            np.savez(Path(folder, "start.npz"), allow_pickle=False, **start)
+            arguments.append(str(Path(folder, "start.npz")))
         program = PROBE.replace("COUNTED", counted)
         done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
     used = min(threads, len(images))
     limit = used * (BYTES_A_PIXEL * images.shape[1] * images.shape[2] + BYTES_A_GAUSSIAN * number)
     row: Row = json.loads(done.stdout)
     return row | {"limit": limit, "num_gaussians": number, "threads": used}
+
+
+def with_giants(size: int, number: int, giants: int) -> Start:
+    """Splats for `fit` to start from: some with a standard deviation of a quarter of the picture, the others small."""
+    random = np.random.default_rng(0)
+    sigma = np.where(np.arange(number) < giants, size / 4, 5.0).astype(np.float32)
+    return {
+        "means": random.uniform(0, size, (1, number, 2)).astype(np.float32),
+        "cholesky": (sigma[:, None] * np.array([1.0, 0.0, 1.0], np.float32))[None],
+        "colors": np.full((1, number, 3), 0.5 / giants, np.float32),
+    }
 
 
 def markdown(journal: Journal, recipe: str) -> str:
@@ -118,7 +135,7 @@ def markdown(journal: Journal, recipe: str) -> str:
 
 
 def flat(size: int) -> npt.NDArray[np.uint8]:
-    """A grey ramp: Gaussians on it grow as large as they may."""
+    """A grey ramp, on which Gaussians grow."""
     ramp = np.linspace(100, 140, size).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(ramp[:, None, None], (size, size, 3)))
 
@@ -157,17 +174,23 @@ def main() -> None:
             )
             out.write_text(markdown(journal, args.recipe))
     size = max(args.sizes)
-    cases: dict[str, tuple[npt.NDArray[np.uint8], int, int]] = {
-        f"mosaic, {size} px": (large[None], gaussians(size), args.num_iters),
-        f"mosaic, {size} px, {args.threads} at once": (np.repeat(large[None], args.threads, 0), gaussians(size), 20),
-        f"grey ramp, {size} px, few large Gaussians": (flat(size)[None], 16, args.num_iters),
-        f"grey ramp, {size} px, many Gaussians that grow": (flat(size)[None], 4096, args.num_iters),
+    many = gaussians(size)
+    cases: dict[str, tuple[npt.NDArray[np.uint8], int, int, Start | None]] = {
+        f"mosaic, {size} px": (large[None], many, args.num_iters, None),
+        f"mosaic, {size} px, {args.threads} at once": (np.repeat(large[None], args.threads, 0), many, 20, None),
+        f"mosaic, {size} px, 64 Gaussians with sigma {size // 4} px": (
+            large[None],
+            1000,
+            5,
+            with_giants(size, 1000, 64),
+        ),
+        f"grey ramp, {size} px, on which Gaussians grow": (flat(size)[None], 4096, args.num_iters, None),
     }
-    for case, (images, number, num_iters) in cases.items():
+    for case, (images, number, num_iters, start) in cases.items():
         console.print(case)
         journal.once(
             {"kind": "memory", "case": case, "num_iters": num_iters},
-            partial(memory, images, number, args.recipe, num_iters, args.threads),
+            partial(memory, images, number, args.recipe, num_iters, args.threads, start=start),
         )
         out.write_text(markdown(journal, args.recipe))
     console.print(f"written: {out}")

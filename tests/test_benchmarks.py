@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -325,14 +326,18 @@ def test_busy_time_counts_overlaps_once() -> None:
     assert busy_seconds([]) == 0.0
 
 
+def gpu_script(out: Path, *arguments: str, path: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name in ("PYTHONPATH", "TMPDIR", "HOME")}
+    environment |= {"PATH": f"{path}{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment |= {"OUT": str(out), "PYTHON": sys.executable}
+    command = ["benchmarks/gpu.sh", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.full
 def test_gpu_script_runs_on_the_cpu(tmp_path: Path) -> None:
     """The whole script with small sizes: build, tests, every section that needs no GPU."""
-    command = ["benchmarks/gpu.sh", "--cpu", "--tests", "tests/test_splat2d_gradients.py"]
-    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin", "OUT": str(tmp_path)}
-    environment |= {"PYTHON": sys.executable, "HOME": str(tmp_path)}
-    environment |= {name: value for name, value in __import__("os").environ.items() if name in ("PYTHONPATH", "TMPDIR")}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = gpu_script(tmp_path, "--cpu", "--tests", "tests/test_splat2d_gradients.py")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (report,) = tmp_path.glob("fit_cpu_*.md")
     text = report.read_text()
@@ -340,6 +345,19 @@ def test_gpu_script_runs_on_the_cpu(tmp_path: Path) -> None:
     assert "Not measured" not in text
     assert "| sorted, N 16 | it runs on a GPU alone |" in text
     assert "command: `benchmarks/gpu.sh --cpu" in text
+
+
+@pytest.mark.full
+def test_gpu_script_builds_for_the_device_it_is_told_of(tmp_path: Path) -> None:
+    """nvcc is required here. Without a device the script ends after the build and says so."""
+    (tmp_path / "bin").mkdir()
+    told = tmp_path / "bin" / "nvidia-smi"
+    told.write_text("#!/bin/sh\necho 9.0\n")
+    told.chmod(0o755)
+    done = gpu_script(tmp_path, "--seconds", "1", path=f"{tmp_path / 'bin'}:")
+    assert "gpu.sh: built in" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "architectures 90-real" in (ROOT / "build" / "gpu.log").read_text()
+    assert splat2d.has_cuda() or "no CUDA device" in done.stderr
 
 
 @pytest.mark.full
