@@ -83,7 +83,14 @@ def recipe(name: str, **changes: Any) -> splat2d.Recipe:
     """The settings that emulated_fit.cpp runs with."""
     settings = {"beta1": 0.8, "beta2": 0.95, "lr_final": 0.01, "lambda_color": 0.0, "scale_min": 0.5, "color_steps": 3}
     if name == "default":
-        settings |= {"lr_position": 0.2, "lr_shape": 0.1, "lr_color": 0.2, "start_share": 1.0, "grow_steps": 0}
+        settings |= {
+            "lr_position": 0.2,
+            "lr_shape": 0.1,
+            "lr_color": 0.2,
+            "start_share": 1.0,
+            "grow_steps": 0,
+            "move_steps": 0,
+        }
     return replace(splat2d.RECIPES[name], **(settings | changes))
 
 

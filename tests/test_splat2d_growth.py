@@ -1,4 +1,4 @@
-"""Growth: a fit that begins with some of its Gaussians and adds the others where the error is largest."""
+"""Growth: a fit adds Gaussians where the error is largest, and moves the weakest there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 import splat2d
 
 DEFAULT = splat2d.RECIPES["default"]
-AT_ONCE = replace(DEFAULT, start_share=1.0, grow_steps=0)
+STILL = replace(DEFAULT, move_steps=0)
+AT_ONCE = replace(STILL, start_share=1.0, grow_steps=0)
 CELL_SHARE = 0.4  # kCellShare of growth.h
 ARRAYS = ("means", "cholesky", "colors", "counts", "psnr")
 
@@ -58,7 +59,9 @@ def worst_cells(residual: npt.NDArray[np.float64], number: int) -> npt.NDArray[n
 @pytest.mark.parametrize(("height", "width"), [(96, 96), (50, 67)])
 def test_new_gaussians_come_where_the_error_is(name: str, height: int, width: int) -> None:
     """One part added before the last step, which is tiny: what stands last is black, round, and where the rest errs."""
-    recipe = replace(splat2d.RECIPES[name], start_share=0.7, grow_steps=1, grow_first=0.99, grow_last=0.99)
+    recipe = replace(
+        splat2d.RECIPES[name], start_share=0.7, grow_steps=1, grow_first=0.99, grow_last=0.99, move_steps=0
+    )
     images = planted()[:, -height:, :width]
     result = splat2d.fit(images, 100, recipe=replace(recipe, lr_final=1e-6), num_iters=150)
     old, new = slice(70), slice(70, 100)
@@ -94,6 +97,31 @@ def test_every_gaussian_is_placed_however_short_the_fit(number: int, num_iters: 
     assert (result.means[..., 0] < 11).all()
 
 
+@pytest.mark.parametrize("name", ["default", "paper"])
+def test_the_weakest_move_to_where_the_error_is(name: str) -> None:
+    """They move before the last step, which is tiny: beside a fit without moves, only they are different."""
+    recipe = replace(splat2d.RECIPES[name], start_share=1.0, grow_steps=0, grow_first=0, grow_last=0, lr_final=1e-6)
+    moving = replace(recipe, move_share=0.2, move_steps=1, move_last=0.99)
+    still, moved = (
+        splat2d.fit(planted(), 100, recipe=chosen, num_iters=150) for chosen in (replace(recipe, move_steps=0), moving)
+    )
+    area = still.cholesky[0, :, 0] * still.cholesky[0, :, 2]
+    weakest = np.sort(np.argsort(np.square(still.colors[0]).sum(axis=1) * area)[:20])
+    others = np.setdiff1d(np.arange(100), weakest)
+    np.testing.assert_allclose(moved.means[0, others], still.means[0, others], atol=1e-3)
+    np.testing.assert_allclose(moved.colors[0, others], still.colors[0, others], atol=1e-3)
+    residual = splat2d.render(moved.means, moved.cholesky, moved.colors, 96, 96) - planted() / 255.0
+    np.testing.assert_allclose(moved.colors[0, weakest], 0, atol=1e-4)
+    np.testing.assert_allclose(moved.means[0, weakest], worst_cells(residual[0], 20), atol=0.02)
+
+
+def test_moves_beat_a_fit_without() -> None:
+    images = planted(4)
+    moving, still = (splat2d.fit(images, 160, recipe=recipe) for recipe in (DEFAULT, STILL))
+    assert (moving.counts == 160).all()
+    assert (moving.psnr - still.psnr).mean() > 0.05
+
+
 def test_pruning_is_not_undone_by_growth() -> None:
     result = splat2d.fit(planted(), 120, num_iters=60, prune_threshold=0.05)
     assert 0 < result.counts[0] < 120
@@ -108,6 +136,11 @@ def test_pruning_is_not_undone_by_growth() -> None:
         {"grow_first": 0.5, "grow_last": 0.4},
         {"grow_first": 0.5, "grow_last": 1.1},
         {"grow_first": -0.1},
+        {"move_steps": -1},
+        {"move_share": 1.0},
+        {"move_share": -0.1},
+        {"move_last": 0.4},
+        {"move_last": 1.1},
     ],
 )
 def test_wrong_growth_is_refused(wrong: dict[str, Any]) -> None:

@@ -60,6 +60,12 @@ class Recipe:
     """When the first part is added, as a share of num_iters."""
     grow_last: float = 0.0
     """When the last part is added."""
+    move_share: float = 0.0
+    """Share of the Gaussians, those with the least energy, that move to where the error is largest each time."""
+    move_steps: int = 0
+    """How many times they move; 0: never. They do not where the fit ends by target_psnr or plateau."""
+    move_last: float = 0.0
+    """When they move for the last time, as a share of num_iters; the times before lie evenly after grow_last."""
     scale_min: float = 0.5
     """Smallest standard deviation along an axis, in pixels."""
 
@@ -81,6 +87,12 @@ class Recipe:
         if not 0 <= self.grow_first <= self.grow_last <= 1:
             given = f"{self.grow_first} and {self.grow_last}"
             raise ValueError(f"recipe {self.name}: expected 0 <= grow_first <= grow_last <= 1, got {given}")
+        if self.move_steps < 0 or not 0 <= self.move_share < 1:
+            given = f"{self.move_steps} and {self.move_share}"
+            raise ValueError(f"recipe {self.name}: expected move_steps >= 0 and move_share in [0, 1), got {given}")
+        if self.move_steps and not self.grow_last <= self.move_last <= 1:
+            given = f"{self.grow_last} and {self.move_last}"
+            raise ValueError(f"recipe {self.name}: expected grow_last <= move_last <= 1, got {given}")
         for field in _POSITIVE:
             if not getattr(self, field) > 0:
                 raise ValueError(f"recipe {self.name}: expected {field} > 0, got {getattr(self, field)}")
@@ -122,6 +134,9 @@ RECIPES: dict[str, Recipe] = {
         grow_steps=3,
         grow_first=0.2,
         grow_last=0.5,
+        move_share=0.05,
+        move_steps=2,
+        move_last=0.7,
         scale_min=0.4,
     ),
 }

@@ -31,6 +31,9 @@ FitOptions options_of(const py::dict& settings) {
   o.start_share = settings["start_share"].cast<float>();
   o.grow_first = settings["grow_first"].cast<float>();
   o.grow_last = settings["grow_last"].cast<float>();
+  o.move_share = settings["move_share"].cast<float>();
+  o.move_last = settings["move_last"].cast<float>();
+  o.move_steps = settings["move_steps"].cast<int>();
   o.grow_steps = settings["grow_steps"].cast<int>();
   o.scale_min = settings["scale_min"].cast<float>();
   o.target_psnr = settings["target_psnr"].cast<float>();

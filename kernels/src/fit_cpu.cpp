@@ -25,6 +25,7 @@ int iterate(Canvas& canvas, const FitOptions& o, Schedule schedule, int number, 
     if (it % kSortEvery == 0) canvas.sort_rows();
     const int wanted = schedule.gaussians(number, it);
     if (wanted > w.count) grow(canvas, o, wanted - w.count);
+    if (schedule.moves(it)) move_weakest(canvas, o);
     const bool measured = schedule.measures(it);
     double squared = 0.0;
     Pass pass{w.base, nullptr, true, true};

@@ -53,6 +53,15 @@ int Schedule::parts(int it) const {
 
 int Schedule::gaussians(int number, int it) const { return growth_count(options_, number, parts(it)); }
 
+// Only in the first fit of a picture, and where the end is known: what was moved last has to settle.
+bool Schedule::moves(int it) const {
+  if (open_ended() || rate_ < 1.0f) return false;
+  for (int part = 0; part < options_.move_steps; ++part) {
+    if (it == static_cast<int>(move_time(options_, part) * static_cast<float>(num_iters_))) return true;
+  }
+  return false;
+}
+
 bool Schedule::measures(int it) const {
   const bool wanted = options_.target_psnr > 0.0f || (options_.plateau > 0.0f && ending_ < 0);
   return wanted && it % kMeasureEvery == 0;

@@ -24,7 +24,7 @@ constexpr int kPlateauIters = 32;  // iterations over which a plateau is judged
 // One run of iterations of one picture: the fit, or the refit after pruning.
 //
 //   for (int it = 0; it < schedule.end(); ++it) {
-//     Gaussians are added until there are schedule.gaussians(number, it) (grow.h)
+//     Gaussians are added until there are schedule.gaussians(number, it), or move where schedule.moves(it) (grow.h)
 //     the gradient of iteration `it`, with the squared error where schedule.measures(it)
 //     if (schedule.measures(it) && schedule.done(it, squared error)) break;
 //     the step with schedule.settings(it)
@@ -39,6 +39,7 @@ class Schedule {
  public:
   Schedule(const FitOptions& options, int height, int width, int num_iters, float rate);
   int end() const { return end_; }
+  bool moves(int it) const;  // whether the weakest Gaussians move before iteration `it`
   int gaussians(int number, int it) const;  // before iteration `it`, of `number` in the end
   bool measures(int it) const;  // whether the squared error of iteration `it` decides anything
   bool done(int it, double squared);

@@ -30,6 +30,8 @@ struct FitOptions {
   float start_share = 1.0f;  // Gaussians at the start; grow.h
   float grow_first = 0.0f, grow_last = 0.0f;
   int grow_steps = 0;
+  float move_share = 0.0f, move_last = 0.0f;
+  int move_steps = 0;
   float scale_min = 0.5f;
   std::uint64_t seed = 0;
   float target_psnr = 0.0f;  // dB at which a picture is done; 0: none
