@@ -9,8 +9,7 @@
 
 namespace splat2d {
 
-// Bytes held now by arrays of this library in all threads, and the most since reset_peak_bytes.
-std::size_t held_bytes();
+// The most bytes that arrays of this library held at once, in all threads together, since reset_peak_bytes.
 std::size_t peak_bytes();
 void reset_peak_bytes();
 
