@@ -55,21 +55,22 @@ def timed(images: npt.NDArray[np.uint8], recipe: str, num_iters: int, threads: i
     return row | {"psnr_db": float(result.psnr.mean())}
 
 
+# VmHWM, not ru_maxrss: the latter starts at what the parent process held when it started this one.
 PROBE = """
-import json, resource, sys
+import json, sys
 import numpy as np, splat2d
 images, number, threads = np.load(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 recipe, num_iters = sys.argv[4], int(sys.argv[5])
 splat2d.fit(images[:, :16, :16], 4, num_iters=1, threads=threads)
-def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
-def most():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def held(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 start = [np.load(sys.argv[6])[name] for name in ("means", "cholesky", "colors")] if sys.argv[6:] else None
-before = resident()
+before = held("VmRSS:")
 result = splat2d.fit(images, number, recipe=recipe, num_iters=num_iters, threads=threads, start=start)
 out = sum(part.nbytes for part in (result.means, result.cholesky, result.colors))
-print(json.dumps({"counted": COUNTED, "resident": most() - before - out, "psnr_db": float(result.psnr.mean())}))
+row = {"counted": splat2d._core.peak_bytes(), "resident": held("VmHWM:") - before - out}
+print(json.dumps(row | {"psnr_db": float(result.psnr.mean())}))
 """
 
 
@@ -80,15 +81,13 @@ def memory(
 
     In a process of its own; a small fit comes first, so that neither holds what is loaded once.
     """
-    counted = "splat2d._core.peak_bytes()" if hasattr(splat2d._core, "peak_bytes") else "None"
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder, "images.npy"), images)
         arguments = [str(Path(folder, "images.npy")), str(number), str(threads), recipe, str(num_iters)]
         if start is not None:
             np.savez(Path(folder, "start.npz"), allow_pickle=False, **start)
             arguments.append(str(Path(folder, "start.npz")))
-        program = PROBE.replace("COUNTED", counted)
-        done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+        done = subprocess.run([sys.executable, "-c", PROBE, *arguments], capture_output=True, text=True, check=True)
     used = min(threads, len(images))
     limit = used * (BYTES_A_PIXEL * images.shape[1] * images.shape[2] + BYTES_A_GAUSSIAN * number)
     row: Row = json.loads(done.stdout)
@@ -121,9 +120,8 @@ def markdown(journal: Journal, recipe: str) -> str:
     header = ["picture", "N", "threads", "limit, MB", "counted, MB", "share of the limit", "resident set, MB", "dB"]
     rows = []
     for row in (row for row in journal.rows() if row["key"]["kind"] == "memory"):
-        counted = row["counted"]
         cells = [row["key"]["case"], row["num_gaussians"], row["threads"], f"{row['limit'] / 1e6:.1f}"]
-        cells += [f"{counted / 1e6:.1f}", f"{counted / row['limit']:.2f}"] if counted is not None else ["-", "-"]
+        cells += [f"{row['counted'] / 1e6:.1f}", f"{row['counted'] / row['limit']:.2f}"]
         rows.append([*cells, f"{row['resident'] / 1e6:.1f}", f"{row['psnr_db']:.2f}"])
     notes = "\n".join(f"- {line}" for line in journal.notes())
     how = f"Recipe `{recipe}`, {PIXELS_A_GAUSSIAN:.1f} pixels a Gaussian, whole fits, processor time. Pictures of every"

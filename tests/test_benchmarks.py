@@ -277,6 +277,15 @@ def test_scaling_reports_time_and_memory(tmp_path: Path) -> None:
     assert f"| {(64 * 224 * 224 + 256 * 900) / 1e6:.1f} |" in text
 
 
+def test_the_resident_set_is_that_of_the_fit_alone() -> None:
+    ballast = np.ones(200_000_000, np.uint8)  # what this process holds is not counted
+    row = scaling.memory(picture(700, 700)[None], 500, "default", 2, 1, start=None)
+    assert row["counted"] * 0.8 < row["resident"] < row["counted"] + 20e6
+    assert ballast[-1] == 1
+    more = scaling.memory(picture(1400, 1400)[None], 500, "default", 2, 1, start=None)
+    assert more["resident"] > 2.5 * row["resident"]
+
+
 def test_peak_is_measured_on_every_thread() -> None:
     peak = native.measured_peak(2)
     assert len(peak["gflops"]) == 2
