@@ -1,22 +1,19 @@
-// Fitting on a CUDA device: the start, pruning and the last measurement run on the host by the code of the CPU fit,
-// the iterations between them on the device.
-#ifndef SPLAT2D_EMULATED_CUDA
-#include <cuda_runtime.h>
-#define SPLAT2D_LAUNCH(kernel, grid, block, ...) kernel<<<grid, block>>>(__VA_ARGS__)
-#endif
+// Fitting on CUDA devices. The host starts each picture by the code of the CPU fit; everything after that runs on the
+// device (docs/cuda.md).
+#include "cuda_slot.cuh"
 
-#include "fit_kernels.cuh"
-
-#include <algorithm>
-#include <cstdint>
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <deque>
 #include <memory>
+#include <mutex>
 #include <optional>
-#include <stdexcept>
-#include <string>
+#include <thread>
 #include <vector>
 
 #include "parallel.h"
-#include "prune.h"
 #include "schedule.h"
 #include "splat2d/fit_cuda.h"
 #include "stages.h"
@@ -24,117 +21,173 @@
 namespace splat2d {
 namespace {
 
-constexpr int kPollEvery = 16;                     // iterations between looks at the host's signals
-constexpr std::size_t kChunkBytes = 2u << 30;      // device memory of one chunk of pictures, about
+constexpr int kMostPictures = 512;  // of a chunk: more do not fill a device better
+constexpr int kFewPictures = 64;    // a call is cut into at least two chunks a device, but into none smaller than this
+constexpr double kMemoryShare = 0.6;
 
-void check(cudaError_t status, const char* what) {
-  if (status != cudaSuccess) {
-    throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(status));
-  }
-}
-
-template <typename T>
-class DeviceArray {
- public:
-  explicit DeviceArray(std::size_t size) : size_(size) {
-    check(cudaMalloc(reinterpret_cast<void**>(&data_), std::max<std::size_t>(size, 1) * sizeof(T)), "allocation");
-  }
-  ~DeviceArray() { cudaFree(data_); }
-  DeviceArray(const DeviceArray&) = delete;
-  DeviceArray& operator=(const DeviceArray&) = delete;
-  T* data() { return data_; }
-  void upload(const T* from, std::size_t size) {
-    check(cudaMemcpy(data_, from, size * sizeof(T), cudaMemcpyHostToDevice), "copy to the device");
-  }
-  void download(T* to, std::size_t size) {
-    check(cudaMemcpy(to, data_, size * sizeof(T), cudaMemcpyDeviceToHost), "copy from the device");
-  }
-  void clear() { check(cudaMemset(data_, 0, size_ * sizeof(T)), "clearing"); }
-
- private:
-  T* data_ = nullptr;
-  std::size_t size_;
+struct Range {
+  int first, count;
 };
 
-// One chunk of pictures: its canvases' parameters on the host and everything on the device.
-class Chunk {
+// A positive number from the environment, or `otherwise`.
+int from_environment(const char* name, int otherwise) {
+  const char* text = std::getenv(name);
+  if (text == nullptr || *text == '\0') return otherwise;
+  char* end = nullptr;
+  const long value = std::strtol(text, &end, 10);
+  if (*end == '\0' && value > 0 && value <= 65535) return static_cast<int>(value);
+  throw std::runtime_error(std::string(name) + "=" + text + ": expected a whole number from 1 to 65535");
+}
+
+// The pictures of a call, shared by its devices.
+class Work {
  public:
-  Chunk(PictureShape shape, int num_gaussians, bool cholesky)
-      : shape_(shape),
-        n_(static_cast<std::size_t>(num_gaussians)),
-        pixels_(static_cast<std::size_t>(shape.height) * shape.width),
-        host_param(static_cast<std::size_t>(shape.batch) * kParameters * n_),
-        host_counts(static_cast<std::size_t>(shape.batch), num_gaussians),
-        images_(shape.batch * pixels_ * 3),
-        residual_(shape.batch * pixels_ * 3),
-        param_(host_param.size()),
-        adam_m_(host_param.size()),
-        adam_v_(host_param.size()),
-        packed_(static_cast<std::size_t>(shape.batch) * n_),
-        counts_(static_cast<std::size_t>(shape.batch)),
-        chunk_{images_.data(), residual_.data(), param_.data(), adam_m_.data(), adam_v_.data(), packed_.data(),
-               counts_.data(), num_gaussians, shape.height, shape.width, cholesky} {}
-
-  void load_images(const std::uint8_t* images, int batch) {
-    images_.upload(images, static_cast<std::size_t>(batch) * pixels_ * 3);
+  Work(const Job& job, int devices) : job(job), devices_(devices) {
+    if (job.options.init == Init::adaptive) curve_.emplace(job.input.shape.height, job.input.shape.width);
+    const FitOptions& o = job.options;
+    const auto [batch, height, width] = job.input.shape;
+    const float rate = job.input.start ? kWarmRate : 1.0f;
+    for (int it = 0; it < o.num_iters; ++it) settings.push_back(settings_at(o, height, width, it, o.num_iters, rate));
+    for (int it = 0; it < job.iterations() - o.num_iters; ++it) {
+      settings.push_back(settings_at(o, height, width, it, o.refit_iters, kRefitRate));
+    }
   }
 
-  void save(const Canvas& canvas, int index) {
-    host_counts[static_cast<std::size_t>(index)] = canvas.w.count;
-    for (int k = 0; k < kParameters; ++k) std::copy_n(canvas.w.param[k], canvas.w.count, row(index, k));
+  const Curve* curve() const { return curve_ ? &*curve_ : nullptr; }
+  int devices() const { return devices_; }
+
+  Range take(int most) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const Range range{next_, std::min(most, job.input.shape.batch - next_)};
+    next_ += range.count;
+    return range;
   }
 
-  void restore(Canvas& canvas, int index) {
-    canvas.w.cholesky = chunk_.cholesky;
-    canvas.set_count(host_counts[static_cast<std::size_t>(index)]);
-    for (int k = 0; k < kParameters; ++k) std::copy_n(row(index, k), canvas.w.count, canvas.w.param[k]);
-    canvas.sort_rows();
+  const Job job;
+  std::vector<StepSettings> settings;
+  std::atomic<int> done{0};
+
+ private:
+  const int devices_;
+  std::optional<Curve> curve_;
+  std::mutex mutex_;
+  int next_ = 0;
+};
+
+// One device: two slots by turns. While the device works on one, the host starts the pictures of the other.
+class Driver {
+ public:
+  Driver(Work& work, int device, int workers, const Stopped& stopped)
+      : work_(work), workers_(workers), stopped_(stopped) {
+    check(cudaSetDevice(device), "cudaSetDevice");
+    const auto [batch, height, width] = work.job.input.shape;
+    room_ = first_room(work.job.input.num_gaussians, height, width);
+    settings_ = std::make_unique<DeviceArray<StepSettings>>(work.settings.size());
+    const Stream stream;
+    settings_->upload(work.settings.data(), work.settings.size(), stream);
+    stream.wait();
+    canvases_.resize(static_cast<std::size_t>(workers));
+    std::size_t free = 0, total = 0;
+    check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+    const double slot = kMemoryShare * static_cast<double>(free) / 2.0;
+    const double fitting = slot / static_cast<double>(bytes_each(work.job, room_));
+    const int share = std::clamp(blocks(batch, 2 * work.devices()), kFewPictures, kMostPictures);
+    const int wished = std::min(batch, from_environment("SPLAT2D_CUDA_BATCH", share));
+    most_ = std::max(1, static_cast<int>(std::min<double>(wished, fitting)));
   }
 
-  // False: stopped by poll.
-  bool optimise(const FitOptions& o, int batch, int num_iters, float rate, int done, const Poll& poll) {
-    param_.upload(host_param.data(), host_param.size());
-    counts_.upload(host_counts.data(), host_counts.size());
-    adam_m_.clear();
-    adam_v_.clear();
-    const unsigned pictures = static_cast<unsigned>(batch), gaussians = static_cast<unsigned>(n_);
-    const unsigned tiles = static_cast<unsigned>((shape_.width + kTile - 1) / kTile) *
-                           static_cast<unsigned>((shape_.height + kTile - 1) / kTile);
-    for (int it = 0; it < num_iters; ++it) {
-      const StepSettings s = settings_at(o, shape_.height, shape_.width, it, num_iters, rate);
-      SPLAT2D_LAUNCH(prepare, dim3((gaussians + 127) / 128, pictures), dim3(128), chunk_);
-      SPLAT2D_LAUNCH(draw, dim3(tiles, pictures), dim3(kTileThreads), chunk_);
-      SPLAT2D_LAUNCH(update, dim3(gaussians, pictures), dim3(kGaussianThreads), chunk_, s,
-                     o.optimizer == Optimizer::natural);
-      if (it % kPollEvery == kPollEvery - 1) {
-        check(cudaDeviceSynchronize(), "iteration");
-        if (poll && !poll(done)) return false;
+  void run() {
+    for (int turn = 0; !stopped_(); turn ^= 1) {
+      std::unique_ptr<Slot>& slot = slots_[turn];
+      try {
+        if (slot && slot->busy() && !collect(*slot)) break;
+        const Range range = next();
+        if (range.count == 0) {
+          Slot* other = slots_[turn ^ 1].get();
+          if (other == nullptr || !other->busy()) return;
+          continue;  // the other one's turn: it is collected there
+        }
+        pending_.push_front(range);  // until the slot has it
+        if (!slot) slot = std::make_unique<Slot>(work_.job, *settings_, most_, room_);
+        if (!start(*slot, range)) break;
+      } catch (const OutOfMemory& error) {
+        make_smaller(error);
       }
     }
-    check(cudaGetLastError(), "launch");
-    check(cudaDeviceSynchronize(), "iteration");
-    param_.download(host_param.data(), host_param.size());
+    for (auto& slot : slots_) {
+      if (slot) slot->stop();
+    }
+  }
+
+ private:
+  Range next() {
+    if (pending_.empty()) return work_.take(most_);
+    Range& range = pending_.front();
+    const Range taken{range.first, std::min(most_, range.count)};
+    range = {range.first + taken.count, range.count - taken.count};
+    if (range.count == 0) pending_.pop_front();
+    return taken;
+  }
+
+  // False: stopped.
+  bool start(Slot& slot, Range range) {
+    const Job& job = work_.job;
+    const std::size_t size = static_cast<std::size_t>(job.input.shape.height) * job.input.shape.width * 3;
+    const auto body = [&](int worker, int index, const Stopped&) {
+      auto& canvas = canvases_[static_cast<std::size_t>(worker)];
+      if (!canvas) {
+        canvas = std::make_unique<Canvas>(engine(), job.input.shape.height, job.input.shape.width,
+                                          canvas_capacity(job.input));
+      }
+      const int picture = range.first + index;
+      start_fit(*canvas, job.input, job.options, work_.curve(), picture, job.first_number(picture));
+      slot.stage(*canvas, index, job.input.images + static_cast<std::size_t>(picture) * size);
+    };
+    if (!parallel(range.count, std::min(workers_, range.count), body, [&](int) { return !stopped_(); })) return false;
+    pending_.pop_front();
+    slot.begin(range.first, range.count);
     return true;
   }
 
- private:
-  float* row(int index, int parameter) {
-    return host_param.data() + (static_cast<std::size_t>(index) * kParameters + parameter) * n_;
+  // False: stopped.
+  bool collect(Slot& slot) {
+    const int batch = slot.batch();
+    do {
+      while (!slot.done()) {
+        if (stopped_()) return false;
+        std::this_thread::sleep_for(std::chrono::microseconds(100));
+      }
+    } while (!slot.collect(room_));
+    work_.done += batch;
+    return true;
   }
 
-  PictureShape shape_;
-  std::size_t n_, pixels_;
+  // Half as many pictures at a time; those under way are begun again. Results do not depend on it.
+  void make_smaller(const OutOfMemory& error) {
+    for (auto& slot : slots_) {
+      if (slot && slot->busy()) {
+        pending_.push_back({slot->first(), slot->batch()});
+        slot->stop();
+      }
+      slot.reset();
+    }
+    if (most_ == 1) {
+      throw std::runtime_error(std::string(error.what()) + "; one picture at a time needs " +
+                               megabytes(bytes_each(work_.job, room_)) + ": fit fewer Gaussians or smaller pictures");
+    }
+    std::fprintf(stderr, "splat2d: %s: %d pictures at a time instead of %d\n", error.what(), most_ / 2, most_);
+    most_ /= 2;
+  }
 
- public:
-  std::vector<float> host_param;
-  std::vector<int> host_counts;
-
- private:
-  DeviceArray<std::uint8_t> images_;
-  DeviceArray<float> residual_, param_, adam_m_, adam_v_;
-  DeviceArray<DeviceGaussian> packed_;
-  DeviceArray<int> counts_;
-  DeviceChunk chunk_;
+  Work& work_;
+  const int workers_;
+  const Stopped& stopped_;
+  ListRoom room_{};
+  int most_ = 1;
+  std::unique_ptr<DeviceArray<StepSettings>> settings_;
+  std::vector<std::unique_ptr<Canvas>> canvases_;
+  std::unique_ptr<Slot> slots_[2];
+  std::deque<Range> pending_;
 };
 
 }  // namespace
@@ -145,70 +198,16 @@ bool cuda_available() {
 }
 
 bool fit_cuda(const FitInput& input, const FitOptions& options, int threads, const FitOutput& out, const Poll& poll) {
-  const PictureShape shape = input.shape;
-  const int num_gaussians = input.num_gaussians;
-  const Engine& chosen = engine();
-  std::optional<Curve> curve;
-  if (options.init == Init::adaptive) curve.emplace(shape.height, shape.width);
-  const std::size_t size = static_cast<std::size_t>(shape.height) * shape.width * 3;
-  const std::size_t each = size * 5 + static_cast<std::size_t>(num_gaussians) * (24 * 4 + sizeof(DeviceGaussian));
-  const std::size_t fitting = std::max<std::size_t>(1, kChunkBytes / each);
-  const int most = static_cast<int>(std::min<std::size_t>({fitting, 32768, static_cast<std::size_t>(shape.batch)}));
-  if (shape.batch == 0) return true;
-  const int capacity = canvas_capacity(input);
-  Chunk chunk({most, shape.height, shape.width}, num_gaussians, options.optimizer == Optimizer::adam);
-  const int workers = thread_count(threads, most);
-  std::vector<std::unique_ptr<Canvas>> canvases(static_cast<std::size_t>(workers));
-
-  for (int first = 0; first < shape.batch; first += most) {
-    const int batch = std::min(most, shape.batch - first);
-    const std::uint8_t* from = input.images + static_cast<std::size_t>(first) * size;
-    const Poll here = [&](int) { return !poll || poll(first); };
-    const auto each_picture = [&](auto&& body) {
-      return parallel(batch, workers, [&](int worker, int index, const Stopped&) {
-        auto& canvas = canvases[static_cast<std::size_t>(worker)];
-        if (!canvas) canvas = std::make_unique<Canvas>(chosen, shape.height, shape.width, capacity);
-        body(*canvas, index);
-      }, here);
-    };
-    chunk.load_images(from, batch);
-    if (!each_picture([&](Canvas& canvas, int index) {
-          start_fit(canvas, input, options, curve ? &*curve : nullptr, first + index,
-                    input.counts ? input.counts[first + index] : num_gaussians);
-          chunk.save(canvas, index);
-        }))
-      return false;
-    if (!chunk.optimise(options, batch, options.num_iters, 1.0f, first, poll)) return false;
-    std::vector<char> again(static_cast<std::size_t>(batch), 0);
-    if (prunes(options)) {
-      if (!each_picture([&](Canvas& canvas, int index) {
-            chunk.restore(canvas, index);
-            load_target(canvas, input, first + index);
-            const int left = options.prune_to > 0 ? options.prune_to : canvas.w.count;
-            again[static_cast<std::size_t>(index)] =
-                prune(canvas, options, left) && canvas.w.count > 0 && options.refit_iters > 0;
-            chunk.save(canvas, index);
-          }))
-        return false;
-      // Pictures that lost nothing keep their result: their parameters are put back after the others' refit.
-      if (std::find(again.begin(), again.end(), 1) != again.end()) {
-        const std::vector<float> before = chunk.host_param;
-        if (!chunk.optimise(options, batch, options.refit_iters, kRefitRate, first, poll)) return false;
-        const std::size_t span = static_cast<std::size_t>(num_gaussians) * kParameters;
-        for (std::size_t i = 0; i < again.size(); ++i) {
-          if (!again[i]) std::copy_n(before.data() + i * span, span, chunk.host_param.data() + i * span);
-        }
-      }
-    }
-    if (!each_picture([&](Canvas& canvas, int index) {
-          chunk.restore(canvas, index);
-          load_target(canvas, input, first + index);
-          const int refit = again[static_cast<std::size_t>(index)] ? options.refit_iters : 0;
-          finish_fit(canvas, out, num_gaussians, first + index, options.num_iters + refit);
-        }))
-      return false;
-  }
-  return !poll || poll(shape.batch);
+  int devices = 0;
+  check(cudaGetDeviceCount(&devices), "cudaGetDeviceCount");
+  if (devices == 0) throw std::runtime_error("CUDA: no device");
+  if (input.shape.batch == 0) return true;
+  const int few = std::min(kFewPictures, from_environment("SPLAT2D_CUDA_BATCH", kFewPictures));
+  devices = std::min(devices, blocks(input.shape.batch, few));
+  Work work({input, options, out}, devices);
+  const int workers = std::max(1, thread_count(threads, input.shape.batch) / devices);
+  const auto body = [&](int, int device, const Stopped& stopped) { Driver(work, device, workers, stopped).run(); };
+  return parallel(devices, devices, body, poll ? [&](int) { return poll(work.done); } : Poll{});
 }
 
 }  // namespace splat2d

@@ -1,7 +1,6 @@
 // Dropping Gaussians that matter least.
 #pragma once
 
-
 #include "workspace.h"
 
 namespace splat2d {
@@ -14,9 +13,6 @@ namespace splat2d {
 // the colour moments of a pass. All sums run over the picture's pixels within the cut-off, so the score is exact.
 // Needs the target loaded.
 Vector<float> prune_scores(Canvas& canvas, PruneScore kind);
-
-// Sum of E^2 over the pixels of a height x width picture within the cut-off.
-double squared_norm(float x, float y, Factor f, int height, int width);
 
 // Drops Gaussians that score under options.prune_threshold, then the worst until `most` are left (ties: the later
 // ones go first); the others keep their order. True where some were dropped.

@@ -52,6 +52,29 @@ SPLAT2D_HD Cholesky cholesky_of(Factor f) {
 // Half the width of the ellipse's bounding box in x; in y it is kCutoff / c.
 SPLAT2D_HD float half_width(Factor f) { return kCutoff * sqrtf(f.b * f.b + f.c * f.c) / (f.a * f.c); }
 
+// Smallest and largest coordinate of a stretch, relative to the mean.
+struct Span {
+  float low, high;
+};
+
+// The dy of the ellipse's points whose dx lies in [left, right], a range that the ellipse meets.
+SPLAT2D_HD Span rows_between(Factor f, float left, float right) {
+  const float h = f.b * f.b + f.c * f.c, ac = f.a * f.c, tip = kCutoff * f.b / ac;  // dx of the lowest and highest
+  const float low = clamp(tip, left, right), high = clamp(-tip, left, right);
+  const float d_low = kCutoffSquared * h - ac * ac * low * low, d_high = kCutoffSquared * h - ac * ac * high * high;
+  return {(-f.a * f.b * low - sqrtf(d_low > 0.0f ? d_low : 0.0f)) / h,
+          (-f.a * f.b * high + sqrtf(d_high > 0.0f ? d_high : 0.0f)) / h};
+}
+
+// The dx of the ellipse's points whose dy lies in [top, bottom], a range that the ellipse meets.
+SPLAT2D_HD Span columns_between(Factor f, float top, float bottom) {
+  const float tip = kCutoff * f.b / (f.c * sqrtf(f.b * f.b + f.c * f.c)), inverse_a = 1.0f / f.a;
+  const float low = clamp(tip, top, bottom), high = clamp(-tip, top, bottom);
+  const float d_low = kCutoffSquared - f.c * f.c * low * low, d_high = kCutoffSquared - f.c * f.c * high * high;
+  return {(-f.b * low - sqrtf(d_low > 0.0f ? d_low : 0.0f)) * inverse_a,
+          (-f.b * high + sqrtf(d_high > 0.0f ? d_high : 0.0f)) * inverse_a};
+}
+
 // d loss / d (mean, L) from the moments of d loss / d picture.
 SPLAT2D_HD ShapeGradient shape_gradient(Cholesky l, const Moments& m) {
   // w = L^-1 d: w0 = dx / l00, w1 = (dy - l10 w0) / l11; the sums below are those of q w and q w w^T.

@@ -1,0 +1,182 @@
+// Growing and pruning on the device: grow.h and prune.h, a block a picture.
+#pragma once
+
+#include "cuda_choose.cuh"
+#include "cuda_tile.cuh"
+#include "splat2d/growth.h"
+#include "splat2d/score.h"
+
+namespace splat2d {
+
+// How many Gaussians picture `picture` is to receive; wanted: [B], how many it is to have.
+__device__ inline int missing(const DeviceChunk& d, int picture, const int* wanted) {
+  return d.active[picture] != 0 ? wanted[picture] - d.counts[picture] : 0;
+}
+
+struct Cells {
+  int side, columns, count;
+};
+
+__device__ inline Cells cells_of(const DeviceChunk& d, int number) {
+  const int side = growth_cell(static_cast<float>(d.height) * static_cast<float>(d.width), static_cast<float>(number));
+  const int columns = (d.width + side - 1) / side;
+  return {side, columns, columns * ((d.height + side - 1) / side)};
+}
+
+// Growth, first: the squared residual of every pixel. The lists must be good.
+__global__ void __launch_bounds__(kBlock) draw_errors(DeviceChunk d, const int* wanted) {
+  __shared__ DeviceGaussian gaussians[kBlock];
+  __shared__ unsigned boxes[kBlock];
+  __shared__ int slots[kBlock];
+  if (halted(d) || missing(d, static_cast<int>(blockIdx.y), wanted) <= 0) return;
+  const Tile t = tile_here(d);
+  Sums sums[2];
+  forward(d, t, {gaussians, boxes, slots}, sums);
+  const Patch patch = patch_here();
+  for (int p = 0; p < 2; ++p) {
+    const int x = patch.x + 8 * p, y = patch.y;
+    if (t.left + x >= d.width || t.top + y >= d.height) continue;
+    const std::size_t pixel = (static_cast<std::size_t>(t.picture) * d.height + t.top + y) * d.width + t.left + x;
+    d.pixel_errors[pixel] = squared(residual_at(d, t, x, y, sums[p]));
+  }
+}
+
+// Second: their sums over cells, a thread each.
+__global__ void __launch_bounds__(kBlock) sum_cells(DeviceChunk d, const int* wanted) {
+  const int picture = static_cast<int>(blockIdx.y), cell = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  const int number = missing(d, picture, wanted);
+  if (halted(d) || number <= 0) return;
+  const Cells cells = cells_of(d, number);
+  if (cell >= cells.count) return;
+  const int left = cell % cells.columns * cells.side, top = cell / cells.columns * cells.side;
+  const int right = min(left + cells.side, d.width), bottom = min(top + cells.side, d.height);
+  CellError error{0.0f, 0.0f, 0.0f};
+  for (int y = top; y < bottom; ++y) {
+    const float* row = d.pixel_errors + (static_cast<std::size_t>(picture) * d.height + y) * d.width;
+    for (int x = left; x < right; ++x) {
+      error.sum += row[x];
+      error.x += row[x] * static_cast<float>(x - left);
+      error.y += row[x] * static_cast<float>(y - top);
+    }
+  }
+  float* to = d.cells + static_cast<std::size_t>(picture) * 3 * d.cell_capacity + cell;
+  to[0] = error.sum;
+  to[d.cell_capacity] = error.x;
+  to[2 * static_cast<std::size_t>(d.cell_capacity)] = error.y;
+}
+
+// Third: a Gaussian in each of the cells with the largest errors, behind those that are there.
+__global__ void __launch_bounds__(kBlock) grow_kernel(DeviceChunk d, const int* wanted, float scale_min) {
+  __shared__ int totals[kWarps];
+  const int picture = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
+  const int number = missing(d, picture, wanted), before = d.counts[picture];
+  if (halted(d) || number <= 0) return;
+  const Cells cells = cells_of(d, number);
+  const float* sums = d.cells + static_cast<std::size_t>(picture) * 3 * d.cell_capacity;
+  const Choice choice = largest(sums, cells.count, number, totals);
+  const std::size_t n = static_cast<std::size_t>(d.num_gaussians), base = parameter_row(d, picture, 0);
+  int equal = 0, added = 0;
+  for (int first = 0; first < cells.count; first += kBlock) {
+    const int cell = first + thread;
+    const unsigned order = cell < cells.count ? order_of(sums[cell]) : 0;
+    const bool same = cell < cells.count && order == choice.least;
+    const Rank among_equal = rank_of(same, totals);
+    const bool chosen = cell < cells.count && (order > choice.least || (same && equal + among_equal.before < choice.equal));
+    const Rank rank = rank_of(chosen, totals);
+    if (chosen) {
+      const CellError error{sums[cell], sums[d.cell_capacity + cell],
+                            sums[2 * static_cast<std::size_t>(d.cell_capacity) + cell]};
+      const int left = cell % cells.columns * cells.side, top = cell / cells.columns * cells.side;
+      const Seed seed = seed_of(error, cells.side, static_cast<float>(left), static_cast<float>(top),
+                                static_cast<float>(min(left + cells.side, d.width) - 1),
+                                static_cast<float>(min(top + cells.side, d.height) - 1), scale_min);
+      const float size = d.adam ? seed.sigma : 1.0f / seed.sigma;
+      const float values[kParameters] = {seed.x, seed.y, size, 0.0f, size, 0.0f, 0.0f, 0.0f};
+      const std::size_t at = static_cast<std::size_t>(before + added + rank.before);
+      for (int k = 0; k < kParameters; ++k) {
+        d.param[base + k * n + at] = values[k];
+        d.adam_m[base + k * n + at] = d.adam_v[base + k * n + at] = 0.0f;
+      }
+      const float factor = 1.0f / seed.sigma;
+      d.gaussians[static_cast<std::size_t>(picture) * n + at] = {seed.x, seed.y, factor, 0.0f, factor, 0.0f, 0.0f, 0.0f};
+    }
+    equal += among_equal.total;
+    added += rank.total;
+  }
+  if (thread == 0) {
+    d.counts[picture] = before + number;
+    d.dirty[picture] = 1;
+  }
+}
+
+// Pruning, first: each Gaussian's score, into the first row of adam_m. Scores by loss need the moments of a pass.
+__global__ void __launch_bounds__(kUpdateBlock) score(DeviceChunk d, bool by_loss) {
+  const int picture = static_cast<int>(blockIdx.y), i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (halted(d) || i >= d.counts[picture]) return;
+  const std::size_t row = static_cast<std::size_t>(picture) * d.num_gaussians;
+  const DeviceGaussian g = d.gaussians[row + i];
+  float& to = d.adam_m[parameter_row(d, picture, 0) + i];
+  if (!by_loss) {
+    to = luminance_score(g.red, g.green, g.blue);
+    return;
+  }
+  const Listed l = d.listed[row + i];
+  const float* partial = d.partial + (static_cast<std::size_t>(picture) * static_cast<std::size_t>(d.slot_capacity) +
+                                      static_cast<std::size_t>(l.start)) * 8;
+  float moments[3] = {0.0f, 0.0f, 0.0f};
+  const int slots = slots_of(l);
+  for (int s = 0; s < slots; ++s) {
+    for (int k = 0; k < 3; ++k) moments[k] += partial[s * 8 + k];
+  }
+  const double norm = squared_norm(g.x, g.y, {g.a, g.b, g.c}, d.height, d.width);
+  to = loss_score(g.red, g.green, g.blue, moments, norm, static_cast<double>(d.height) * d.width);
+}
+
+// Second: drops Gaussians under the threshold (0: none), then the worst until `most` are left (0: all), the later ones
+// of equal ones first; the others keep their order. Where `refit` and some but not all were dropped, the picture is
+// made ready to be fitted again, otherwise it rests.
+__global__ void __launch_bounds__(kBlock) prune_kernel(DeviceChunk d, float threshold, int most, bool refit) {
+  __shared__ int totals[kWarps];
+  if (halted(d)) return;
+  const int picture = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x), count = d.counts[picture];
+  const std::size_t n = static_cast<std::size_t>(d.num_gaussians), base = parameter_row(d, picture, 0);
+  const float* scores = d.adam_m + base;
+  // Those under the threshold score less than all others: what is chosen among all is chosen among the others.
+  Choice choice{0, count};
+  if (most > 0 && most < count) choice = largest(scores, count, most, totals);
+  int kept = 0, equal = 0;
+  for (int first = 0; first < count; first += kBlock) {
+    const int i = first + thread;
+    float values[kParameters] = {};
+    bool keep = false;
+    unsigned order = 0;
+    if (i < count) {
+      for (int k = 0; k < kParameters; ++k) values[k] = d.param[base + k * n + i];
+      order = order_of(scores[i]);
+      keep = threshold <= 0.0f || !(scores[i] < threshold);
+    }
+    const bool same = i < count && order == choice.least;
+    const Rank among_equal = rank_of(same, totals);
+    keep = keep && (order > choice.least || (same && equal + among_equal.before < choice.equal));
+    const Rank rank = rank_of(keep, totals);  // its barriers: all of this round is read before any is overwritten
+    const std::size_t to = static_cast<std::size_t>(kept + rank.before);
+    if (keep) {
+      for (int k = 0; k < kParameters; ++k) d.param[base + k * n + to] = values[k];
+    }
+    equal += among_equal.total;
+    kept += rank.total;
+  }
+  __syncthreads();  // scores are read, parameters in place
+  for (int i = thread; i < kParameters * d.num_gaussians; i += kBlock) d.adam_m[base + i] = d.adam_v[base + i] = 0.0f;
+  for (int i = thread; i < kept; i += kBlock) {
+    d.gaussians[static_cast<std::size_t>(picture) * n + i] = gaussian_of(load_parameters(d, picture, i), d.adam);
+  }
+  if (thread == 0) {
+    d.counts[picture] = kept;
+    d.active[picture] = refit && kept > 0 && kept < count;
+    d.dirty[picture] = 1;
+    if (picture == 0) d.control->pruned = 1;
+  }
+}
+
+}  // namespace splat2d
