@@ -15,7 +15,7 @@ from components.operations import PromoteParams, ResourcesParams, TrackingParams
 
 SOURCES = ("sample", "folder", "webdataset")
 FORMATS = ("jpg", "png", "webp")
-RECIPES = ("paper", "default")  # splat2d.RECIPES, without loading it
+RECIPES = ("paper", "default", "quality")  # splat2d.RECIPES, without loading it
 PRUNE_SCORES = ("", "luminance", "loss")
 STEMS = ("paper",)
 FREEZE_POLICIES = ("stem", "paper")

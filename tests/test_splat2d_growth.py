@@ -122,6 +122,14 @@ def test_moves_beat_a_fit_without() -> None:
     assert (moving.psnr - still.psnr).mean() > 0.05
 
 
+def test_quality_gives_more_db_in_more_time() -> None:
+    images = planted(4)
+    default, quality = (splat2d.fit(images, 160, recipe=name) for name in ("default", "quality"))
+    assert quality.num_iters > default.num_iters
+    assert (quality.counts == 160).all()
+    assert (quality.psnr > default.psnr + 0.5).all()
+
+
 def test_pruning_is_not_undone_by_growth() -> None:
     result = splat2d.fit(planted(), 120, num_iters=60, prune_threshold=0.05)
     assert 0 < result.counts[0] < 120

@@ -140,6 +140,21 @@ RECIPES: dict[str, Recipe] = {
         scale_min=0.4,
     ),
 }
+# Long runs gain by a longer memory, smaller steps and later moves; under 500 iterations the default's are better.
+RECIPES["quality"] = replace(
+    RECIPES["default"],
+    name="quality",
+    num_iters=1200,
+    lr_position=0.18,
+    lr_shape=0.1,
+    lr_color=0.12,
+    lr_final=0.03,
+    beta1=0.9,
+    beta2=0.9,
+    move_share=0.04,
+    move_steps=4,
+    move_last=0.8,
+)
 
 
 def recipe_of(recipe: str | Recipe, **changes: object) -> Recipe:
