@@ -40,7 +40,7 @@ SPLAT2D_INLINE void add(const Packed& g, const Start& from, int row_step, float*
   float* at = strip + from.first_row * 3 * kLanes;
   int rows = from.rows;
   do {
-    const Mask inside = value >= kCutoffValue * kScale;
+    const Mask inside = at_least(value, kCutoffValue * kScale);
     store(at, add_where(inside, value, red, load(at)));
     store(at + kLanes, add_where(inside, value, green, load(at + kLanes)));
     store(at + 2 * kLanes, add_where(inside, value, blue, load(at + 2 * kLanes)));
@@ -60,7 +60,7 @@ SPLAT2D_INLINE void gather(const Packed& g, const Start& from, float left, int r
   const float* at = strip + from.first_row * 3 * kLanes;
   int rows = from.rows;
   do {
-    const Mask inside = value >= kCutoffValue * kScale;
+    const Mask inside = at_least(value, kCutoffValue * kScale);
     m0 = add_where(inside, value, load(at), m0);
     m1 = add_where(inside, value, load(at + kLanes), m1);
     m2 = add_where(inside, value, load(at + 2 * kLanes), m2);

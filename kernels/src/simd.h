@@ -54,11 +54,19 @@ SPLAT2D_INLINE VF as_floats(VI a) { return __builtin_convertvector(a, VF); }
 // Lanes that are all ones where a comparison holds.
 typedef decltype(VF{} < VF{}) Mask;
 
+// value >= limit where both are positive or zero.
+#if SPLAT2D_LANES == 16 || defined(__AVX2__)
+SPLAT2D_INLINE Mask at_least(VF value, float limit) { return value >= limit; }
+#else
+// Such floats are ordered as their bits are. GCC takes comparisons of vectors wider than the machine's to pieces.
+SPLAT2D_INLINE Mask at_least(VF value, float limit) { return ~(((VI)value - (VI)all(limit)) >> 31); }
+#endif
+
 // sum + a * b in the lanes of `where`, sum elsewhere; sum and b are finite.
 #if SPLAT2D_LANES == 16
 SPLAT2D_INLINE VF add_where(Mask where, VF a, VF b, VF sum) { return where ? sum + a * b : sum; }  // one masked FMA
 #else
-SPLAT2D_INLINE VF add_where(Mask where, VF a, VF b, VF sum) { return sum + (where ? a : VF{}) * b; }
+SPLAT2D_INLINE VF add_where(Mask where, VF a, VF b, VF sum) { return sum + (VF)((VI)a & where) * b; }
 #endif
 
 // exp(x) 2^bits with relative error under 3e-7 where the result is a normal number; anything elsewhere.
