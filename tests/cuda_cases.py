@@ -152,6 +152,7 @@ class Program:
         fields = ("num_iters", "lr_position", "lr_shape", "lr_color", "lr_final", "beta1", "beta2", "lambda_color")
         fields += ("color_steps", "scale_min", "prune_threshold")
         fields += ("start_share", "grow_first", "grow_last", "grow_steps")
+        fields += ("move_share", "move_last", "move_steps")
         given = {name: getattr(recipe, name) for name in fields}
         given |= {"batch": batch, "height": height, "width": width, "num_gaussians": number}
         given |= {"prune_to": 0, "by_loss": int(recipe.prune_score == "loss")}
@@ -180,4 +181,4 @@ def pictures(batch: int, height: int, width: int) -> Images:
 
 
 def recipe(name: str, num_iters: int, **changes: Any) -> splat2d.Recipe:
-    return replace(splat2d.RECIPES[name], num_iters=num_iters, **({"move_steps": 0} | changes))
+    return replace(splat2d.RECIPES[name], num_iters=num_iters, **changes)

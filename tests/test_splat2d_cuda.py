@@ -299,11 +299,31 @@ def test_everything_can_be_pruned(program: Program) -> None:
 def test_kernels_grow_as_the_cpu_does(program: Program, number: int, steps: int) -> None:
     """Where the errors of cells differ clearly; where they are equal, rounding decides which one is taken."""
     images = pictures(2, 45, 52)
-    settings = recipe("default", 12, start_share=0.3, grow_steps=steps, grow_first=0.1, grow_last=0.6)
+    settings = recipe("default", 12, start_share=0.3, grow_steps=steps, grow_first=0.1, grow_last=0.6, move_steps=0)
     fitted = program.fit(images, number, settings)
     cpu = splat2d.fit(images, number, recipe=settings)
     assert_like_cpu(fitted, cpu, 5e-3)
     assert (fitted.counts == number).all()
+
+
+@pytest.mark.parametrize("name", ["default", "paper"])
+def test_kernels_move_the_weakest_as_the_cpu_does(program: Program, name: str) -> None:
+    images = pictures(2, 45, 52)
+    settings = recipe(
+        name, 8, start_share=1.0, grow_steps=0, grow_last=0.2, move_share=0.2, move_steps=2, move_last=0.7
+    )
+    fitted = program.fit(images, 60, settings)
+    assert_like_cpu(fitted, splat2d.fit(images, 60, recipe=settings), 5e-3)
+    still = program.fit(images, 60, recipe(name, 8, start_share=1.0, grow_steps=0, move_steps=0))
+    assert np.abs(fitted.means - still.means).max() > 4
+
+
+def test_moving_while_lists_overflow_happens_once(program: Program) -> None:
+    """The lists of the iteration after the move are too short: it is gone on with, not moved again."""
+    images = pictures(2, 50, 70)
+    settings = recipe("paper", 3, scale_min=20.0, move_share=0.2, move_steps=1, move_last=0.4)
+    fitted = program.fit(images, 70, settings)
+    assert_like_cpu(fitted, splat2d.fit(images, 70, recipe=settings), 5e-3)
 
 
 @pytest.mark.full

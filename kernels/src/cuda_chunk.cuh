@@ -48,6 +48,7 @@ struct Control {
   unsigned long long slots_needed;  // the most slots any picture asked for
   int list_needed;                  // the longest list any tile asked for
   int iteration;                    // iterations begun
+  int moved;                        // 1 + the iteration before which Gaussians were moved last
   int pruned;                       // whether pruning is done
   int stop;                         // set by the host to end early
 };
@@ -62,6 +63,7 @@ struct DeviceChunk {
   Listed* listed;                 // [B, N]
   int* dirty;                     // [B] lists are to be built
   int* active;                    // [B] 0: the picture is left alone
+  int* placing;                   // [B] Gaussians to be placed
   int* counts;                    // [B] Gaussians in use
   TileEntry* entries;             // [B, tiles, list_capacity]
   int* tile_counts;               // [B, tiles]

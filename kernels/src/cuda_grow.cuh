@@ -1,4 +1,4 @@
-// Growing and pruning on the device: grow.h and prune.h, a block a picture.
+// Growing, moving and pruning on the device: grow.h and prune.h.
 #pragma once
 
 #include "cuda_choose.cuh"
@@ -8,9 +8,62 @@
 
 namespace splat2d {
 
-// How many Gaussians picture `picture` is to receive; wanted: [B], how many it is to have.
-__device__ inline int missing(const DeviceChunk& d, int picture, const int* wanted) {
-  return d.active[picture] != 0 ? wanted[picture] - d.counts[picture] : 0;
+// Growing and moving place new Gaussians where the residual is largest. The first kernel of either says how many
+// (`placing`) and where they go (`chosen`, in d.out, which is free until the end); the other three are shared.
+__device__ inline int* chosen_of(const DeviceChunk& d, int picture) {
+  return reinterpret_cast<int*>(d.out + parameter_row(d, picture, 0));
+}
+
+// wanted: [B], how many Gaussians each picture is to have. Doing it again changes nothing.
+__global__ void __launch_bounds__(kBlock) plan_growth(DeviceChunk d, const int* wanted) {
+  if (halted(d)) return;
+  const int picture = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x), count = d.counts[picture];
+  const int number = d.active[picture] != 0 ? max(0, wanted[picture] - count) : 0;
+  for (int k = thread; k < number; k += kBlock) chosen_of(d, picture)[k] = count + k;
+  __syncthreads();  // every thread has read the count
+  if (thread == 0) {
+    d.placing[picture] = number;
+    d.counts[picture] = count + number;
+  }
+}
+
+// The weakest `share` of the Gaussians turn black, to be placed anew; `iteration` is left in the chunk's control, so
+// that it is not done again.
+__global__ void __launch_bounds__(kBlock) plan_move(DeviceChunk d, float share, int iteration) {
+  __shared__ int totals[kWarps];
+  if (halted(d)) return;
+  const int picture = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x), count = d.counts[picture];
+  const int number = d.active[picture] != 0 ? static_cast<int>(share * static_cast<float>(count)) : 0;
+  if (thread == 0) {
+    d.placing[picture] = number;
+    if (picture == 0) d.control->moved = iteration + 1;
+  }
+  if (number <= 0) return;
+  const std::size_t n = static_cast<std::size_t>(d.num_gaussians), base = parameter_row(d, picture, 0);
+  float* weakness = d.out + base + n;
+  DeviceGaussian* gaussians = d.gaussians + static_cast<std::size_t>(picture) * n;
+  for (int i = thread; i < count; i += kBlock) {
+    const DeviceGaussian g = gaussians[i];
+    weakness[i] = -(g.red * g.red + g.green * g.green + g.blue * g.blue) / (g.a * g.c);
+  }
+  __syncthreads();
+  const Choice choice = largest(weakness, count, number, totals);
+  int equal = 0, found = 0;
+  for (int first = 0; first < count; first += kBlock) {
+    const int i = first + thread;
+    const unsigned order = i < count ? order_of(weakness[i]) : 0;
+    const bool same = i < count && order == choice.least;
+    const Rank among_equal = rank_of(same, totals);
+    const bool weak = i < count && (order > choice.least || (same && equal + among_equal.before < choice.equal));
+    const Rank rank = rank_of(weak, totals);
+    if (weak) {
+      chosen_of(d, picture)[found + rank.before] = i;
+      for (int k = 5; k < kParameters; ++k) d.param[base + k * n + i] = 0.0f;
+      gaussians[i].red = gaussians[i].green = gaussians[i].blue = 0.0f;
+    }
+    equal += among_equal.total;
+    found += rank.total;
+  }
 }
 
 struct Cells {
@@ -23,12 +76,12 @@ __device__ inline Cells cells_of(const DeviceChunk& d, int number) {
   return {side, columns, columns * ((d.height + side - 1) / side)};
 }
 
-// Growth, first: the squared residual of every pixel. The lists must be good.
-__global__ void __launch_bounds__(kBlock) draw_errors(DeviceChunk d, const int* wanted) {
+// The squared residual of every pixel. The lists must be good; new Gaussians are in none.
+__global__ void __launch_bounds__(kBlock) draw_errors(DeviceChunk d) {
   __shared__ DeviceGaussian gaussians[kBlock];
   __shared__ unsigned boxes[kBlock];
   __shared__ int slots[kBlock];
-  if (halted(d) || missing(d, static_cast<int>(blockIdx.y), wanted) <= 0) return;
+  if (halted(d) || d.placing[blockIdx.y] <= 0) return;
   const Tile t = tile_here(d);
   Sums sums[2];
   forward(d, t, {gaussians, boxes, slots}, sums);
@@ -41,10 +94,10 @@ __global__ void __launch_bounds__(kBlock) draw_errors(DeviceChunk d, const int* 
   }
 }
 
-// Second: their sums over cells, a thread each.
-__global__ void __launch_bounds__(kBlock) sum_cells(DeviceChunk d, const int* wanted) {
+// Their sums over cells, a thread each.
+__global__ void __launch_bounds__(kBlock) sum_cells(DeviceChunk d) {
   const int picture = static_cast<int>(blockIdx.y), cell = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-  const int number = missing(d, picture, wanted);
+  const int number = d.placing[picture];
   if (halted(d) || number <= 0) return;
   const Cells cells = cells_of(d, number);
   if (cell >= cells.count) return;
@@ -65,11 +118,11 @@ __global__ void __launch_bounds__(kBlock) sum_cells(DeviceChunk d, const int* wa
   to[2 * static_cast<std::size_t>(d.cell_capacity)] = error.y;
 }
 
-// Third: a Gaussian in each of the cells with the largest errors, behind those that are there.
-__global__ void __launch_bounds__(kBlock) grow_kernel(DeviceChunk d, const int* wanted, float scale_min) {
+// A Gaussian in each of the cells with the largest errors.
+__global__ void __launch_bounds__(kBlock) place_seeds(DeviceChunk d, float scale_min) {
   __shared__ int totals[kWarps];
   const int picture = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
-  const int number = missing(d, picture, wanted), before = d.counts[picture];
+  const int number = d.placing[picture];
   if (halted(d) || number <= 0) return;
   const Cells cells = cells_of(d, number);
   const float* sums = d.cells + static_cast<std::size_t>(picture) * 3 * d.cell_capacity;
@@ -81,7 +134,8 @@ __global__ void __launch_bounds__(kBlock) grow_kernel(DeviceChunk d, const int* 
     const unsigned order = cell < cells.count ? order_of(sums[cell]) : 0;
     const bool same = cell < cells.count && order == choice.least;
     const Rank among_equal = rank_of(same, totals);
-    const bool chosen = cell < cells.count && (order > choice.least || (same && equal + among_equal.before < choice.equal));
+    const bool chosen =
+        cell < cells.count && (order > choice.least || (same && equal + among_equal.before < choice.equal));
     const Rank rank = rank_of(chosen, totals);
     if (chosen) {
       const CellError error{sums[cell], sums[d.cell_capacity + cell],
@@ -92,7 +146,7 @@ __global__ void __launch_bounds__(kBlock) grow_kernel(DeviceChunk d, const int* 
                                 static_cast<float>(min(top + cells.side, d.height) - 1), scale_min);
       const float size = d.adam ? seed.sigma : 1.0f / seed.sigma;
       const float values[kParameters] = {seed.x, seed.y, size, 0.0f, size, 0.0f, 0.0f, 0.0f};
-      const std::size_t at = static_cast<std::size_t>(before + added + rank.before);
+      const std::size_t at = static_cast<std::size_t>(chosen_of(d, picture)[added + rank.before]);
       for (int k = 0; k < kParameters; ++k) {
         d.param[base + k * n + at] = values[k];
         d.adam_m[base + k * n + at] = d.adam_v[base + k * n + at] = 0.0f;
@@ -103,10 +157,7 @@ __global__ void __launch_bounds__(kBlock) grow_kernel(DeviceChunk d, const int* 
     equal += among_equal.total;
     added += rank.total;
   }
-  if (thread == 0) {
-    d.counts[picture] = before + number;
-    d.dirty[picture] = 1;
-  }
+  if (thread == 0) d.dirty[picture] = 1;
 }
 
 // Pruning, first: each Gaussian's score, into the first row of adam_m. Scores by loss need the moments of a pass.

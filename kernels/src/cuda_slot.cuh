@@ -24,12 +24,14 @@ int tiles_across(int width) { return blocks(width, kTileWidth); }
 
 int tiles_of_picture(int height, int width) { return tiles_across(width) * blocks(height, kTileHeight); }
 
-// The most cells that growth looks at in one picture: those of the largest number of Gaussians added at once.
+// The most cells that growth looks at in one picture: those of the largest number of
+// Gaussians placed at once.
 int most_cells(const Job& job) {
   const FitOptions& o = job.options;
   const auto [batch, height, width] = job.input.shape;
-  const int most = job.input.num_gaussians - growth_count(o, job.input.num_gaussians, 0);
-  if (most <= 0 || job.input.start) return 0;
+  const int n = job.input.num_gaussians, added = job.input.start ? 0 : n - growth_count(o, n, 0);
+  const int most = std::max(added, o.move_steps > 0 ? static_cast<int>(o.move_share * static_cast<float>(n)) : 0);
+  if (most <= 0) return 0;
   const int side = growth_cell(static_cast<float>(height) * static_cast<float>(width), static_cast<float>(most));
   return blocks(width, side) * blocks(height, side);
 }
@@ -80,6 +82,7 @@ Slot::Slot(const Job& job, const DeviceArray<StepSettings>& settings, int capaci
       dirty_(static_cast<std::size_t>(capacity)),
       active_(static_cast<std::size_t>(capacity)),
       counts_(static_cast<std::size_t>(capacity)),
+      placing_(static_cast<std::size_t>(capacity)),
       tile_counts_(static_cast<std::size_t>(capacity) * tiles_),
       wanted_(static_cast<std::size_t>(capacity) * (job.options.grow_steps + 1)),
       entries_(static_cast<std::size_t>(capacity) * tiles_ * room.list),
@@ -93,7 +96,9 @@ Slot::Slot(const Job& job, const DeviceArray<StepSettings>& settings, int capaci
       host_wanted_(static_cast<std::size_t>(capacity) * (job.options.grow_steps + 1)),
       host_stop_(1),
       host_errors_(static_cast<std::size_t>(capacity)),
-      host_control_(1) {
+      host_control_(1),
+      schedule_(job.options, job.input.shape.height, job.input.shape.width, job.options.num_iters,
+                job.input.start ? kWarmRate : 1.0f) {
   chunk_.settings = settings.data();
   bind();
 }
@@ -108,6 +113,7 @@ void Slot::bind() {
   chunk_.listed = listed_.data();
   chunk_.dirty = dirty_.data();
   chunk_.active = active_.data();
+  chunk_.placing = placing_.data();
   chunk_.counts = counts_.data();
   chunk_.entries = entries_.data();
   chunk_.tile_counts = tile_counts_.data();
@@ -168,9 +174,20 @@ void Slot::iterate(int count) {
 void Slot::grow(int parts) {
   const int* wanted = wanted_.data() + static_cast<std::size_t>(parts) * static_cast<std::size_t>(capacity_);
   build_lists();
-  SPLAT2D_LAUNCH(draw_errors, grid(tiles_, batch_), dim3(kBlock), stream_.get(), chunk_, wanted);
-  SPLAT2D_LAUNCH(sum_cells, grid(blocks(cells_each_, kBlock), batch_), dim3(kBlock), stream_.get(), chunk_, wanted);
-  SPLAT2D_LAUNCH(grow_kernel, grid(batch_), dim3(kBlock), stream_.get(), chunk_, wanted, job_.options.scale_min);
+  SPLAT2D_LAUNCH(plan_growth, grid(batch_), dim3(kBlock), stream_.get(), chunk_, wanted);
+  place_chosen();
+}
+
+void Slot::move(int it) {
+  build_lists();
+  SPLAT2D_LAUNCH(plan_move, grid(batch_), dim3(kBlock), stream_.get(), chunk_, job_.options.move_share, it);
+  place_chosen();
+}
+
+void Slot::place_chosen() {
+  SPLAT2D_LAUNCH(draw_errors, grid(tiles_, batch_), dim3(kBlock), stream_.get(), chunk_);
+  SPLAT2D_LAUNCH(sum_cells, grid(blocks(cells_each_, kBlock), batch_), dim3(kBlock), stream_.get(), chunk_);
+  SPLAT2D_LAUNCH(place_seeds, grid(batch_), dim3(kBlock), stream_.get(), chunk_, job_.options.scale_min);
 }
 
 void Slot::prune_all() {
@@ -185,18 +202,20 @@ void Slot::prune_all() {
                  o.refit_iters > 0);
 }
 
-// All that is left to do before iteration `from` begins. What is done twice changes nothing.
-void Slot::enqueue(int from, bool pruned) {
+// All that is left to do after what `done` says is done.
+void Slot::enqueue(const Control& done) {
   const FitOptions& o = job_.options;
   const auto parts = [&](int it) { return cells_each_ > 0 ? growth_parts(o, o.num_iters, it) : 0; };
+  int from = done.iteration;
   while (from < o.num_iters) {
     if (from > 0 && parts(from) > 0) grow(parts(from));
+    if (cells_each_ > 0 && schedule_.moves(from) && done.moved != from + 1) move(from);
     int to = from + 1;
-    while (to < o.num_iters && parts(to) == parts(to - 1)) ++to;
+    while (to < o.num_iters && parts(to) == parts(to - 1) && !schedule_.moves(to)) ++to;
     iterate(to - from);
     from = to;
   }
-  if (prunes(o) && !pruned) prune_all();
+  if (prunes(o) && done.pruned == 0) prune_all();
   iterate(job_.iterations() - from);
   SPLAT2D_LAUNCH(hand_out, over_gaussians(), dim3(kUpdateBlock), stream_.get(), chunk_);
   build_lists();
@@ -228,7 +247,7 @@ void Slot::begin(int first, int batch) {
   dirty_.fill(1, stream_);  // any value but zero
   active_.fill(1, stream_);
   SPLAT2D_LAUNCH(pack, over_gaussians(), dim3(kUpdateBlock), stream_.get(), chunk_);
-  enqueue(0, false);
+  enqueue(Control{});
 }
 
 bool Slot::collect(ListRoom& room) {
@@ -258,7 +277,7 @@ bool Slot::collect(ListRoom& room) {
   control_.upload(&control, 1, stream_);
   dirty_.fill(1, stream_);
   stream_.wait();  // `control` is about to be a copy's target again
-  enqueue(control.iteration, control.pruned != 0);  // lists are built ahead of an iteration: it has not begun
+  enqueue(Control{control});  // a copy: `control` is filled again; what was halted has not begun
   return false;
 }
 

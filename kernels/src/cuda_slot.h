@@ -8,6 +8,7 @@
 #include "cuda_memory.h"
 #include "grow.h"
 #include "prune.h"
+#include "schedule.h"
 #include "splat2d/fit.h"
 #include "workspace.h"
 
@@ -68,8 +69,10 @@ class Slot {
   void iteration();
   void iterate(int count);
   void grow(int parts);
+  void move(int it);
+  void place_chosen();
   void prune_all();
-  void enqueue(int from, bool pruned);
+  void enqueue(const Control& done);
   void bind();
   void write_results();
 
@@ -83,7 +86,7 @@ class Slot {
   DeviceArray<float> param_, adam_m_, adam_v_, out_, tile_errors_, partial_, pixel_errors_, cells_;
   DeviceArray<DeviceGaussian> gaussians_;
   DeviceArray<Listed> listed_;
-  DeviceArray<int> dirty_, active_, counts_, tile_counts_, wanted_;
+  DeviceArray<int> dirty_, active_, counts_, placing_, tile_counts_, wanted_;
   DeviceArray<TileEntry> entries_;
   DeviceArray<double> errors_;
   DeviceArray<Control> control_;
@@ -92,6 +95,7 @@ class Slot {
   PinnedArray<int> host_counts_, host_kept_, host_wanted_, host_stop_;
   PinnedArray<double> host_errors_;
   PinnedArray<Control> host_control_;
+  Schedule schedule_;
   DeviceChunk chunk_{};
   Graph graph_;
   int graph_batch_ = 0;

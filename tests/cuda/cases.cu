@@ -44,6 +44,9 @@ splat2d::FitOptions options_of(Settings& s) {
   o.grow_first = static_cast<float>(s["grow_first"]);
   o.grow_last = static_cast<float>(s["grow_last"]);
   o.grow_steps = static_cast<int>(s["grow_steps"]);
+  o.move_share = static_cast<float>(s["move_share"]);
+  o.move_last = static_cast<float>(s["move_last"]);
+  o.move_steps = static_cast<int>(s["move_steps"]);
   o.prune_score = s["by_loss"] != 0 ? splat2d::PruneScore::loss : splat2d::PruneScore::luminance;
   o.prune_to = static_cast<int>(s["prune_to"]);
   o.prune_threshold = static_cast<float>(s["prune_threshold"]);
