@@ -67,12 +67,12 @@ def fewest(images: Pixels, goals: list[float], most: int) -> None:
         fixed, fixed_s = timed(images, same, target_psnr=goal)
         mean = int(own.counts.mean())
         level, level_s = timed(images, mean)
-        counts = f"{mean} ({own.counts.min()} to {own.counts.max()})"
+        counts, kept = (f"{fit.counts.mean():.0f} ({fit.counts.min()} to {fit.counts.max()})" for fit in (own, fixed))
         rows += [
             f"{goal:g} | min_gaussians | {counts} | {spread(own.psnr)} | {own.reached.mean():.0%} | {own_s:.2f}",
-            f" | the largest of these for all, target_psnr | {same} | {spread(fixed.psnr)} |"
+            f" | num_gaussians={same} for all, target_psnr | {kept} | {spread(fixed.psnr)} |"
             f" {fixed.reached.mean():.0%} | {fixed_s:.2f}",
-            f" | their mean for all, no target | {mean} | {spread(level.psnr)} |"
+            f" | their mean for all, no target_psnr | {mean} | {spread(level.psnr)} |"
             f" {(level.psnr >= goal).mean():.0%} | {level_s:.2f}",
         ]
     table("One PSNR for all pictures", "target dB | | N | dB | reached | seconds", rows)
