@@ -63,7 +63,7 @@ class Recipe:
     move_share: float = 0.0
     """Share of the Gaussians, those with the least energy, that move to where the error is largest each time."""
     move_steps: int = 0
-    """How many times they move; 0: never. They do not where the fit ends by target_psnr or plateau."""
+    """How many times they move; 0: never."""
     move_last: float = 0.0
     """When they move for the last time, as a share of num_iters; the times before lie evenly after grow_last."""
     scale_min: float = 0.5

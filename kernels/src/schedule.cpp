@@ -12,7 +12,7 @@ namespace {
 constexpr double kMargin = 0.001;  // dB: the result is measured again after a change of parameters
 constexpr double kNear = 0.5;      // dB
 constexpr int kFirstGrowth = 6;    // iterations before their gains tell anything
-constexpr int kOpenGrowth = 140;   // iterations that growth's times are shares of, where the end is not known
+constexpr int kOpenGrowth = 140;   // iterations that the times of growth and moves are shares of, where the end is not known
 
 // Iterations before the root sets in: what a recipe's steps need to come near.
 double steady_iters(Optimizer optimizer) { return optimizer == Optimizer::adam ? 600.0 : 20.0; }
@@ -53,11 +53,12 @@ int Schedule::parts(int it) const {
 
 int Schedule::gaussians(int number, int it) const { return growth_count(options_, number, parts(it)); }
 
-// Only in the first fit of a picture, and where the end is known: what was moved last has to settle.
+// Only in the first fit of a picture: what was moved last has to settle.
 bool Schedule::moves(int it) const {
-  if (open_ended() || rate_ < 1.0f) return false;
+  if (rate_ < 1.0f) return false;
+  const int length = open_ended() ? std::min(num_iters_, kOpenGrowth) : num_iters_;
   for (int part = 0; part < options_.move_steps; ++part) {
-    if (it == static_cast<int>(move_time(options_, part) * static_cast<float>(num_iters_))) return true;
+    if (it == static_cast<int>(move_time(options_, part) * static_cast<float>(length))) return true;
   }
   return false;
 }
