@@ -12,7 +12,7 @@ namespace {
 constexpr double kMargin = 0.001;  // dB: the result is measured again after a change of parameters
 constexpr double kNear = 0.5;      // dB
 constexpr int kFirstGrowth = 6;    // iterations before their gains tell anything
-constexpr int kOpenGrowth = 140;   // iterations that the times of growth and moves are shares of, where the end is not known
+constexpr int kOpenGrowth = 140;   // where the end is not known: what the times of growth and moves are shares of
 
 // Iterations before the root sets in: what a recipe's steps need to come near.
 double steady_iters(Optimizer optimizer) { return optimizer == Optimizer::adam ? 600.0 : 20.0; }
