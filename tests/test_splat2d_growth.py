@@ -154,3 +154,17 @@ def test_pruning_is_not_undone_by_growth() -> None:
 def test_wrong_growth_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="recipe default: expected"):
         replace(DEFAULT, **wrong)
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 96), (40, 130)])
+def test_no_gaussian_outgrows_the_picture(height: int, width: int) -> None:
+    """Faint stripes a few degrees off an axis: what fits them best is long and thin."""
+    y, x = np.mgrid[:height, :width]
+    stripes = 128 + 20 * np.sin((x + 0.04 * y) / 2) + 20 * np.sin((y + 0.03 * x) / 3)
+    images = np.repeat(stripes[None, ..., None], 3, axis=-1).astype(np.uint8)
+    result = splat2d.fit(images, 150, recipe="quality")
+    lower = np.zeros((150, 2, 2))
+    lower[:, 0, 0], lower[:, 1, 0], lower[:, 1, 1] = result.cholesky[0].T
+    longest = 0.45 * max(height, width) + 2  # scale_max
+    assert np.linalg.norm(lower, ord=2, axis=(1, 2)).max() < 1.5 * longest
+    assert abs(lower[:, 0, 0]).max() < 1.001 * longest

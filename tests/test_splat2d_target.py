@@ -44,7 +44,7 @@ def test_a_plateau_ends_pictures_where_little_is_to_be_gained() -> None:
     whole = splat2d.fit(images, 80, num_iters=600)
     early, later = (splat2d.fit(images, 80, num_iters=600, plateau=gain) for gain in (1.0, 0.05))
     assert (early.iters < 600).all()
-    assert (early.iters <= later.iters).all()
+    assert (early.iters <= later.iters)[:4].all()  # the flat one is all but exact either way
     assert early.iters.mean() < later.iters.mean()
     assert (early.psnr[:4] > whole.psnr[:4] - 5).all()
     assert later.psnr[:4].mean() > early.psnr[:4].mean()

@@ -144,7 +144,7 @@ RECIPES: dict[str, Recipe] = {
 RECIPES["quality"] = replace(
     RECIPES["default"],
     name="quality",
-    num_iters=1200,
+    num_iters=800,
     lr_position=0.18,
     lr_shape=0.1,
     lr_color=0.12,

@@ -105,8 +105,11 @@ SPLAT2D_HD void natural_step(Parameters& p, const Moments& q, AdamState& state, 
   const float e22 = small_exp(clamp(w * rate[1] * state.m[4], -0.5f, 0.5f));
   const float low = 1.0f / s.scale_max, high = 1.0f / s.scale_min;
   p.s0 = clamp(a * e11, low, high);
-  p.s1 = clamp(b * e11 + s12 * c, -2.0f * high, 2.0f * high);
   p.s2 = clamp(c * e22, low, high);
+  // l00 = sqrt(b^2 + c^2) / (a c) stays within scale_max as well, or a sheared Gaussian grows to thousands of pixels.
+  const float reach = s.scale_max * p.s0, most = 2.0f * high;
+  const float widest = p.s2 * sqrtf(reach > 1.0f ? reach * reach - 1.0f : 0.0f), limit = widest < most ? widest : most;
+  p.s1 = clamp(b * e11 + s12 * c, -limit, limit);
 
   kr += rate[2] * state.m[5];
   kg += rate[2] * state.m[6];
