@@ -86,21 +86,6 @@ def test_loss_and_gradients_agree_with_the_reference(seed: int) -> None:
         assert np.median(np.abs(ours[0] - theirs)) < GRADIENT_TOLERANCE * scale, name
 
 
-@pytest.mark.parametrize("row_step", [2, 4])
-def test_row_interleaved_passes_average_to_the_whole(row_step: int) -> None:
-    means, cholesky, colors, image = scene(5)
-    cholesky[0] = 6.0, 30.0, 0.7  # steep: many restarts of the row recurrence
-    splats = (*as_batch(means, cholesky, colors), image[None], 1e-3, 1)
-    whole = _core.loss_and_grad(*splats)
-    phases = [_core.loss_and_grad(*splats, row_step, phase) for phase in range(row_step)]
-    for full, *parts in zip(whole, *phases, strict=True):
-        # The steep one is thin: its u reaches 40, of which float32 keeps 1e-5.
-        np.testing.assert_allclose(np.mean(parts, axis=0), full, atol=5 * GRADIENT_TOLERANCE * np.abs(full).max())
-        assert max(np.abs(part - full).max() for part in parts) > 1e-3 * np.abs(full).max()
-    with pytest.raises(ValueError, match="row_step"):
-        _core.loss_and_grad(*splats, 3, 0)
-
-
 def test_a_steep_thin_gaussian_is_drawn_whole() -> None:
     """The row recurrence must not lose lanes that enter the ellipse late: slants far above one pixel a row."""
     for cholesky in ([0.2, 30.0, 0.2], [12.0, 30.0, 0.25], [0.25, -3.0, 25.0], [20.0, 0.0, 0.2]):

@@ -71,7 +71,7 @@ int main(int argc, char** argv) {
     splat2d::Canvas canvas(engine, height, width, number);
     canvas.load_target(images.data() + at * size);
     canvas.load_splats(means.data() + at * n * 2, cholesky.data() + at * n * 3, colors.data() + at * n * 3);
-    const splat2d::Pass pass{canvas.w.base, nullptr, true, true};
+    const splat2d::Pass pass{splat2d::From::target, true, true};
     whole[at] = best_of(runs, [&] { canvas.run(pass); });
     passes[at] = best_of(runs, [&] { engine.run(canvas.w, pass); });
   };

@@ -47,11 +47,7 @@ py::tuple backward_arrays(const Array<float>& means, const Array<float>& cholesk
 }
 
 py::tuple loss_arrays(const Array<float>& means, const Array<float>& cholesky, const Array<float>& colors,
-                      const Array<std::uint8_t>& images, float lambda_color, int threads, int row_step,
-                      int row_phase) {
-  if (row_step < 1 || (row_step & (row_step - 1)) != 0 || row_phase < 0 || row_phase >= row_step) {
-    throw py::value_error("expected row_step a power of two and row_phase in 0..row_step - 1");
-  }
+                      const Array<std::uint8_t>& images, float lambda_color, int threads) {
   const Splats splats = splats_of(means, cholesky, colors);
   expect(images, {means.shape(0), -1, -1, 3}, "images uint8 [B, H, W, 3]");
   Gradients v(means);
@@ -60,8 +56,8 @@ py::tuple loss_arrays(const Array<float>& means, const Array<float>& cholesky, c
   float *v_colors = v.colors.mutable_data(), *to = loss.mutable_data();
   const PictureShape shape = picture_shape(images);
   without_gil(py::none(), [&](const Poll& poll) {
-    loss_and_grad(splats, images.data(), shape, lambda_color, {row_step, row_phase}, threads, to, v_means, v_cholesky,
-                  v_colors, poll);
+    loss_and_grad(splats, images.data(), shape, lambda_color, threads, to, v_means, v_cholesky, v_colors,
+                  poll);
   });
   return py::make_tuple(loss, v.means, v.cholesky, v.colors);
 }
@@ -74,7 +70,7 @@ void register_render(py::module_& module) {
              py::arg("counts"), threads);
   module.def("render_backward", &backward_arrays, means, cholesky, colors, py::arg("v_pictures"), threads);
   module.def("loss_and_grad", &loss_arrays, means, cholesky, colors, py::arg("images"), py::arg("lambda_color"),
-             threads, py::arg("row_step") = 1, py::arg("row_phase") = 0);
+             threads);
 }
 
 }  // namespace splat2d

@@ -21,15 +21,14 @@ constexpr int kStartBytes = 192;
 constexpr int kScaleBits = 90;
 constexpr float kScale = 0x1p90f, kUnscale = 0x1p-90f;
 
-// What the row loops read of one Gaussian: one cache line. With k = row_step, one step down the rows is k pixels.
+// What the row loops read of one Gaussian: one cache line.
 struct alignas(64) Packed {
   float x, y, a, b, c;
   float red, green, blue;  // times 2^-kScaleBits
-  float step_b, step_c;  // k b, k c
-  float step_h;          // k^2 (b^2 + c^2) / 2
-  float decay;           // exp(-k^2 (b^2 + c^2)): how the ratio of successive rows shrinks
-  std::int32_t restart;  // steps until the recurrence starts anew
-  float unused[3];
+  float half_h;          // (b^2 + c^2) / 2
+  float decay;           // exp(-(b^2 + c^2)): how the ratio of successive rows shrinks
+  std::int32_t restart;  // rows until the recurrence starts anew
+  float unused[5];
 };
 
 // What the lists are made from. The ellipse's rows at dx, seen from the mean: -slope dx -+ sqrt(reach - bend dx^2).
@@ -39,7 +38,7 @@ struct Bounds {
   std::int32_t first_strip, last_strip;  // first > last: not in the picture
 };
 
-// Rows of one Gaussian in one strip: first_row, first_row + row_step, ...
+// Rows of one Gaussian in one strip.
 struct Entry {
   std::int32_t index, first_row, rows;
 };
@@ -55,13 +54,11 @@ struct Workspace {
   float* adam_m[8];
   float* adam_v[8];
   float* color_override[3];  // colours that `pack` uses instead of param[5..7] where not null
-  // Row-interleaved: only rows with row % row_step == row_phase take part, and moments count row_step times. The
-  // mean over all phases is the whole pass. row_step is a power of two.
-  int row_step, row_phase;
   Packed* packed;
   Bounds* bounds;
   float* moments;             // [padded][8]
-  float* base;                // plane: minus the target, or a given gradient
+  std::uint8_t* target;       // plane
+  float* gradient;            // plane, null until loaded
   void* starts;               // saved_starts + kStartBlock of kStartBytes
   int saved_starts;
   float* strip;               // one strip: [row][channel][lane]
@@ -73,16 +70,19 @@ struct Workspace {
   void (*grow_entries)(Workspace&, std::size_t);
 };
 
-// Passes over one picture: what a strip starts from, what is done, where the strip goes.
+// What a strip starts from: zeros, minus the target / 255, or the gradient.
+enum class From { zeros, target, gradient };
+
+// Passes over one picture.
 struct Pass {
-  const float* base;  // plane, or null for zeros
-  float* out;         // plane, or null
-  bool forward;       // add the Gaussians
-  bool backward;      // moments of what the strip then holds
-  int row_step = 1;   // as in Workspace, which Canvas::run sets; rows left out become zero in `out`
-  int row_phase = 0;
-  // Where not null, the sum of squares of what the strips then hold is added here, left-out rows as above.
-  double* squared = nullptr;
+  From from;
+  bool forward;   // add the Gaussians
+  bool backward;  // moments of what the strip then holds
+  float* out = nullptr;       // plane: where the strips go, if not null
+  double* squared = nullptr;  // the sum of squares of what the strips then hold is added here, if not null
+  // Sees each strip, in order, before the next one takes its place.
+  void (*see)(void* seer, int strip, const float* values) = nullptr;
+  void* seer = nullptr;
 };
 
 struct StepArguments;  // StepSettings of update.h: same layout in every instruction set

@@ -25,7 +25,6 @@ void pack(Workspace& w) {
                                   w.color_override[1] ? w.color_override[1] : p[6],
                                   w.color_override[2] ? w.color_override[2] : p[7]};
   const VF last = all(static_cast<float>(w.strips - 1)), zero{};
-  const float k = static_cast<float>(w.row_step);
   for (int i = 0; i < w.padded; i += kLanes) {
     const VF x = load(p[0] + i), y = load(p[1] + i);
     VF a = load(p[2] + i), b = load(p[3] + i), c = load(p[4] + i);
@@ -35,7 +34,7 @@ void pack(Workspace& w) {
       a = s / (l00 * l11), b = -l10 / (l11 * s), c = 1.0f / s;
     }
     const VF h = b * b + c * c, inverse_h = 1.0f / h, ac = a * c, iac = 1.0f / ac, ac_h = ac * inverse_h;
-    const VF step_h = 0.5f * k * k * h, half = kCutoff * square_root(h) * iac;
+    const VF half = kCutoff * square_root(h) * iac;
     // A degenerate or far-away Gaussian compares false and ends up in no strip.
     const VF left = (x - half) * (1.0f / kLanes), right = (x + half) * (1.0f / kLanes);
     const VI inside = (right >= 0.0f) & (left <= last + 1.0f) & (a > 0.0f) & (a < 1e18f) & (h < 1e18f);
@@ -44,7 +43,7 @@ void pack(Workspace& w) {
                           (VF)truncated(first), (VF)truncated(end)};
     const VF low[8] = {x, y, a, b, c, load(colors[0] + i) * kUnscale, load(colors[1] + i) * kUnscale,
                        load(colors[2] + i) * kUnscale};
-    const VF high[8] = {b * k, c * k, step_h, exp(step_h * -2.0f), (VF)rows_from_a_start(b * k), zero, zero, zero};
+    const VF high[8] = {0.5f * h, exp(-h), (VF)rows_from_a_start(b), zero, zero, zero, zero, zero};
     store_records(bounds, reinterpret_cast<float*>(w.bounds + i), 8);
     store_records(low, reinterpret_cast<float*>(w.packed + i), 16);
     store_records(high, reinterpret_cast<float*>(w.packed + i) + 8, 16);
@@ -70,7 +69,6 @@ void list(Workspace& w) {
   }
   if (total > w.entry_capacity) w.grow_entries(w, total);
   const VF last_row = all(static_cast<float>(w.height - 1)), zero{};
-  const int shift = __builtin_ctz(static_cast<unsigned>(w.row_step));
   // start[s] runs ahead to the end of strip s while its entries are filled in, and is set back below.
   for (int rank = 0; rank < w.count; ++rank) {
     const int i = w.order[rank];
@@ -87,8 +85,7 @@ void list(Workspace& w) {
       const VF top = limited(first, zero, last_row);
       VI row = truncated(top);
       row -= as_floats(row) < top;  // rounded up
-      row += (w.row_phase - row) & (w.row_step - 1);
-      const VI rows = ((truncated(limited(end, zero, last_row)) - row) >> shift) + 1;  // under 1: between two rows
+      const VI rows = truncated(limited(end, zero, last_row)) - row + 1;  // under 1: between two rows
       const VI shown = inside ? rows : VI{};
       const int used = g.last_strip - from + 1 < kLanes ? g.last_strip - from + 1 : kLanes;
       for (int j = 0; j < used; ++j) w.entries[start[from + j]++] = Entry{i, row[j], shown[j]};

@@ -30,12 +30,11 @@ SPLAT2D_INLINE void start_at(const Packed& g, float left, int row, Start& out) {
   const VF power = u * u * -0.5f - 0.5f * v * v;
   // Exactly zero far outside: those lanes stay zero, whatever the ratio.
   out.value = power < kLowest ? VF{} : exp_scaled(power, kScaleBits);
-  out.ratio = exp(u * -g.step_b - (g.step_c * v + g.step_h));
+  out.ratio = exp(u * -g.b - (g.c * v + g.half_h));
 }
 
-SPLAT2D_INLINE void add(const Packed& g, const Start& from, int row_step, float* strip) {
+SPLAT2D_INLINE void add(const Packed& g, const Start& from, float* strip) {
   const VF red = all(g.red), green = all(g.green), blue = all(g.blue), decay = all(g.decay);
-  const std::ptrdiff_t stride = row_step * 3 * kLanes;
   VF value = from.value, ratio = from.ratio;
   float* at = strip + from.first_row * 3 * kLanes;
   int rows = from.rows;
@@ -46,15 +45,13 @@ SPLAT2D_INLINE void add(const Packed& g, const Start& from, int row_step, float*
     store(at + 2 * kLanes, add_where(inside, value, blue, load(at + 2 * kLanes)));
     value *= ratio;
     ratio *= decay;
-    at += stride;
+    at += 3 * kLanes;
   } while (--rows > 0);
 }
 
 // Moments over y come from running sums: after n rows, sum of (m after each row) = sum (n - i) m_i.
-SPLAT2D_INLINE void gather(const Packed& g, const Start& from, float left, int row_step, const float* strip,
-                           float* moments) {
+SPLAT2D_INLINE void gather(const Packed& g, const Start& from, float left, const float* strip, float* moments) {
   const VF decay = all(g.decay);
-  const std::ptrdiff_t stride = row_step * 3 * kLanes;
   VF value = from.value, ratio = from.ratio;
   VF m0{}, m1{}, m2{}, n0{}, n1{}, n2{}, p0{}, p1{}, p2{};
   const float* at = strip + from.first_row * 3 * kLanes;
@@ -68,22 +65,21 @@ SPLAT2D_INLINE void gather(const Packed& g, const Start& from, float left, int r
     p0 += n0, p1 += n1, p2 += n2;
     value *= ratio;
     ratio *= decay;
-    at += stride;
+    at += 3 * kLanes;
   } while (--rows > 0);
-  // q = m . colour. With j = n - i (1 in the last row): s1 = sum j q, 2 s2 - s1 = sum j^2 q, and dy = bottom - j step.
-  const float step = static_cast<float>(row_step);
-  const float bottom = static_cast<float>(from.first_row + from.rows * row_step) - g.y;
+  // q = m . colour. With j = n - i (1 in the last row): s1 = sum j q, 2 s2 - s1 = sum j^2 q, and dy = bottom - j.
+  const float bottom = static_cast<float>(from.first_row + from.rows) - g.y;
   const VF s0 = m0 * g.red + m1 * g.green + m2 * g.blue;
-  const VF s1 = (n0 * g.red + n1 * g.green + n2 * g.blue) * step;
-  const VF s2 = (p0 * g.red + p1 * g.green + p2 * g.blue) * (2.0f * step * step);
+  const VF s1 = n0 * g.red + n1 * g.green + n2 * g.blue;
+  const VF s2 = (p0 * g.red + p1 * g.green + p2 * g.blue) * 2.0f;
   const VF dx = lane_numbers() + (left - g.x);
   const VF y1 = s0 * bottom - s1;
-  const VF y2 = (y1 - s1) * bottom + (s2 - s1 * step);
+  const VF y2 = (y1 - s1) * bottom + (s2 - s1);
   const VF x1 = s0 * dx;
   const VF sums[8] = {m0, m1, m2, x1, y1, x1 * dx, y1 * dx, y2};
   const V8 scales = {kUnscale, kUnscale, kUnscale, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f};
   V8* to = reinterpret_cast<V8*>(moments);
-  *to += lane_sums(sums) * (scales * step);
+  *to += lane_sums(sums) * scales;
 }
 
 constexpr int kAhead = 8;  // moments fetched ahead
@@ -103,7 +99,7 @@ SPLAT2D_INLINE int start_block(const Workspace& w, float left, const Entry* end,
     const Packed& g = w.packed[e.index];
     Start& start = block[count];
     start.index = e.index;
-    start.first_row = e.first_row + walk.done * w.row_step;
+    start.first_row = e.first_row + walk.done;
     start_at(g, left, start.first_row, start);
     const int rows = e.rows - walk.done;
     start.rows = rows < g.restart ? rows : g.restart;
@@ -114,15 +110,22 @@ SPLAT2D_INLINE int start_block(const Workspace& w, float left, const Entry* end,
   return count;
 }
 
-double squares(const float* strip, int height, const Pass& pass) {
+double squares(const float* strip, std::size_t size) {
   VF sum{};
-  for (int row = pass.row_phase; row < height; row += pass.row_step) {
-    const float* at = strip + static_cast<std::size_t>(row) * 3 * kLanes;
-    for (int k = 0; k < 3; ++k) sum += load(at + k * kLanes) * load(at + k * kLanes);
-  }
+  for (std::size_t i = 0; i < size; i += kLanes) sum += load(strip + i) * load(strip + i);
   double total = 0.0;
   for (int j = 0; j < kLanes; ++j) total += static_cast<double>(sum[j]);
-  return total * pass.row_step;
+  return total;
+}
+
+SPLAT2D_INLINE void fill(const Workspace& w, From from, std::size_t at, std::size_t size, float* strip) {
+  if (from == From::target) {
+    for (std::size_t i = 0; i < size; i += kLanes) store(strip + i, load_bytes(w.target + at + i) * (-1.0f / 255.0f));
+  } else if (from == From::gradient) {
+    for (std::size_t i = 0; i < size; i += kLanes) store(strip + i, load(w.gradient + at + i));
+  } else {
+    for (std::size_t i = 0; i < size; i += kLanes) store(strip + i, VF{});
+  }
 }
 
 void run(Workspace& w, const Pass& pass) {
@@ -133,17 +136,9 @@ void run(Workspace& w, const Pass& pass) {
   }
   for (int s = 0; s < w.strips; ++s) {
     float* strip = pass.out ? pass.out + static_cast<std::size_t>(s) * size : w.strip;
-    const float* base = pass.base ? pass.base + static_cast<std::size_t>(s) * size : nullptr;
     const float left = static_cast<float>(s * kLanes);
     const Entry* const end = w.entries + w.strip_start[s + 1];
-    for (int row = 0; row < w.height; ++row) {
-      const bool drawn = (row & (w.row_step - 1)) == w.row_phase;
-      if (!drawn && !pass.out) continue;
-      for (std::size_t i = 0; i < 3; ++i) {
-        const std::size_t at = (static_cast<std::size_t>(row) * 3 + i) * kLanes;
-        store(strip + at, base && drawn ? load(base + at) : VF{});
-      }
-    }
+    fill(w, pass.from, static_cast<std::size_t>(s) * size, size, strip);
     // The first starts are kept for the backward pass; for those from `rest` on it computes them again.
     Walk walk{w.entries + w.strip_start[s], 0}, rest = walk;
     int saved = 0;
@@ -154,7 +149,7 @@ void run(Workspace& w, const Pass& pass) {
         const int count = start_block(w, left, end, walk, block);
         for (int k = 0; k < count; ++k) {
           __builtin_prefetch(&w.packed[walk.entry[k].index]);  // for the next block: neighbours are strangers in memory
-          add(w.packed[block[k].index], block[k], w.row_step, strip);
+          add(w.packed[block[k].index], block[k], strip);
         }
         if (keep) saved += count, rest = walk;
       }
@@ -165,7 +160,8 @@ void run(Workspace& w, const Pass& pass) {
       const VF limit = all(static_cast<float>(used));
       for (std::size_t i = 0; i < size; i += kLanes) store(strip + i, number < limit ? load(strip + i) : VF{});
     }
-    if (pass.squared) *pass.squared += squares(strip, w.height, pass);
+    if (pass.squared) *pass.squared += squares(strip, size);
+    if (pass.see) pass.see(pass.seer, s, strip);
     if (pass.backward) {
       const auto gather_all = [&](const Start* block, int count) {
         for (int k = 0; k < count; ++k) {
@@ -175,7 +171,7 @@ void run(Workspace& w, const Pass& pass) {
             __builtin_prefetch(&w.packed[later]);
             __builtin_prefetch(w.moments + static_cast<std::size_t>(later) * 8, 1);
           }
-          gather(w.packed[index], block[k], left, w.row_step, strip, w.moments + static_cast<std::size_t>(index) * 8);
+          gather(w.packed[index], block[k], left, strip, w.moments + static_cast<std::size_t>(index) * 8);
         }
       };
       gather_all(starts, saved);

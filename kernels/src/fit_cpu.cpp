@@ -1,6 +1,5 @@
 // Fitting on the CPU: each picture wholly in one thread, in the steps start, iterate, prune, iterate again, finish.
 #include <memory>
-#include <optional>
 #include <vector>
 
 #include "grow.h"
@@ -28,7 +27,7 @@ int iterate(Canvas& canvas, const FitOptions& o, Schedule schedule, int number, 
     if (schedule.moves(it)) move_weakest(canvas, o);
     const bool measured = schedule.measures(it);
     double squared = 0.0;
-    Pass pass{w.base, nullptr, true, true};
+    Pass pass{From::target, true, true};
     if (measured) pass.squared = &squared;
     canvas.run(pass);
     if (measured && schedule.done(it, squared)) break;
@@ -40,12 +39,12 @@ int iterate(Canvas& canvas, const FitOptions& o, Schedule schedule, int number, 
 }
 
 // False: stopped.
-bool fit_picture(Canvas& canvas, const FitInput& input, const FitOptions& o, const Curve* curve, int index,
-                 const FitOutput& out, const Stopped& stopped) {
+bool fit_picture(Canvas& canvas, const FitInput& input, const FitOptions& o, int index, const FitOutput& out,
+                 const Stopped& stopped) {
   const auto [batch, height, width] = input.shape;
   const int number = input.counts ? input.counts[index] : input.num_gaussians;
   const Schedule schedule(o, height, width, o.num_iters, input.start ? kWarmRate : 1.0f);
-  start_fit(canvas, input, o, curve, index, input.start ? number : schedule.gaussians(number, 0));
+  start_fit(canvas, input, o, index, input.start ? number : schedule.gaussians(number, 0));
   int iters = iterate(canvas, o, schedule, number, stopped);
   if (iters < 0) return false;
   if (prunes(o) && prune(canvas, o, o.prune_to > 0 ? o.prune_to : canvas.w.count) && canvas.w.count > 0 &&
@@ -64,15 +63,13 @@ bool fit_picture(Canvas& canvas, const FitInput& input, const FitOptions& o, con
 bool fit(const FitInput& input, const FitOptions& options, int threads, const FitOutput& out, const Poll& poll) {
   const Engine& chosen = engine();
   const PictureShape shape = input.shape;
-  std::optional<Curve> curve;
-  if (options.init == Init::adaptive) curve.emplace(shape.height, shape.width);
   const int workers = thread_count(threads, shape.batch);
   const int capacity = canvas_capacity(input);
   std::vector<std::unique_ptr<Canvas>> canvases(static_cast<std::size_t>(workers));
   const auto body = [&](int worker, int index, const Stopped& stopped) {
     auto& canvas = canvases[static_cast<std::size_t>(worker)];
     if (!canvas) canvas = std::make_unique<Canvas>(chosen, shape.height, shape.width, capacity);
-    fit_picture(*canvas, input, options, curve ? &*curve : nullptr, index, out, stopped);
+    fit_picture(*canvas, input, options, index, out, stopped);
   };
   return parallel(shape.batch, workers, body, poll);
 }

@@ -9,7 +9,6 @@
 #include <deque>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <thread>
 #include <vector>
 
@@ -43,7 +42,6 @@ int from_environment(const char* name, int otherwise) {
 class Work {
  public:
   Work(const Job& job, int devices) : job(job), devices_(devices) {
-    if (job.options.init == Init::adaptive) curve_.emplace(job.input.shape.height, job.input.shape.width);
     const FitOptions& o = job.options;
     const auto [batch, height, width] = job.input.shape;
     const float rate = job.input.start ? kWarmRate : 1.0f;
@@ -53,7 +51,6 @@ class Work {
     }
   }
 
-  const Curve* curve() const { return curve_ ? &*curve_ : nullptr; }
   int devices() const { return devices_; }
 
   Range take(int most) {
@@ -69,7 +66,6 @@ class Work {
 
  private:
   const int devices_;
-  std::optional<Curve> curve_;
   std::mutex mutex_;
   int next_ = 0;
 };
@@ -140,7 +136,7 @@ class Driver {
                                           canvas_capacity(job.input));
       }
       const int picture = range.first + index;
-      start_fit(*canvas, job.input, job.options, work_.curve(), picture, job.first_number(picture));
+      start_fit(*canvas, job.input, job.options, picture, job.first_number(picture));
       slot.stage(*canvas, index, job.input.images + static_cast<std::size_t>(picture) * size);
     };
     if (!parallel(range.count, std::min(workers_, range.count), body, [&](int) { return !stopped_(); })) return false;

@@ -10,52 +10,59 @@
 namespace splat2d {
 namespace {
 
-struct Cells {
-  int side, columns, rows;
-  Vector<CellError> errors;
-};
+// Errors of the cells that `number` new Gaussians are chosen from.
+class Cells {
+ public:
+  Cells(const Workspace& w, int number)
+      : side(growth_cell(static_cast<float>(w.height) * static_cast<float>(w.width), static_cast<float>(number))),
+        columns((w.width + side - 1) / side),
+        rows((w.height + side - 1) / side),
+        errors(static_cast<std::size_t>(columns) * static_cast<std::size_t>(rows)),
+        w_(w) {}
 
-Cells cell_errors(const Workspace& w, const float* residual, int number) {
-  Cells cells{};
-  cells.side = growth_cell(static_cast<float>(w.height) * static_cast<float>(w.width), static_cast<float>(number));
-  cells.columns = (w.width + cells.side - 1) / cells.side;
-  cells.rows = (w.height + cells.side - 1) / cells.side;
-  cells.errors.resize(static_cast<std::size_t>(cells.columns) * static_cast<std::size_t>(cells.rows));
-  for (int s = 0; s < w.strips; ++s) {
-    const int left = s * w.lanes, used = std::min(w.lanes, w.width - left);
-    int column[kMaxLanes];
-    float dx[kMaxLanes];
-    for (int lane = 0; lane < used; ++lane) {
-      column[lane] = (left + lane) / cells.side;
-      dx[lane] = static_cast<float>((left + lane) % cells.side);
-    }
-    const float* at = residual + static_cast<std::size_t>(s) * w.height * 3 * w.lanes;
-    for (int y = 0; y < w.height; ++y, at += 3 * w.lanes) {
-      CellError* row = cells.errors.data() + static_cast<std::size_t>(y / cells.side) * cells.columns;
-      const float dy = static_cast<float>(y % cells.side);
-      for (int lane = 0; lane < used; ++lane) {
-        const float r = at[lane], g = at[w.lanes + lane], b = at[2 * w.lanes + lane], e = r * r + g * g + b * b;
-        CellError& cell = row[column[lane]];
-        cell.sum += e;
-        cell.x += e * dx[lane];
-        cell.y += e * dy;
+  // A strip of render - target: sums over the rows of a cell in every lane, then over the lanes.
+  void add(int strip, const float* at) {
+    const int left = strip * w_.lanes, used = std::min(w_.lanes, w_.width - left);
+    for (int row = 0; row < rows; ++row) {
+      float sum[kMaxLanes] = {}, down[kMaxLanes] = {};
+      const int height = std::min(side, w_.height - row * side);
+      for (int y = 0; y < height; ++y, at += 3 * w_.lanes) {
+        for (int lane = 0; lane < w_.lanes; ++lane) {
+          const float r = at[lane], g = at[w_.lanes + lane], b = at[2 * w_.lanes + lane], e = r * r + g * g + b * b;
+          sum[lane] += e;
+          down[lane] += e * static_cast<float>(y);
+        }
+      }
+      CellError* cell = errors.data() + static_cast<std::size_t>(row) * columns + left / side;
+      for (int lane = 0, dx = left % side; lane < used; ++lane, ++dx) {
+        if (dx == side) dx = 0, ++cell;
+        cell->sum += sum[lane];
+        cell->x += sum[lane] * static_cast<float>(dx);
+        cell->y += down[lane];
       }
     }
   }
+
+  const int side, columns, rows;
+  Vector<CellError> errors;
+
+ private:
+  const Workspace& w_;
+};
+
+Cells cell_errors(Canvas& canvas, int number) {
+  Cells cells(canvas.w, number);
+  Pass pass{From::target, true, false};
+  pass.see = [](void* seer, int strip, const float* values) { static_cast<Cells*>(seer)->add(strip, values); };
+  pass.seer = &cells;
+  canvas.run(pass);
   return cells;
 }
 
-const float* residual_of(Canvas& canvas) {
-  float* residual = canvas.plane(1);
-  canvas.run({canvas.w.base, residual, true, false});
-  return residual;
-}
-
-// Writes one seed into each slot, where the residual is largest.
-void place(Canvas& canvas, const FitOptions& options, const float* residual, const Vector<int>& slots) {
+// Writes one seed into each slot, in the cells with the largest errors.
+void place(Canvas& canvas, const FitOptions& options, const Cells& cells, const Vector<int>& slots) {
   Workspace& w = canvas.w;
   const std::ptrdiff_t number = static_cast<std::ptrdiff_t>(slots.size());
-  const Cells cells = cell_errors(w, residual, static_cast<int>(number));
   Vector<float> sums(cells.errors.size());
   std::transform(cells.errors.begin(), cells.errors.end(), sums.begin(), [](const CellError& e) { return e.sum; });
   std::nth_element(sums.begin(), sums.begin() + (number - 1), sums.end(), std::greater<>());
@@ -111,9 +118,9 @@ float move_time(const FitOptions& o, int part) {
 void grow(Canvas& canvas, const FitOptions& options, int number) {
   Vector<int> slots(static_cast<std::size_t>(number));
   std::iota(slots.begin(), slots.end(), canvas.w.count);
-  const float* residual = residual_of(canvas);
+  const Cells cells = cell_errors(canvas, number);
   canvas.set_count(canvas.w.count + number);
-  place(canvas, options, residual, slots);
+  place(canvas, options, cells, slots);
 }
 
 void move_weakest(Canvas& canvas, const FitOptions& options) {
@@ -137,7 +144,7 @@ void move_weakest(Canvas& canvas, const FitOptions& options) {
   slots.resize(static_cast<std::size_t>(number));
   std::sort(slots.begin(), slots.end());
   for (const int i : slots) w.param[5][i] = w.param[6][i] = w.param[7][i] = 0.0f;
-  place(canvas, options, residual_of(canvas), slots);
+  place(canvas, options, cell_errors(canvas, number), slots);
 }
 
 }  // namespace splat2d

@@ -11,14 +11,8 @@ namespace splat2d {
 // cell (GaussianVision, arXiv 2509.22615).
 void init_grid(Canvas& canvas, const std::uint8_t* image);
 
-// What density-adaptive initialisation needs to know of a picture size; made once for a batch.
-struct Curve {
-  Curve(int height, int width);
-  Vector<std::int32_t> pixels;  // all pixels along a Hilbert curve
-};
-
 // Density-adaptive: more and smaller Gaussians where the picture changes, stretched along edges.
-void init_adaptive(Canvas& canvas, const std::uint8_t* image, const Curve& curve, std::uint64_t seed);
+void init_adaptive(Canvas& canvas, const std::uint8_t* image, std::uint64_t seed);
 
 // Sets Gaussian i from its covariance, in whichever factor the canvas holds.
 void set_shape(Canvas& canvas, int i, double sxx, double sxy, double syy);

@@ -20,68 +20,70 @@ struct Fields {
   Vector<float> xx, xy, yy, density;
 };
 
-void smooth(Vector<float>& field, int height, int width, Vector<float>& scratch) {
-  constexpr int radius = 4;
-  float weight[radius + 1], total = 0.0f;
-  for (int k = 0; k <= radius; ++k) {
-    weight[k] = std::exp(-0.5f * static_cast<float>(k * k) / (kSmoothing * kSmoothing));
-    total += k == 0 ? weight[k] : 2.0f * weight[k];
-  }
-  for (float& value : weight) value /= total;
-  const std::size_t w = static_cast<std::size_t>(width);
-  Vector<float> line(w + 2 * radius);
-  for (int y = 0; y < height; ++y) {
-    const float* from = field.data() + static_cast<std::size_t>(y) * w;
-    std::copy_n(from, w, line.data() + radius);
-    std::fill_n(line.data(), radius, from[0]);
-    std::fill_n(line.data() + radius + w, radius, from[w - 1]);
-    float* to = scratch.data() + static_cast<std::size_t>(y) * w;
-    const float* at = line.data() + radius;
-    for (int x = 0; x < width; ++x) {
-      float sum = weight[0] * at[x];
-      for (int k = 1; k <= radius; ++k) sum += weight[k] * (at[x - k] + at[x + k]);
-      to[x] = sum;
+constexpr int kRadius = 4;  // of the smoothing, in pixels
+
+// One row of the structure tensor, [xx, xy, yy][width], smoothed along the row.
+void tensor_row(const std::uint8_t* image, int height, int width, int y, const float (&weight)[kRadius + 1],
+                Vector<float>& line, float* to) {
+  const std::size_t w = static_cast<std::size_t>(width), stride = w + 2 * kRadius;
+  const std::uint8_t* row = image + static_cast<std::size_t>(y) * w * 3;
+  const std::uint8_t* up = image + static_cast<std::size_t>(std::max(y - 1, 0)) * w * 3;
+  const std::uint8_t* down = image + static_cast<std::size_t>(std::min(y + 1, height - 1)) * w * 3;
+  float* const lines[3] = {line.data() + kRadius, line.data() + stride + kRadius, line.data() + 2 * stride + kRadius};
+  for (std::size_t x = 0; x < w; ++x) {
+    const std::uint8_t *l = row + (x > 0 ? x - 1 : 0) * 3, *r = row + std::min(x + 1, w - 1) * 3;
+    float xx = 0.0f, xy = 0.0f, yy = 0.0f;
+    for (std::size_t k = 0; k < 3; ++k) {
+      const float gx = static_cast<float>(r[k] - l[k]) / 510.0f;
+      const float gy = static_cast<float>(down[x * 3 + k] - up[x * 3 + k]) / 510.0f;
+      xx += gx * gx, xy += gx * gy, yy += gy * gy;
     }
+    lines[0][x] = xx, lines[1][x] = xy, lines[2][x] = yy;
   }
-  for (int y = 0; y < height; ++y) {
-    float* to = field.data() + static_cast<std::size_t>(y) * w;
-    const float* middle = scratch.data() + static_cast<std::size_t>(y) * w;
-    for (std::size_t x = 0; x < w; ++x) to[x] = weight[0] * middle[x];
-    for (int k = 1; k <= radius; ++k) {
-      const float* up = scratch.data() + static_cast<std::size_t>(std::max(y - k, 0)) * w;
-      const float* down = scratch.data() + static_cast<std::size_t>(std::min(y + k, height - 1)) * w;
-      for (std::size_t x = 0; x < w; ++x) to[x] += weight[k] * (up[x] + down[x]);
+  for (std::size_t field = 0; field < 3; ++field) {
+    float* const at = lines[field];
+    std::fill_n(at - kRadius, kRadius, at[0]);
+    std::fill_n(at + w, kRadius, at[w - 1]);
+    for (std::size_t x = 0; x < w; ++x) {
+      const float* middle = at + x;
+      float sum = weight[0] * middle[0];
+      for (std::ptrdiff_t k = 1; k <= kRadius; ++k) sum += weight[k] * (middle[-k] + middle[k]);
+      to[field * w + x] = sum;
     }
   }
 }
 
+// Rows in turn, so that every plane is written once: only the rows that smoothing reaches are held.
 Fields structure(const std::uint8_t* image, int height, int width) {
-  const std::size_t size = static_cast<std::size_t>(height) * width;
-  Fields f{height, width, Vector<float>(size), Vector<float>(size), Vector<float>(size), {}};
-  for (int y = 0; y < height; ++y) {
-    const int up = std::max(y - 1, 0), down = std::min(y + 1, height - 1);
-    for (int x = 0; x < width; ++x) {
-      const int left = std::max(x - 1, 0), right = std::min(x + 1, width - 1);
-      auto at = [&](int row, int column) { return image + (static_cast<std::size_t>(row) * width + column) * 3; };
-      const std::uint8_t *l = at(y, left), *r = at(y, right), *u = at(up, x), *d = at(down, x);
-      float xx = 0.0f, xy = 0.0f, yy = 0.0f;
-      for (int k = 0; k < 3; ++k) {
-        const float gx = static_cast<float>(r[k] - l[k]) / 510.0f, gy = static_cast<float>(d[k] - u[k]) / 510.0f;
-        xx += gx * gx, xy += gx * gy, yy += gy * gy;
-      }
-      const std::size_t i = static_cast<std::size_t>(y) * width + x;
-      f.xx[i] = xx, f.xy[i] = xy, f.yy[i] = yy;
-    }
+  const std::size_t w = static_cast<std::size_t>(width), size = static_cast<std::size_t>(height) * w;
+  Fields f{height, width, Vector<float>(size), Vector<float>(size), Vector<float>(size), Vector<float>(size)};
+  float weight[kRadius + 1], sum = 0.0f;
+  for (int k = 0; k <= kRadius; ++k) {
+    weight[k] = std::exp(-0.5f * static_cast<float>(k * k) / (kSmoothing * kSmoothing));
+    sum += k == 0 ? weight[k] : 2.0f * weight[k];
   }
-  Vector<float> scratch(size);
-  smooth(f.xx, height, width, scratch);
-  smooth(f.xy, height, width, scratch);
-  smooth(f.yy, height, width, scratch);
-  f.density = std::move(scratch);
+  for (float& value : weight) value /= sum;
+  constexpr int held = 2 * kRadius + 1;
+  Vector<float> rows(held * 3 * w), line(3 * (w + 2 * kRadius));
+  const auto row_at = [&](int y) { return rows.data() + static_cast<std::size_t>(y % held) * 3 * w; };
   double total = 0.0;
-  for (std::size_t i = 0; i < size; ++i) {
-    f.density[i] = std::sqrt(f.xx[i] + f.yy[i]);
-    total += static_cast<double>(f.density[i]);
+  for (int y = 0, made = 0; y < height; ++y) {
+    for (; made <= std::min(y + kRadius, height - 1); ++made) {
+      tensor_row(image, height, width, made, weight, line, row_at(made));
+    }
+    const std::size_t first = static_cast<std::size_t>(y) * w;
+    float* const to[3] = {f.xx.data() + first, f.xy.data() + first, f.yy.data() + first};
+    for (std::size_t field = 0; field < 3; ++field) {
+      const float* middle = row_at(y) + field * w;
+      for (std::size_t x = 0; x < w; ++x) to[field][x] = weight[0] * middle[x];
+      for (int k = 1; k <= kRadius; ++k) {
+        const float* up = row_at(std::max(y - k, 0)) + field * w;
+        const float* down = row_at(std::min(y + k, height - 1)) + field * w;
+        for (std::size_t x = 0; x < w; ++x) to[field][x] += weight[k] * (up[x] + down[x]);
+      }
+    }
+    for (std::size_t x = 0; x < w; ++x) f.density[first + x] = std::sqrt(to[0][x] + to[2][x]);
+    for (std::size_t x = 0; x < w; ++x) total += static_cast<double>(f.density[first + x]);
   }
   const float mean = static_cast<float>(total / static_cast<double>(size));
   // A flat picture has no gradient anywhere: then the density is uniform.
@@ -117,23 +119,53 @@ struct Centres {
   Vector<float> x, y;
 };
 
-Centres sample(const Fields& f, const Curve& curve, int n, std::uint64_t seed) {
+// body(x, y) for every pixel of the picture that lies in the square at (left, top), along a Hilbert curve. The quarters
+// of a square hold its curve flipped (both axes), swapped (the axes with each other), or both.
+template <class Body>
+void along_curve(int width, int height, int left, int top, int side, bool flip, bool swap, const Body& body) {
+  if (left >= width || top >= height) return;
+  if (side == 1) {
+    body(left, top);
+    return;
+  }
+  const int half = side / 2;
+  for (int quarter = 0; quarter < 4; ++quarter) {
+    const bool right = (quarter >= 2) != flip, below = (quarter == 1 || quarter == 2) != flip;
+    along_curve(width, height, left + ((swap ? below : right) ? half : 0), top + ((swap ? right : below) ? half : 0),
+                half, flip != (quarter == 3), swap != (quarter == 0 || quarter == 3), body);
+  }
+}
+
+// Squares as wide as the shorter side stand in a row along the longer one, each with a curve of its own.
+template <class Body>
+void along_curves(int width, int height, const Body& body) {
+  int side = 1;
+  while (side < std::min(height, width)) side *= 2;
+  for (int offset = 0; offset < std::max(height, width); offset += side) {
+    along_curve(width, height, width > height ? offset : 0, width > height ? 0 : offset, side, false, false, body);
+  }
+}
+
+Centres sample(const Fields& f, int n, std::uint64_t seed) {
   Centres out{Vector<float>(static_cast<std::size_t>(n)), Vector<float>(static_cast<std::size_t>(n))};
   double total = 0.0;
   for (const float d : f.density) total += static_cast<double>(d);
   const double step = total / n, offset = unit_random(seed);
-  double mass = 0.0;
+  double mass = 0.0, next = offset * step;
+  int last_x = 0, last_y = 0;
   std::size_t taken = 0, last = static_cast<std::size_t>(n);
-  for (const std::int32_t pixel : curve.pixels) {
-    mass += static_cast<double>(f.density[static_cast<std::size_t>(pixel)]);
-    while (taken < last && mass > (static_cast<double>(taken) + offset) * step) {
-      out.x[taken] = static_cast<float>(pixel % f.width);
-      out.y[taken++] = static_cast<float>(pixel / f.width);
+  along_curves(f.width, f.height, [&](int x, int y) {
+    mass += static_cast<double>(f.density[static_cast<std::size_t>(y) * static_cast<std::size_t>(f.width) + x]);
+    last_x = x, last_y = y;
+    while (mass > next && taken < last) {
+      out.x[taken] = static_cast<float>(x);
+      out.y[taken++] = static_cast<float>(y);
+      next = (static_cast<double>(taken) + offset) * step;
     }
-  }
+  });
   for (; taken < last; ++taken) {  // rounding in the sum may leave the last one
-    out.x[taken] = static_cast<float>(curve.pixels.back() % f.width);
-    out.y[taken] = static_cast<float>(curve.pixels.back() / f.width);
+    out.x[taken] = static_cast<float>(last_x);
+    out.y[taken] = static_cast<float>(last_y);
   }
   return out;
 }
@@ -181,38 +213,11 @@ Vector<Cell> cells_of(const Fields& f, const Centres& centres, const std::uint8_
 
 }  // namespace
 
-Curve::Curve(int height, int width) {
-  // Squares as wide as the shorter side stand in a row along the longer one, each with a curve of its own.
-  int side = 1;
-  while (side < std::min(height, width)) side *= 2;
-  pixels.reserve(static_cast<std::size_t>(height) * width);
-  const std::int64_t length = static_cast<std::int64_t>(side) * side;
-  for (int offset = 0; offset < std::max(height, width); offset += side) {
-    const int left = width > height ? offset : 0, top = width > height ? 0 : offset;
-    for (std::int64_t d = 0; d < length; ++d) {
-      int x = 0, y = 0;
-      std::int64_t t = d;
-      for (int s = 1; s < side; s *= 2, t /= 4) {
-        const int rx = static_cast<int>(1 & (t / 2)), ry = static_cast<int>(1 & (t ^ rx));
-        if (ry == 0) {
-          if (rx == 1) x = s - 1 - x, y = s - 1 - y;
-          std::swap(x, y);
-        }
-        x += s * rx;
-        y += s * ry;
-      }
-      x += left;
-      y += top;
-      if (x < width && y < height) pixels.push_back(y * width + x);
-    }
-  }
-}
-
-void init_adaptive(Canvas& canvas, const std::uint8_t* image, const Curve& curve, std::uint64_t seed) {
+void init_adaptive(Canvas& canvas, const std::uint8_t* image, std::uint64_t seed) {
   Workspace& w = canvas.w;
   Fields f = structure(image, w.height, w.width);
   limit(f.density, w.count);
-  Centres centres = sample(f, curve, w.count, seed);
+  Centres centres = sample(f, w.count, seed);
   even_out(f, centres);
   const Vector<Cell> cells = cells_of(f, centres, image);
   for (int i = 0; i < w.count; ++i) {

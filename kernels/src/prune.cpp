@@ -10,7 +10,7 @@ namespace splat2d {
 Vector<float> prune_scores(Canvas& canvas, PruneScore kind) {
   Workspace& w = canvas.w;
   Vector<float> scores(static_cast<std::size_t>(w.count));
-  if (kind == PruneScore::loss) canvas.run({w.base, nullptr, true, true});
+  if (kind == PruneScore::loss) canvas.run({From::target, true, true});
   const double pixels = static_cast<double>(w.height) * w.width;
   for (std::size_t i = 0; i < scores.size(); ++i) {
     const float red = w.param[5][i], green = w.param[6][i], blue = w.param[7][i];

@@ -68,8 +68,8 @@ bool render(const Splats& splats, PictureShape shape, int threads, float* pictur
   Canvases canvases(splats, shape, threads);
   const auto body = [&](int worker, int index, const Stopped&) {
     Canvas& canvas = canvases.load(worker, index);
-    canvas.run({nullptr, canvas.plane(1), true, false});
-    canvas.unpack(canvas.plane(1), pictures + static_cast<std::size_t>(index) * picture_size(shape));
+    canvas.run({From::zeros, true, false, canvas.plane()});
+    canvas.unpack(canvas.plane(), pictures + static_cast<std::size_t>(index) * picture_size(shape));
   };
   return parallel(shape.batch, canvases.workers, body, poll);
 }
@@ -82,14 +82,14 @@ bool render_backward(const Splats& splats, PictureShape shape, int threads, cons
     Canvas& canvas = canvases.load(worker, index);
     const std::size_t at = static_cast<std::size_t>(index);
     canvas.load_gradient(v_pictures + at * picture_size(shape));
-    canvas.run({canvas.w.base, nullptr, false, true});
+    canvas.run({From::gradient, false, true});
     store_gradients(canvas, 1.0f, 0.0f, v_means + at * n * 2, v_cholesky + at * n * 3, v_colors + at * n * 3);
   };
   return parallel(shape.batch, canvases.workers, body, poll);
 }
 
-bool loss_and_grad(const Splats& splats, const std::uint8_t* images, PictureShape shape, float lambda, RowChoice rows,
-                   int threads, float* loss, float* v_means, float* v_cholesky, float* v_colors, const Poll& poll) {
+bool loss_and_grad(const Splats& splats, const std::uint8_t* images, PictureShape shape, float lambda, int threads,
+                   float* loss, float* v_means, float* v_cholesky, float* v_colors, const Poll& poll) {
   Canvases canvases(splats, shape, threads);
   const std::size_t n = static_cast<std::size_t>(splats.num_gaussians);
   const double pixels = static_cast<double>(shape.height) * shape.width;
@@ -97,13 +97,15 @@ bool loss_and_grad(const Splats& splats, const std::uint8_t* images, PictureShap
     Canvas& canvas = canvases.load(worker, index);
     const std::size_t at = static_cast<std::size_t>(index);
     canvas.load_target(images + at * picture_size(shape));
-    canvas.run({canvas.w.base, canvas.plane(1), true, true, rows.step, rows.phase});
+    double squared = 0.0;
+    Pass pass{From::target, true, true};
+    pass.squared = &squared;
+    canvas.run(pass);
     double absolute_sum = 0.0;
     for (int i = 0; i < canvas.w.count; ++i) {
       for (int k = 5; k < 8; ++k) absolute_sum += static_cast<double>(absolute(canvas.w.param[k][i]));
     }
-    loss[index] = static_cast<float>(canvas.squared_sum(canvas.plane(1)) * rows.step / pixels +
-                                     static_cast<double>(lambda) * absolute_sum);
+    loss[index] = static_cast<float>(squared / pixels + static_cast<double>(lambda) * absolute_sum);
     store_gradients(canvas, static_cast<float>(2.0 / pixels), lambda, v_means + at * n * 2, v_cholesky + at * n * 3,
                     v_colors + at * n * 3);
   };

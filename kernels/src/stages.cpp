@@ -18,7 +18,7 @@ void solve_colors(Canvas& canvas, int steps) {
     if (w.cholesky) f = factor_of({f.a, f.b, f.c});
     norm[i] = f.a * f.c / kPi;
   }
-  canvas.run({w.base, nullptr, true, true});
+  canvas.run({From::target, true, true});
   double before[3] = {0.0, 0.0, 0.0};
   for (std::size_t k = 0; k < 3; ++k) {
     for (std::size_t i = 0; i < n; ++i) {
@@ -31,7 +31,7 @@ void solve_colors(Canvas& canvas, int steps) {
   }
   for (int step = 0; step < steps; ++step) {
     canvas.engine.pack(w);
-    canvas.engine.run(w, {nullptr, nullptr, true, true});
+    canvas.engine.run(w, {From::zeros, true, true});
     for (std::size_t k = 0; k < 3; ++k) {
       float* d = w.adam_m[k];
       float* r = w.adam_m[3 + k];
@@ -59,8 +59,7 @@ void load_target(Canvas& canvas, const FitInput& input, int index) {
   canvas.load_target(input.images + static_cast<std::size_t>(index) * size);
 }
 
-void start_fit(Canvas& canvas, const FitInput& input, const FitOptions& options, const Curve* curve, int index,
-               int number) {
+void start_fit(Canvas& canvas, const FitInput& input, const FitOptions& options, int index, int number) {
   const std::size_t size = static_cast<std::size_t>(input.shape.height) * input.shape.width * 3;
   const std::uint8_t* image = input.images + static_cast<std::size_t>(index) * size;
   canvas.set_count(number);
@@ -71,7 +70,7 @@ void start_fit(Canvas& canvas, const FitInput& input, const FitOptions& options,
   } else if (options.init == Init::grid) {
     init_grid(canvas, image);
   } else {
-    init_adaptive(canvas, image, *curve, options.seed);
+    init_adaptive(canvas, image, options.seed);
   }
   canvas.sort_rows();
   if (options.color_steps > 0) solve_colors(canvas, options.color_steps);
@@ -88,7 +87,7 @@ void finish_fit(Canvas& canvas, const FitOutput& out, int num_gaussians, int ind
   if (out.iters) out.iters[index] = iters;
   canvas.load_splats(out.means + at * 2, out.cholesky + at * 3, out.colors + at * 3);
   double squared = 0.0;
-  Pass pass{w.base, nullptr, true, false};
+  Pass pass{From::target, true, false};
   pass.squared = &squared;
   canvas.run(pass);
   out.psnr[index] = psnr_of(squared, 3.0 * w.height * w.width);

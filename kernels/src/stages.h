@@ -10,8 +10,7 @@
 namespace splat2d {
 
 // Sizes the canvas for picture `index`, loads the target, places `number` Gaussians and solves for their first colours.
-void start_fit(Canvas& canvas, const FitInput& input, const FitOptions& options, const Curve* curve, int index,
-               int number);
+void start_fit(Canvas& canvas, const FitInput& input, const FitOptions& options, int index, int number);
 
 // Gaussians that a canvas must hold.
 inline int canvas_capacity(const FitInput& input) {

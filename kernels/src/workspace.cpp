@@ -23,12 +23,12 @@ Canvas::Canvas(const Engine& chosen, int height, int width, int capacity) : engi
   starts_.resize(static_cast<std::size_t>(w.saved_starts + kStartBlock) * kStartBytes);
   strip_start_.resize(static_cast<std::size_t>(w.strips) + 2);
   strip_.resize(static_cast<std::size_t>(height) * 3 * w.lanes);
+  target_.resize(plane_size());
   for (std::size_t k = 0; k < 8; ++k) {
     w.param[k] = param_.data() + k * padded;
     w.adam_m[k] = adam_m_.data() + k * padded;
     w.adam_v[k] = adam_v_.data() + k * padded;
   }
-  w.row_step = 1;
   w.packed = packed_.data();
   w.bounds = bounds_.data();
   w.moments = moments_.data();
@@ -44,7 +44,7 @@ Canvas::Canvas(const Engine& chosen, int height, int width, int capacity) : engi
     space.entry_capacity = self.entries_.size() - kStartBlock;
   };
   w.grow_entries(w, padded * 2);
-  w.base = plane(0);
+  w.target = target_.data();
   set_count(capacity);
 }
 
@@ -52,9 +52,9 @@ std::size_t Canvas::plane_size() const {
   return static_cast<std::size_t>(w.strips) * static_cast<std::size_t>(w.height) * 3 * w.lanes;
 }
 
-float* Canvas::plane(int which) {
-  if (planes_[which].size() == 0) planes_[which].resize(plane_size());
-  return planes_[which].data();
+float* Canvas::plane() {
+  if (plane_.size() == 0) plane_.resize(plane_size());
+  return plane_.data();
 }
 
 void Canvas::set_count(int count) {
@@ -76,24 +76,23 @@ void Canvas::clear_state() {
 }
 
 void Canvas::load_target(const std::uint8_t* image) {
-  float values[256];
-  for (int i = 0; i < 256; ++i) values[i] = static_cast<float>(i) / -255.0f;
   for (int s = 0; s < w.strips; ++s) {
     const int left = s * w.lanes, used = std::min(w.lanes, w.width - left);
-    float* to = w.base + static_cast<std::size_t>(s) * w.height * 3 * w.lanes;
+    std::uint8_t* to = w.target + static_cast<std::size_t>(s) * w.height * 3 * w.lanes;
     for (int y = 0; y < w.height; ++y, to += 3 * w.lanes) {
       const std::uint8_t* from = image + (static_cast<std::size_t>(y) * w.width + left) * 3;
       for (int x = 0; x < used; ++x) {
-        for (int k = 0; k < 3; ++k) to[k * w.lanes + x] = values[from[x * 3 + k]];
+        for (int k = 0; k < 3; ++k) to[k * w.lanes + x] = from[x * 3 + k];
       }
     }
   }
 }
 
 void Canvas::load_gradient(const float* picture) {
+  w.gradient = plane();
   for (int s = 0; s < w.strips; ++s) {
     const int left = s * w.lanes, used = std::min(w.lanes, w.width - left);
-    float* to = w.base + static_cast<std::size_t>(s) * w.height * 3 * w.lanes;
+    float* to = w.gradient + static_cast<std::size_t>(s) * w.height * 3 * w.lanes;
     for (int y = 0; y < w.height; ++y, to += 3 * w.lanes) {
       const float* from = picture + (static_cast<std::size_t>(y) * w.width + left) * 3;
       for (int x = 0; x < used; ++x) {
@@ -114,18 +113,6 @@ void Canvas::unpack(const float* plane, float* picture) const {
       }
     }
   }
-}
-
-double Canvas::squared_sum(const float* plane) const {
-  // One partial sum a row of vectors: the order, and so the result, is the same on every machine with these lanes.
-  double sum = 0.0;
-  const std::size_t row = static_cast<std::size_t>(w.lanes) * 3;
-  for (std::size_t at = 0; at < plane_size(); at += row) {
-    float partial = 0.0f;
-    for (std::size_t i = 0; i < row; ++i) partial += plane[at + i] * plane[at + i];
-    sum += static_cast<double>(partial);
-  }
-  return sum;
 }
 
 void Canvas::load_splats(const float* means, const float* cholesky, const float* colors) {
@@ -164,8 +151,6 @@ void Canvas::sort_rows() {
 }
 
 void Canvas::run(const Pass& pass) {
-  w.row_step = pass.row_step;
-  w.row_phase = pass.row_phase;
   engine.pack(w);
   engine.list(w);
   engine.run(w, pass);

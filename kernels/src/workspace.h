@@ -22,20 +22,20 @@ class Canvas {
 
   void set_count(int count);            // Gaussians in use; the padding is made harmless
   void clear_state();                   // Adam's running means
-  void load_target(const std::uint8_t* image);  // base = -image / 255
-  void load_gradient(const float* picture);     // base = picture
+  void load_target(const std::uint8_t* image);
+  void load_gradient(const float* picture);  // into the plane
   void load_splats(const float* means, const float* cholesky, const float* colors);
   void store_splats(float* means, float* cholesky, float* colors) const;
   void sort_rows();                     // order by row
   void run(const Pass& pass);           // pack, list, run
-  float* plane(int which);              // scratch planes, allocated on first use
+  float* plane();                       // a scratch plane, allocated on first use
   void unpack(const float* plane, float* picture) const;
-  double squared_sum(const float* plane) const;
   void pad_parameters();                // copies of a harmless Gaussian behind the last one
 
  private:
   std::size_t plane_size() const;
-  Aligned<float> param_, adam_m_, adam_v_, moments_, strip_, planes_[3];
+  Aligned<float> param_, adam_m_, adam_v_, moments_, strip_, plane_;
+  Aligned<std::uint8_t> target_;
   Aligned<char> starts_;
   Aligned<Packed> packed_;
   Aligned<Bounds> bounds_;

@@ -79,15 +79,9 @@ bool render(const Splats& splats, PictureShape shape, int threads, float* pictur
 bool render_backward(const Splats& splats, PictureShape shape, int threads, const float* v_pictures, float* v_means,
                      float* v_cholesky, float* v_colors, const Poll& poll);
 
-// Which rows take part: those with row % step == phase; step is a power of two.
-struct RowChoice {
-  int step = 1, phase = 0;
-};
-
-// The fit's loss [B] = ||render - image||^2 / (H W) + lambda |colors|_1, and its gradients; where rows are left out,
-// the squared error counts rows.step times, so that the mean over phases is the whole.
-bool loss_and_grad(const Splats& splats, const std::uint8_t* images, PictureShape shape, float lambda, RowChoice rows,
-                   int threads, float* loss, float* v_means, float* v_cholesky, float* v_colors, const Poll& poll);
+// The fit's loss [B] = ||render - image||^2 / (H W) + lambda |colors|_1, and its gradients.
+bool loss_and_grad(const Splats& splats, const std::uint8_t* images, PictureShape shape, float lambda, int threads,
+                   float* loss, float* v_means, float* v_cholesky, float* v_colors, const Poll& poll);
 
 std::string backend();
 
