@@ -45,8 +45,7 @@ __global__ void __launch_bounds__(kBlock) plan_move(DeviceChunk d, float share, 
   for (int i = thread; i < count; i += kBlock) {
     const DeviceGaussian g = gaussians[i];
     weakness[i] = -(g.red * g.red + g.green * g.green + g.blue * g.blue) / (g.a * g.c);
-  }
-  __syncthreads();
+  }  // below, too, a thread reads only what it wrote itself: no barrier
   const Choice choice = largest(weakness, count, number, totals);
   int equal = 0, found = 0;
   for (int first = 0; first < count; first += kBlock) {

@@ -16,6 +16,13 @@ constexpr int kPitch = kTileWidth + 8;    // floats between rows of the residual
 constexpr int kPlane = kPitch * kTileHeight;
 constexpr int kPatchWidth = 16, kPatchHeight = 4;  // pixels of one warp in the forward pass
 
+// Blocks of fit_tile that a multiprocessor is to hold: the compiler keeps to as many registers as that leaves.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int kFitBlocks = 4;
+#else
+constexpr int kFitBlocks = 5;
+#endif
+
 static_assert(kTileWidth / kPatchWidth * (kTileHeight / kPatchHeight) == kWarps, "the warps cover the tile");
 static_assert(kSpan >= 8 && kWarp % kSpan == 0, "eight sums are spread over the lanes of a span");
 
@@ -221,7 +228,7 @@ __device__ inline void backward(const DeviceChunk& d, const Tile& t, const Shelf
 
 // One iteration's render and gradient: moments to `partial`, the squared error before the step to `tile_errors`.
 // counts: an iteration begins with it.
-__global__ void __launch_bounds__(kBlock) fit_tile(DeviceChunk d, bool counts) {
+__global__ void __launch_bounds__(kBlock, kFitBlocks) fit_tile(DeviceChunk d, bool counts) {
   __shared__ DeviceGaussian gaussians[kBlock];
   __shared__ unsigned boxes[kBlock];
   __shared__ int slots[kBlock];

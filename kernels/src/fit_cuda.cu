@@ -194,6 +194,10 @@ bool cuda_available() {
 }
 
 bool fit_cuda(const FitInput& input, const FitOptions& options, int threads, const FitOutput& out, const Poll& poll) {
+  if (options.target_psnr > 0.0f || options.plateau > 0.0f) {
+    throw std::runtime_error("CUDA: target_psnr and plateau end each picture at its own time, which this device's loop"
+                             " does not do yet; use device=\"cpu\", or num_iters alone");
+  }
   int devices = 0;
   check(cudaGetDeviceCount(&devices), "cudaGetDeviceCount");
   if (devices == 0) throw std::runtime_error("CUDA: no device");

@@ -1,0 +1,160 @@
+"""Bugs planted in copies of the CUDA sources, one at a time: the checks of test_splat2d_cuda.py must catch each.
+
+The checks, cheapest first; the first that fails is named:
+- results: mode=fit against the same case of the sources as they are, bit for bit, threads in order;
+- order: the same with threads in other orders;
+- moments: the tile kernel's moments, bit for bit;
+- races: ThreadSanitizer.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import cuda_cases
+import numpy as np
+import pytest
+from cuda_cases import ADDRESS, KERNELS, RACE, THREADS, Program, pictures, recipe
+
+pytestmark = pytest.mark.full
+
+SOURCES = sorted(path.name for path in (KERNELS / "src").glob("cuda_*.cuh"))
+BARRIERS = [
+    (name, index)
+    for name in SOURCES
+    for index in range(len(re.findall(r"__syncthreads\(\);", (KERNELS / "src" / name).read_text())))
+]
+WRONG = [
+    ("cuda_tile.cuh", "m[3] += qx;", "m[3] -= qx;", "sign of a gradient"),
+    ("cuda_tile.cuh", "m[6] += qx * dy;", "m[6] += qy * dy;", "wrong moment"),
+    ("cuda_tile.cuh", "const float kept = upper ? v[j + half] : v[j]", "const float kept = upper ? v[j] : v[j]", "sum"),
+    ("cuda_tile.cuh", "residual + y * kPitch + x;", "residual + x * kPitch + y;", "index: rows for columns"),
+    ("cuda_tile.cuh", "if (x > box.x1) x -= wide, ++y;", "if (x >= box.x1) x -= wide, ++y;", "off by one"),
+    ("cuda_tile.cuh", "d.entries + row * d.list_capacity;", "d.entries + row * (d.list_capacity - 1);", "index: list"),
+    ("cuda_tile.cuh", "drawn.red - static_cast<float>", "-drawn.red + static_cast<float>", "sign of the residual"),
+    ("cuda_tile.cuh", "box.x1 >= left &&", "box.x1 > left &&", "pixels left out"),
+    ("cuda_lists.cuh", "+ x - l.x0};", "+ x - l.x0 + 1};", "index: slot of the neighbour"),
+    ("cuda_lists.cuh", "((1u << lane) - 1u)", "((2u << lane) - 1u)", "index: rank"),
+    ("cuda_update.cuh", "+ thread % 8;", "+ (thread + 1) % 8;", "index: moment"),
+    ("cuda_update.cuh", "if (!listed) atomicExch", "if (!listed && d.width < 0) atomicExch", "stale lists"),
+    ("cuda_update.cuh", "d.control->iteration - 1", "d.control->iteration", "index: schedule"),
+    ("cuda_grow.cuh", "static_cast<float>(x - left);", "static_cast<float>(x);", "centre of a cell"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("planted")
+
+
+@pytest.fixture(scope="module")
+def objects(folder: Path) -> list[str]:
+    return cuda_cases.host_objects(folder)
+
+
+@pytest.fixture(scope="module")
+def thread_objects(folder: Path) -> list[str]:
+    (folder / "threads").mkdir()
+    return cuda_cases.host_objects(folder / "threads", *THREADS)
+
+
+def outcome(program: Program, **environment: int) -> bytes:
+    """Everything that a few cases write; exit codes that are not 0 count as an outcome."""
+    out = b""
+    growing = recipe("default", 12, prune_threshold=0.05, refit_share=0.5)
+    for images, number, settings in (
+        (pictures(2, 40, 49), 300, growing),
+        (pictures(1, 50, 70), 40, recipe("paper", 6, lr_position=3.0)),
+    ):
+        code, written, _, _ = program.try_fit(images, number, settings, **environment)
+        out += bytes([code % 256]) + written
+    rng = np.random.default_rng(0)
+    splats = [rng.uniform(0, 35, (600, 2)), rng.uniform(1, 4, (600, 3)), rng.normal(size=(600, 3))]
+    image = pictures(1, 33, 37)[0]
+    shape = {"batch": 1, "height": 33, "width": 37, "num_gaussians": 600}
+    arrays = [image, *(np.asarray(array, np.float32) for array in splats)]
+    code, written, _, _ = program.run("moments", arrays, **shape, **environment)
+    return out + bytes([code % 256]) + written
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path, objects: list[str]) -> bytes:
+    program = Program(cuda_cases.emulated(folder / "sound", objects), folder)
+    sound = outcome(program)
+    assert all(outcome(program, EMULATED_ORDER=order) == sound for order in (1, 2))
+    return sound
+
+
+def patched(folder: Path, name: str, change: Callable[[str], str]) -> Path:
+    kernels = folder / "kernels"
+    shutil.copytree(KERNELS / "src", kernels / "src")
+    shutil.copytree(KERNELS / "include", kernels / "include")
+    source = kernels / "src" / name
+    text = source.read_text()
+    assert change(text) != text
+    source.write_text(change(text))
+    return kernels
+
+
+def caught_by(program: Program, expected: bytes) -> str:
+    """The first of the quick checks that differs, or nothing."""
+    if outcome(program) != expected:
+        return "results"
+    return "order" if any(outcome(program, EMULATED_ORDER=order) != expected for order in (1, 2, 3)) else ""
+
+
+@pytest.mark.parametrize(("name", "index"), BARRIERS)
+def test_a_removed_barrier_is_caught(
+    tmp_path: Path, objects: list[str], thread_objects: list[str], expected: bytes, name: str, index: int
+) -> None:
+    def without(text: str) -> str:
+        at = [match.span() for match in re.finditer(r"__syncthreads\(\);", text)][index]
+        return text[: at[0]] + ";" + text[at[1] :]
+
+    kernels = patched(tmp_path, name, without)
+    quick = caught_by(
+        Program(cuda_cases.emulated(tmp_path / "quick", objects, "-w", kernels=kernels), tmp_path), expected
+    )
+    threads = Program(
+        cuda_cases.emulated(tmp_path / "races", thread_objects, *THREADS, "-w", kernels=kernels), tmp_path
+    )
+    settings = recipe("default", 4, prune_threshold=0.05, refit_share=0.5)
+    code, _, _, stderr = threads.try_fit(pictures(1, 18, 34), 290, settings, prune_to=250)
+    race = code == RACE and "data race" in stderr
+    print(f"{name} barrier {index}: {quick or '-'}, {'race' if race else '-'}")
+    assert quick or race, stderr
+
+
+@pytest.mark.parametrize(("name", "right", "wrong", "what"), WRONG, ids=[what for *_, what in WRONG])
+def test_a_wrong_index_or_sign_is_caught(
+    tmp_path: Path, objects: list[str], expected: bytes, name: str, right: str, wrong: str, what: str
+) -> None:
+    kernels = patched(tmp_path, name, lambda text: text.replace(right, wrong))
+    quick = caught_by(
+        Program(cuda_cases.emulated(tmp_path / "quick", objects, "-w", kernels=kernels), tmp_path), expected
+    )
+    print(f"{name} {what}: {quick}")
+    assert quick
+
+
+@pytest.mark.parametrize("what", ["tile", "image"])
+def test_an_index_out_of_bounds_is_caught_by_the_address_sanitizer(
+    tmp_path: Path, objects: list[str], what: str
+) -> None:
+    changes = {
+        "tile": ("cuda_lists.cuh", "if (tile >= d.tiles || ", "if ("),
+        "image": (
+            "cuda_tile.cuh",
+            "if (t.left + x >= d.width || t.top + y >= d.height) return {0.0f, 0.0f, 0.0f};",
+            "",
+        ),
+    }
+    name, right, wrong = changes[what]
+    kernels = patched(tmp_path, name, lambda text: text.replace(right, wrong))
+    program = Program(cuda_cases.emulated(tmp_path / "address", objects, *ADDRESS, "-w", kernels=kernels), tmp_path)
+    code, _, _, stderr = program.try_fit(pictures(1, 35, 36), 40, recipe("default", 1))
+    assert code != 0
+    assert "heap-buffer-overflow" in stderr
