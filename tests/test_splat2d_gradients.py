@@ -86,6 +86,25 @@ def test_loss_and_gradients_agree_with_the_reference(seed: int) -> None:
         assert np.median(np.abs(ours[0] - theirs)) < GRADIENT_TOLERANCE * scale, name
 
 
+def test_gaussians_that_cross_bands_of_rows() -> None:
+    """The kernels work on tall pictures in bands of at most 512 rows."""
+    height, width = 1100, 21
+    means, cholesky, colors, image = scene(7, number=40, height=height, width=width)
+    cholesky[:10, 2] *= 40  # some cross a band from end to end
+    cholesky[10:14, 1] = 60, -60, 200, -200  # steep
+    colors /= 4
+    clear = far_from_edge(means, cholesky, height, width)
+    native = render(*as_batch(means, cholesky, colors), height, width)[0]
+    expected = reference.render(means, cholesky, colors, height, width)
+    np.testing.assert_allclose(native[clear], expected[clear], atol=2e-4)
+    splats = as_batch(means, cholesky, colors)
+    loss, *gradients = _core.loss_and_grad(*splats, image[None], 0.0, 1)
+    assert loss[0] == pytest.approx(reference.loss(means, cholesky, colors, image, lambda_color=0.0), rel=1e-5)
+    exact = reference.loss_gradients(means, cholesky, colors, image, lambda_color=0.0)
+    for ours, theirs, name in zip(gradients, exact, exact._fields, strict=True):
+        np.testing.assert_allclose(ours[0], theirs, atol=5e-3 * np.abs(theirs).max(), err_msg=name)
+
+
 def test_a_steep_thin_gaussian_is_drawn_whole() -> None:
     """The row recurrence must not lose lanes that enter the ellipse late: slants far above one pixel a row."""
     for cholesky in ([0.2, 30.0, 0.2], [12.0, 30.0, 0.25], [0.25, -3.0, 25.0], [20.0, 0.0, 0.2]):

@@ -38,15 +38,19 @@ struct Bounds {
   std::int32_t first_strip, last_strip;  // first > last: not in the picture
 };
 
-// Rows of one Gaussian in one strip.
+// Rows of one Gaussian in one strip of one band.
 struct Entry {
   std::int32_t index, first_row, rows;
 };
 
-// One picture in the hands of one thread. The picture is cut into columns of `lanes` pixels ("strips"):
-// planes are [strip][row][channel][lane]. Arrays over Gaussians are padded to a multiple of 16.
+// Bands are at most so high: what one strip of a band needs fits into 1 MB of cache, and so do its neighbours' records.
+constexpr int kBandRows = 512;
+
+// One picture in the hands of one thread. The picture is cut into columns of `lanes` pixels ("strips"), and strips into
+// `bands` of band_rows rows, the last one perhaps lower. Planes are [strip][row][channel][lane]. Arrays over Gaussians
+// are padded to a multiple of 16.
 struct Workspace {
-  int height, width, lanes, strips;
+  int height, width, lanes, strips, bands, band_rows;
   int count;      // Gaussians in use
   int padded;     // count rounded up to 16
   bool cholesky;  // param[2..4] holds (l00, l10, l11); otherwise (a, b, c)
@@ -61,9 +65,9 @@ struct Workspace {
   float* gradient;            // plane, null until loaded
   void* starts;               // saved_starts + kStartBlock of kStartBytes
   int saved_starts;
-  float* strip;               // one strip: [row][channel][lane]
+  float* strip;               // of one band: [row][channel][lane]
   std::int32_t* order;        // Gaussians by row, so that neighbours share cache lines
-  std::int32_t* strip_start;  // [strips + 1] offsets into entries
+  std::int32_t* strip_start;  // [bands][strips + 1] offsets into entries; a band ends where the next begins
   Entry* entries;
   std::size_t entry_capacity;
   void* owner;
@@ -80,8 +84,8 @@ struct Pass {
   bool backward;  // moments of what the strip then holds
   float* out = nullptr;       // plane: where the strips go, if not null
   double* squared = nullptr;  // the sum of squares of what the strips then hold is added here, if not null
-  // Sees each strip, in order, before the next one takes its place.
-  void (*see)(void* seer, int strip, const float* values) = nullptr;
+  // Sees the rows of each strip and band, in order, before the next ones take their place.
+  void (*see)(void* seer, int strip, int first_row, int rows, const float* values) = nullptr;
   void* seer = nullptr;
 };
 

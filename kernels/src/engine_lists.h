@@ -50,30 +50,51 @@ void pack(Workspace& w) {
   }
 }
 
-constexpr int kBoundsAhead = 8;
+constexpr int kBoundsAhead = 8, kEntriesAhead = 8;
+
+// The bands that an ellipse may reach.
+struct BandRange {
+  int first, last;
+};
+
+SPLAT2D_INLINE BandRange bands_of(const Workspace& w, const Bounds& g) {
+  if (w.bands == 1) return {0, 0};
+  const float squared = g.reach - g.bend * g.top * g.top, lean = g.slope * g.top;
+  const float half = (lean < 0.0f ? -lean : lean) + __builtin_sqrtf(squared > 0.0f ? squared : 0.0f);
+  const float per_row = 1.0f / static_cast<float>(w.band_rows), last = static_cast<float>(w.bands - 1);
+  const float low = (g.y - half * 1.001f - 0.02f) * per_row, high = (g.y + half * 1.001f + 0.02f) * per_row;
+  return {low > 0.0f ? static_cast<int>(low < last ? low : last) : 0,
+          high < last ? (high > 0.0f ? static_cast<int>(high) : 0) : w.bands - 1};
+}
 
 void list(Workspace& w) {
   std::int32_t* start = w.strip_start;
-  for (int s = 0; s <= w.strips; ++s) start[s] = 0;
+  const int cells = w.bands * (w.strips + 1);  // the last of a band stays empty
+  for (int cell = 0; cell <= cells; ++cell) start[cell] = 0;
   for (int i = 0; i < w.count; ++i) {  // where Gaussians begin and, a strip late, where they end
     const Bounds& g = w.bounds[i];
     if (g.first_strip > g.last_strip) continue;
-    ++start[g.first_strip];
-    --start[g.last_strip + 1];
+    const BandRange bands = bands_of(w, g);
+    for (int band = bands.first; band <= bands.last; ++band) {
+      ++start[band * (w.strips + 1) + g.first_strip];
+      --start[band * (w.strips + 1) + g.last_strip + 1];
+    }
   }
   std::size_t total = 0;
-  for (int s = 0, covering = 0; s <= w.strips; ++s) {
-    covering += start[s];
-    start[s] = static_cast<std::int32_t>(total);
+  for (int cell = 0, covering = 0; cell <= cells; ++cell) {
+    covering += start[cell];
+    start[cell] = static_cast<std::int32_t>(total);
     total += static_cast<std::size_t>(covering);
   }
   if (total > w.entry_capacity) w.grow_entries(w, total);
   const VF last_row = all(static_cast<float>(w.height - 1)), zero{};
-  // start[s] runs ahead to the end of strip s while its entries are filled in, and is set back below.
+  // start[cell] runs ahead to the end of a cell while its entries are filled in, and is set back below.
   for (int rank = 0; rank < w.count; ++rank) {
     const int i = w.order[rank];
     const Bounds& g = w.bounds[i];
     if (rank + kBoundsAhead < w.count) __builtin_prefetch(&w.bounds[w.order[rank + kBoundsAhead]]);
+    if (g.first_strip > g.last_strip) continue;
+    const BandRange bands = bands_of(w, g);
     for (int from = g.first_strip; from <= g.last_strip; from += kLanes) {  // a lane a strip
       const VF left = (lane_numbers() + static_cast<float>(from)) * static_cast<float>(kLanes) - g.x;
       const VF right = left + static_cast<float>(kLanes - 1);
@@ -85,13 +106,22 @@ void list(Workspace& w) {
       const VF top = limited(first, zero, last_row);
       VI row = truncated(top);
       row -= as_floats(row) < top;  // rounded up
-      const VI rows = truncated(limited(end, zero, last_row)) - row + 1;  // under 1: between two rows
-      const VI shown = inside ? rows : VI{};
+      const VI bottom = inside ? truncated(limited(end, zero, last_row)) : row - 1;
       const int used = g.last_strip - from + 1 < kLanes ? g.last_strip - from + 1 : kLanes;
-      for (int j = 0; j < used; ++j) w.entries[start[from + j]++] = Entry{i, row[j], shown[j]};
+      for (int band = bands.first; band <= bands.last; ++band) {
+        std::int32_t* const at = start + band * (w.strips + 1) + from;
+        const VI highest = VI{} + band * w.band_rows, lowest = highest + (w.band_rows - 1);
+        const VI begin = row > highest ? row : highest;
+        const VI rows = (bottom < lowest ? bottom : lowest) - begin + 1;  // under 1: none
+        for (int j = 0; j < used; ++j) {
+          Entry* const to = w.entries + at[j]++;
+          __builtin_prefetch(to + kEntriesAhead, 1);
+          *to = Entry{i, begin[j], rows[j]};
+        }
+      }
     }
   }
-  for (int s = w.strips; s > 0; --s) start[s] = start[s - 1];
+  for (int cell = cells; cell > 0; --cell) start[cell] = start[cell - 1];
   start[0] = 0;
 }
 

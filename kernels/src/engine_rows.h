@@ -33,10 +33,10 @@ SPLAT2D_INLINE void start_at(const Packed& g, float left, int row, Start& out) {
   out.ratio = exp(u * -g.b - (g.c * v + g.half_h));
 }
 
-SPLAT2D_INLINE void add(const Packed& g, const Start& from, float* strip) {
+SPLAT2D_INLINE void add(const Packed& g, const Start& from, int top, float* strip) {
   const VF red = all(g.red), green = all(g.green), blue = all(g.blue), decay = all(g.decay);
   VF value = from.value, ratio = from.ratio;
-  float* at = strip + from.first_row * 3 * kLanes;
+  float* at = strip + (from.first_row - top) * 3 * kLanes;
   int rows = from.rows;
   do {
     const Mask inside = at_least(value, kCutoffValue * kScale);
@@ -50,11 +50,12 @@ SPLAT2D_INLINE void add(const Packed& g, const Start& from, float* strip) {
 }
 
 // Moments over y come from running sums: after n rows, sum of (m after each row) = sum (n - i) m_i.
-SPLAT2D_INLINE void gather(const Packed& g, const Start& from, float left, const float* strip, float* moments) {
+SPLAT2D_INLINE void gather(const Packed& g, const Start& from, float left, int top, const float* strip,
+                           float* moments) {
   const VF decay = all(g.decay);
   VF value = from.value, ratio = from.ratio;
   VF m0{}, m1{}, m2{}, n0{}, n1{}, n2{}, p0{}, p1{}, p2{};
-  const float* at = strip + from.first_row * 3 * kLanes;
+  const float* at = strip + (from.first_row - top) * 3 * kLanes;
   int rows = from.rows;
   do {
     const Mask inside = at_least(value, kCutoffValue * kScale);
@@ -128,57 +129,71 @@ SPLAT2D_INLINE void fill(const Workspace& w, From from, std::size_t at, std::siz
   }
 }
 
-void run(Workspace& w, const Pass& pass) {
+// Rows top to top + rows of strip s.
+void run_strip(Workspace& w, const Pass& pass, int s, int top, int rows, const Entry* first, const Entry* end) {
   Start* const starts = reinterpret_cast<Start*>(w.starts);
-  const std::size_t size = static_cast<std::size_t>(w.height) * 3 * kLanes;
+  const std::size_t size = static_cast<std::size_t>(rows) * 3 * kLanes;
+  const std::size_t at = (static_cast<std::size_t>(s) * w.height + top) * 3 * kLanes;  // in planes
+  float* const strip = pass.out ? pass.out + at : w.strip;
+  const float left = static_cast<float>(s * kLanes);
+  fill(w, pass.from, at, size, strip);
+  // The first starts are kept for the backward pass; for those from `rest` on it computes them again.
+  Walk walk{first, 0}, rest = walk;
+  int saved = 0;
+  // The next strip's target comes from far away while this one is drawn.
+  const std::uint8_t* next = w.target + at + static_cast<std::size_t>(w.height) * 3 * kLanes;
+  const std::uint8_t* const next_end = next + (s + 1 < w.strips ? size : 0);
+  if (pass.forward) {
+    while (walk.entry < end) {
+      const bool keep = saved <= w.saved_starts - kStartBlock;
+      Start* const block = starts + (keep ? saved : w.saved_starts);
+      const int count = start_block(w, left, end, walk, block);
+      for (int k = 0; k < count; ++k) {
+        __builtin_prefetch(&w.packed[walk.entry[k].index]);  // for the next block: neighbours are strangers in memory
+        if (next < next_end) __builtin_prefetch(next, 0, 2), next += 64;
+        add(w.packed[block[k].index], block[k], top, strip);
+      }
+      if (keep) saved += count, rest = walk;
+    }
+  }
+  const int used = w.width - s * kLanes;
+  if (used < kLanes) {  // lanes right of the picture carry no residual
+    const VF number = lane_numbers();
+    const VF limit = all(static_cast<float>(used));
+    for (std::size_t i = 0; i < size; i += kLanes) store(strip + i, number < limit ? load(strip + i) : VF{});
+  }
+  if (pass.squared) *pass.squared += squares(strip, size);
+  if (pass.see) pass.see(pass.seer, s, top, rows, strip);
+  if (pass.backward) {
+    const auto gather_all = [&](const Start* block, int count) {
+      for (int k = 0; k < count; ++k) {
+        const int index = block[k].index;
+        if (k + kAhead < count) {
+          const int later = block[k + kAhead].index;
+          __builtin_prefetch(&w.packed[later]);
+          __builtin_prefetch(w.moments + static_cast<std::size_t>(later) * 8, 1);
+        }
+        gather(w.packed[index], block[k], left, top, strip, w.moments + static_cast<std::size_t>(index) * 8);
+      }
+    };
+    gather_all(starts, saved);
+    while (rest.entry < end) {
+      const int count = start_block(w, left, end, rest, starts + w.saved_starts);
+      gather_all(starts + w.saved_starts, count);
+    }
+  }
+}
+
+// Band by band, so that the records of a Gaussian are still near when its next strip comes.
+void run(Workspace& w, const Pass& pass) {
   if (pass.backward) {
     for (std::size_t i = 0; i < static_cast<std::size_t>(w.padded) * 8; ++i) w.moments[i] = 0.0f;
   }
-  for (int s = 0; s < w.strips; ++s) {
-    float* strip = pass.out ? pass.out + static_cast<std::size_t>(s) * size : w.strip;
-    const float left = static_cast<float>(s * kLanes);
-    const Entry* const end = w.entries + w.strip_start[s + 1];
-    fill(w, pass.from, static_cast<std::size_t>(s) * size, size, strip);
-    // The first starts are kept for the backward pass; for those from `rest` on it computes them again.
-    Walk walk{w.entries + w.strip_start[s], 0}, rest = walk;
-    int saved = 0;
-    if (pass.forward) {
-      while (walk.entry < end) {
-        const bool keep = saved <= w.saved_starts - kStartBlock;
-        Start* const block = starts + (keep ? saved : w.saved_starts);
-        const int count = start_block(w, left, end, walk, block);
-        for (int k = 0; k < count; ++k) {
-          __builtin_prefetch(&w.packed[walk.entry[k].index]);  // for the next block: neighbours are strangers in memory
-          add(w.packed[block[k].index], block[k], strip);
-        }
-        if (keep) saved += count, rest = walk;
-      }
-    }
-    const int used = w.width - s * kLanes;
-    if (used < kLanes) {  // lanes right of the picture carry no residual
-      const VF number = lane_numbers();
-      const VF limit = all(static_cast<float>(used));
-      for (std::size_t i = 0; i < size; i += kLanes) store(strip + i, number < limit ? load(strip + i) : VF{});
-    }
-    if (pass.squared) *pass.squared += squares(strip, size);
-    if (pass.see) pass.see(pass.seer, s, strip);
-    if (pass.backward) {
-      const auto gather_all = [&](const Start* block, int count) {
-        for (int k = 0; k < count; ++k) {
-          const int index = block[k].index;
-          if (k + kAhead < count) {
-            const int later = block[k + kAhead].index;
-            __builtin_prefetch(&w.packed[later]);
-            __builtin_prefetch(w.moments + static_cast<std::size_t>(later) * 8, 1);
-          }
-          gather(w.packed[index], block[k], left, strip, w.moments + static_cast<std::size_t>(index) * 8);
-        }
-      };
-      gather_all(starts, saved);
-      while (rest.entry < end) {
-        const int count = start_block(w, left, end, rest, starts + w.saved_starts);
-        gather_all(starts + w.saved_starts, count);
-      }
+  const std::int32_t* start = w.strip_start;
+  for (int top = 0; top < w.height; top += w.band_rows, ++start) {
+    const int rows = w.height - top < w.band_rows ? w.height - top : w.band_rows;
+    for (int s = 0; s < w.strips; ++s, ++start) {
+      run_strip(w, pass, s, top, rows, w.entries + start[0], w.entries + start[1]);
     }
   }
 }

@@ -20,13 +20,13 @@ class Cells {
         errors(static_cast<std::size_t>(columns) * static_cast<std::size_t>(rows)),
         w_(w) {}
 
-  // A strip of render - target: sums over the rows of a cell in every lane, then over the lanes.
-  void add(int strip, const float* at) {
+  // Rows of a strip of render - target: sums over the rows of a cell in every lane, then over the lanes.
+  void add(int strip, int top, int number, const float* at) {
     const int left = strip * w_.lanes, used = std::min(w_.lanes, w_.width - left);
-    for (int row = 0; row < rows; ++row) {
+    for (int end = top + number; top < end;) {
       float sum[kMaxLanes] = {}, down[kMaxLanes] = {};
-      const int height = std::min(side, w_.height - row * side);
-      for (int y = 0; y < height; ++y, at += 3 * w_.lanes) {
+      const int row = top / side, first = top - row * side, last = std::min(side, end - row * side);
+      for (int y = first; y < last; ++y, at += 3 * w_.lanes) {
         for (int lane = 0; lane < w_.lanes; ++lane) {
           const float r = at[lane], g = at[w_.lanes + lane], b = at[2 * w_.lanes + lane], e = r * r + g * g + b * b;
           sum[lane] += e;
@@ -40,6 +40,7 @@ class Cells {
         cell->x += sum[lane] * static_cast<float>(dx);
         cell->y += down[lane];
       }
+      top = row * side + last;
     }
   }
 
@@ -53,7 +54,9 @@ class Cells {
 Cells cell_errors(Canvas& canvas, int number) {
   Cells cells(canvas.w, number);
   Pass pass{From::target, true, false};
-  pass.see = [](void* seer, int strip, const float* values) { static_cast<Cells*>(seer)->add(strip, values); };
+  pass.see = [](void* seer, int strip, int first_row, int rows, const float* values) {
+    static_cast<Cells*>(seer)->add(strip, first_row, rows, values);
+  };
   pass.seer = &cells;
   canvas.run(pass);
   return cells;

@@ -11,6 +11,8 @@ Canvas::Canvas(const Engine& chosen, int height, int width, int capacity) : engi
   w.width = width;
   w.lanes = engine.lanes;
   w.strips = (width + w.lanes - 1) / w.lanes;
+  w.bands = (height + kBandRows - 1) / kBandRows;
+  w.band_rows = (height + w.bands - 1) / w.bands;
   const std::size_t padded = (static_cast<std::size_t>(capacity) + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
   param_.resize(8 * padded);
   adam_m_.resize(8 * padded);
@@ -21,8 +23,8 @@ Canvas::Canvas(const Engine& chosen, int height, int width, int capacity) : engi
   order_.resize(padded);
   w.saved_starts = static_cast<int>(std::min<std::size_t>(padded / 4 + kStartBlock, kSavedStarts));  // a strip's share
   starts_.resize(static_cast<std::size_t>(w.saved_starts + kStartBlock) * kStartBytes);
-  strip_start_.resize(static_cast<std::size_t>(w.strips) + 2);
-  strip_.resize(static_cast<std::size_t>(height) * 3 * w.lanes);
+  strip_start_.resize(static_cast<std::size_t>(w.bands) * (static_cast<std::size_t>(w.strips) + 1) + 1);
+  strip_.resize(static_cast<std::size_t>(w.band_rows) * 3 * w.lanes);
   target_.resize(plane_size());
   for (std::size_t k = 0; k < 8; ++k) {
     w.param[k] = param_.data() + k * padded;
