@@ -142,7 +142,7 @@ void run_strip(Workspace& w, const Pass& pass, int s, int top, int rows, const E
   int saved = 0;
   // The next strip's target comes from far away while this one is drawn.
   const std::uint8_t* next = w.target + at + static_cast<std::size_t>(w.height) * 3 * kLanes;
-  const std::uint8_t* const next_end = next + (s + 1 < w.strips ? size : 0);
+  const std::uint8_t* const next_end = next + (pass.from == From::target && s + 1 < w.strips ? size : 0);
   if (pass.forward) {
     while (walk.entry < end) {
       const bool keep = saved <= w.saved_starts - kStartBlock;

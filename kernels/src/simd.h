@@ -29,15 +29,17 @@ SPLAT2D_INLINE VF load(const float* from) { return *reinterpret_cast<const VF*>(
 // Whole numbers 0 to 255.
 SPLAT2D_INLINE VF load_bytes(const std::uint8_t* from) {
 #if SPLAT2D_LANES == 16
-  return (VF)_mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128((const __m128i*)from)));
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return (VF)_mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepu8_epi32(0xffff, bytes));
 #elif defined(__AVX2__)
-  return (VF)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from)));
+  return (VF)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
 #else
   VF out;
   for (int i = 0; i < kLanes; ++i) out[i] = static_cast<float>(from[i]);
   return out;
 #endif
 }
+
 SPLAT2D_INLINE void store(float* to, VF value) { *reinterpret_cast<VF*>(to) = value; }
 
 // max(a, b) gives b, min(a, b) gives b where a is no number.
