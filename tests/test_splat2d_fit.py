@@ -209,6 +209,15 @@ def test_wrong_settings() -> None:
         splat2d.fit(images, 4, lambda_color=float("nan"))
     with pytest.raises(ValueError, match=r"beta1 in \[0, 1\)"):
         replace(splat2d.RECIPES["default"], beta1=1.0)
+    for name, value in (("lr_color", float("inf")), ("lambda_color", 1e38), ("num_iters", 2**31)):
+        with pytest.raises(ValueError, match=f"expected {name} of at most"):
+            replace(splat2d.RECIPES["default"], **{name: value})
+    for name, kind in (("num_iters", "an integer"), ("lambda_color", "a number"), ("lr_shape", "a number")):
+        with pytest.raises(ValueError, match=f"expected {name}: {kind}, got 'x'"):
+            replace(splat2d.RECIPES["default"], **{name: "x"})
+    for name, most in (("seed", 2**64), ("threads", 2**31), ("prune_to", 2**31)):
+        with pytest.raises(ValueError, match=f"expected {name}: an integer of at most {most - 1}, got {most}"):
+            splat2d.fit(images, 4, **{name: most})
     with pytest.raises(ValueError, match='device "cpu" or "cuda"'):
         splat2d.fit(images, 4, device="tpu")
 

@@ -97,6 +97,21 @@ def test_every_gaussian_is_placed_however_short_the_fit(number: int, num_iters: 
     assert (result.means[..., 0] < 11).all()
 
 
+@pytest.mark.parametrize("num_iters", [1, 7, 200])
+def test_growth_at_the_very_end_leaves_none_out(num_iters: int) -> None:
+    late = replace(DEFAULT, grow_first=0.999999999, grow_last=0.999999999, move_last=0.999999999)
+    assert splat2d.fit(planted(), 100, recipe=late, num_iters=num_iters).counts == [100]
+
+
+@pytest.mark.parametrize("name", ["default", "paper"])
+@pytest.mark.parametrize("rate", ["lambda_color", "lr_color", "lr_position", "lr_shape"])
+def test_a_fit_that_diverges_ends(name: str, rate: str) -> None:
+    """Errors that are no numbers choose no cells, and every Gaussian is still placed."""
+    wild = replace(splat2d.RECIPES[name], start_share=0.2, grow_steps=3, grow_first=0.2, grow_last=0.6)
+    result = splat2d.fit(planted(2)[:, 48:, :48], 600, recipe=replace(wild, **{rate: 1e6}), num_iters=20)
+    assert (result.counts == 600).all()
+
+
 @pytest.mark.parametrize("name", ["default", "paper"])
 def test_the_weakest_move_to_where_the_error_is(name: str) -> None:
     """They move before the last step, which is tiny: beside a fit without moves, only they are different."""
@@ -148,7 +163,9 @@ def test_pruning_is_not_undone_by_growth() -> None:
         {"move_share": 1.0},
         {"move_share": -0.1},
         {"move_last": 0.4},
-        {"move_last": 1.1},
+        {"move_last": 1.0},
+        {"grow_last": 1.0},
+        {"grow_steps": 2.5},
     ],
 )
 def test_wrong_growth_is_refused(wrong: dict[str, Any]) -> None:

@@ -13,6 +13,10 @@ from splat2d import _core
 MAX_SIDE = 32768
 """Rows and columns are kept in 16 bits."""
 
+MAX_INT = 2**31 - 1
+MAX_COLOR = 1e4
+"""Of splats to start from, in picture units: far beyond any fit, and squares stay finite."""
+
 
 def described(array: npt.NDArray[Any]) -> str:
     """For messages: "float32 [3, 4]"."""
@@ -44,10 +48,12 @@ def size_of(height: int, width: int) -> None:
         raise ValueError(f"expected height and width in 1..{MAX_SIDE}, got {height} and {width}")
 
 
-def whole(value: Any, name: str, low: int) -> int:
-    """An integer argument of at least `low`; floats and booleans are refused."""
+def whole(value: Any, name: str, low: int, high: int = MAX_INT) -> int:
+    """An integer argument in `low`..`high`; floats and booleans are refused."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
         raise ValueError(f"expected {name}: an integer >= {low}, got {value!r}")
+    if value > high:
+        raise ValueError(f"expected {name}: an integer of at most {high}, got {value!r}")
     return int(value)
 
 
@@ -95,8 +101,9 @@ def start_of(
     start: Sequence[npt.ArrayLike], batch: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int32]]:
     """Splats to start from, one set a picture, with their counts."""
-    if len(start) not in (3, 4):
-        raise ValueError(f"expected start: (means, cholesky, colors) and maybe counts, got {len(start)} arrays")
+    if not isinstance(start, (tuple, list)) or len(start) not in (3, 4):
+        given = f"{len(start)} arrays" if isinstance(start, (tuple, list)) else type(start).__name__
+        raise ValueError(f"expected start: (means, cholesky, colors) and maybe counts, got {given}")
     try:
         arrays = splats_of(*start[:3])
     except ValueError as error:
@@ -108,6 +115,11 @@ def start_of(
         flat = (arrays[1][b, :used, [0, 2]] == 0).any()
         if flat:
             raise ValueError(f"start: picture {b} has a Gaussian whose l00 or l11 is 0 among its {used}; give counts")
+        brightest = np.abs(arrays[2][b, :used]).max(initial=0)
+        if brightest > MAX_COLOR:
+            raise ValueError(
+                f"start: expected colors within {MAX_COLOR:g} (1 is white), got {brightest:g} in picture {b}"
+            )
     return (*arrays, counts)
 
 

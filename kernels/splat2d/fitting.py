@@ -75,9 +75,8 @@ def fit(
         prune_score=prune_score,
         prune_threshold=prune_threshold,
     )
-    whole(chosen.num_iters, "num_iters", 0)
     whole(threads, "threads", 0)
-    whole(seed, "seed", 0)
+    whole(seed, "seed", 0, 2**64 - 1)
     device_of(device)
     for name, value in (("target_psnr", target_psnr), ("plateau", plateau)):
         if value is not None:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from splat2d import _core
+from splat2d._checks import MAX_INT
 from splat2d.recipe import Recipe
 from splat2d.result import FitResult
 
@@ -35,7 +36,7 @@ class Job:
         """One pass of the native fitter; numbers [B]: Gaussians of each picture, all at most num_gaussians."""
         settings = asdict(self.recipe) | {
             "seed": self.seed,
-            "refit_iters": round(self.recipe.num_iters * self.recipe.refit_share),
+            "refit_iters": min(round(self.recipe.num_iters * self.recipe.refit_share), MAX_INT),
             "target_psnr": self.target_psnr or 0.0,
             "plateau": self.plateau or 0.0,
             "prune_to": self.prune_to or 0,

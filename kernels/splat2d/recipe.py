@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Literal
 
+_WORDS = ("name", "init", "optimizer", "prune_score")
+_WHOLE = ("num_iters", "color_steps", "grow_steps", "move_steps")
+_MOST_WHOLE, _MOST = 2**31 - 1, 1_000_000  # squares and sums of these stay finite
 _POSITIVE = ("lr_position", "lr_shape", "lr_color", "epsilon", "scale_min")
 
 
@@ -78,27 +82,42 @@ class Recipe:
             raise ValueError(
                 f'recipe {self.name}: expected prune_score "luminance" or "loss", got {self.prune_score!r}'
             )
+        numbers = self._numbers()
         for field in ("num_iters", "color_steps", "lambda_color", "prune_threshold", "refit_share", "lr_final"):
             if not getattr(self, field) >= 0:
                 raise ValueError(f"recipe {self.name}: expected {field} >= 0, got {getattr(self, field)}")
         if self.grow_steps < 0 or not 0 < self.start_share <= 1:
             given = f"{self.grow_steps} and {self.start_share}"
             raise ValueError(f"recipe {self.name}: expected grow_steps >= 0 and start_share in (0, 1], got {given}")
-        if not 0 <= self.grow_first <= self.grow_last <= 1:
+        if not 0 <= self.grow_first <= self.grow_last < 1:
             given = f"{self.grow_first} and {self.grow_last}"
-            raise ValueError(f"recipe {self.name}: expected 0 <= grow_first <= grow_last <= 1, got {given}")
+            raise ValueError(f"recipe {self.name}: expected 0 <= grow_first <= grow_last < 1, got {given}")
         if self.move_steps < 0 or not 0 <= self.move_share < 1:
             given = f"{self.move_steps} and {self.move_share}"
             raise ValueError(f"recipe {self.name}: expected move_steps >= 0 and move_share in [0, 1), got {given}")
-        if self.move_steps and not self.grow_last <= self.move_last <= 1:
+        if self.move_steps and not self.grow_last <= self.move_last < 1:
             given = f"{self.grow_last} and {self.move_last}"
-            raise ValueError(f"recipe {self.name}: expected grow_last <= move_last <= 1, got {given}")
+            raise ValueError(f"recipe {self.name}: expected grow_last <= move_last < 1, got {given}")
         for field in _POSITIVE:
             if not getattr(self, field) > 0:
                 raise ValueError(f"recipe {self.name}: expected {field} > 0, got {getattr(self, field)}")
         for field in ("beta1", "beta2"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"recipe {self.name}: expected {field} in [0, 1), got {getattr(self, field)}")
+        for field in numbers:
+            most = _MOST_WHOLE if field in _WHOLE else _MOST
+            if getattr(self, field) > most:
+                raise ValueError(f"recipe {self.name}: expected {field} of at most {most}, got {getattr(self, field)}")
+
+    def _numbers(self) -> list[str]:
+        """Fields that hold numbers; ValueError where one holds anything else."""
+        names = [field.name for field in fields(self) if field.name not in _WORDS]
+        for name in names:
+            value, whole = getattr(self, name), name in _WHOLE
+            if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+                kind = "an integer" if whole else "a number"
+                raise ValueError(f"recipe {self.name}: expected {name}: {kind}, got {value!r}")
+        return names
 
 
 RECIPES: dict[str, Recipe] = {

@@ -1,6 +1,7 @@
 #include "grow.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <numeric>
@@ -59,6 +60,9 @@ Cells cell_errors(Canvas& canvas, int number) {
   };
   pass.seer = &cells;
   canvas.run(pass);
+  for (CellError& cell : cells.errors) {  // where a fit has diverged there is nothing to go by, nor an order to sort in
+    if (!std::isfinite(cell.sum) || !std::isfinite(cell.x) || !std::isfinite(cell.y)) cell = {};
+  }
   return cells;
 }
 
@@ -76,7 +80,8 @@ void place(Canvas& canvas, const FitOptions& options, const Cells& cells, const 
   for (int row = 0; row < cells.rows; ++row) {
     for (int column = 0; column < cells.columns; ++column) {
       const CellError& error = cells.errors[static_cast<std::size_t>(row) * cells.columns + column];
-      if (error.sum < least || (error.sum == least && equal-- <= 0)) continue;
+      if (slot == slots.end()) break;
+      if (!(error.sum > least) && !(error.sum == least && equal-- > 0)) continue;
       const int left = column * cells.side, top = row * cells.side;
       const int right = std::min(left + cells.side, w.width) - 1, bottom = std::min(top + cells.side, w.height) - 1;
       const Seed seed = seed_of(error, cells.side, static_cast<float>(left), static_cast<float>(top),
@@ -103,7 +108,7 @@ float growth_time(const FitOptions& o, int part) {
 int growth_parts(const FitOptions& o, int num_iters, int it) {
   int parts = 0;
   for (int part = 0; part < o.grow_steps; ++part) {
-    parts += it >= static_cast<int>(growth_time(o, part) * static_cast<float>(num_iters));
+    parts += it >= std::min(static_cast<int>(growth_time(o, part) * static_cast<float>(num_iters)), num_iters - 1);
   }
   return parts;
 }
@@ -135,7 +140,8 @@ void move_weakest(Canvas& canvas, const FitOptions& options) {
     Factor f{w.param[2][i], w.param[3][i], w.param[4][i]};
     if (w.cholesky) f = factor_of({f.a, f.b, f.c});
     const float red = w.param[5][i], green = w.param[6][i], blue = w.param[7][i];
-    energy[i] = (red * red + green * green + blue * blue) / (f.a * f.c);
+    const float found = (red * red + green * green + blue * blue) / (f.a * f.c);
+    energy[i] = std::isfinite(found) ? found : 0.0f;
   }
   Vector<int> slots(energy.size());
   std::iota(slots.begin(), slots.end(), 0);

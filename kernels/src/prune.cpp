@@ -1,6 +1,7 @@
 #include "prune.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "splat2d/score.h"
@@ -28,7 +29,8 @@ Vector<float> prune_scores(Canvas& canvas, PruneScore kind) {
 
 bool prune(Canvas& canvas, const FitOptions& options, int most) {
   Workspace& w = canvas.w;
-  const Vector<float> scores = prune_scores(canvas, options.prune_score);
+  Vector<float> scores = prune_scores(canvas, options.prune_score);
+  for (float& score : scores) score = std::isnan(score) ? 0.0f : score;  // NaN has no place in an order
   Vector<int> kept(scores.size());
   std::iota(kept.begin(), kept.end(), 0);
   const auto score = [&](int i) { return scores[static_cast<std::size_t>(i)]; };
