@@ -10,6 +10,7 @@ namespace splat2d {
 namespace {
 
 constexpr double kMargin = 0.001;  // dB: the result is measured again after a change of parameters
+constexpr double kExact = 100.0;   // dB: psnr_of gives no more
 constexpr double kNear = 0.5;      // dB
 constexpr int kFirstGrowth = 6;    // iterations before their gains tell anything
 constexpr int kOpenGrowth = 140;   // where the end is not known: what the times of growth and moves are shares of
@@ -31,19 +32,22 @@ StepSettings settings_of(const FitOptions& o, int height, int width, int it, flo
   s.width = static_cast<float>(width);
   s.height = static_cast<float>(height);
   s.scale_min = o.scale_min;
-  // 100 px at 224 px; small pictures keep room for one Gaussian that covers them.
-  s.scale_max = 0.45f * static_cast<float>(std::max(width, height)) + 2.0f;
+  s.scale_max = scale_max_of(height, width);
   return s;
 }
 
 }  // namespace
+
+float scale_max_of(int height, int width) { return 0.45f * static_cast<float>(std::max(width, height)) + 2.0f; }
 
 StepSettings settings_at(const FitOptions& options, int height, int width, int it, int num_iters, float rate) {
   return Schedule(options, height, width, num_iters, rate).settings(it);
 }
 
 Schedule::Schedule(const FitOptions& options, int height, int width, int num_iters, float rate)
-    : options_(options), height_(height), width_(width), num_iters_(num_iters), end_(num_iters), rate_(rate) {}
+    : options_(options), height_(height), width_(width), num_iters_(num_iters), end_(num_iters), rate_(rate) {
+  if (rate < 1.0f || options.start_share >= 1.0f) parts_ = options.grow_steps;  // all Gaussians are there
+}
 
 bool Schedule::open_ended() const { return options_.target_psnr > 0.0f || options_.plateau > 0.0f; }
 
@@ -58,7 +62,7 @@ bool Schedule::moves(int it) const {
   if (rate_ < 1.0f) return false;
   const int length = open_ended() ? std::min(num_iters_, kOpenGrowth) : num_iters_;
   for (int part = 0; part < options_.move_steps; ++part) {
-    if (it == static_cast<int>(move_time(options_, part) * static_cast<float>(length))) return true;
+    if (it == std::min(static_cast<int>(move_time(options_, part) * static_cast<float>(length)), length - 1)) return true;
   }
   return false;
 }
@@ -72,7 +76,7 @@ bool Schedule::done(int it, double squared) {
   const double psnr = static_cast<double>(psnr_of(squared, 3.0 * height_ * width_));
   seen_.push_back(psnr);
   if (options_.target_psnr > 0.0f) {
-    const double gap = static_cast<double>(options_.target_psnr) + kMargin - psnr;
+    const double gap = std::min(static_cast<double>(options_.target_psnr) + kMargin, kExact) - psnr;
     if (gap <= 0.0) return true;
     near_ = std::clamp(gap / kNear, 0.5, 1.0);
     expect(it, gap);

@@ -12,6 +12,9 @@ namespace splat2d {
 // learning rates.
 StepSettings settings_at(const FitOptions& options, int height, int width, int it, int num_iters, float rate);
 
+// Largest standard deviation of a Gaussian, in pixels: 100 at 224 px; small pictures keep room for one that covers them.
+float scale_max_of(int height, int width);
+
 // Learning rates of a refit after pruning, as a share of the first ones.
 constexpr float kRefitRate = 0.3f;
 
