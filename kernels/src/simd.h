@@ -16,6 +16,7 @@ inline namespace SPLAT2D_TARGET {
 constexpr int kLanes = SPLAT2D_LANES;
 typedef float VF __attribute__((vector_size(4 * SPLAT2D_LANES)));
 typedef std::int32_t VI __attribute__((vector_size(4 * SPLAT2D_LANES)));
+typedef std::uint32_t VU __attribute__((vector_size(4 * SPLAT2D_LANES)));
 
 SPLAT2D_INLINE VF all(float value) { return VF{} + value; }
 
@@ -94,8 +95,8 @@ SPLAT2D_INLINE VF exp_scaled(VF x, int bits) {
   p = p * f + 1.6666665e-1f;
   p = p * f + 0.5f;
   p = p * f * f + f + 1.0f;
-  const VI exponent = ((VI)shifted + bits) << 23;
-  return (VF)((VI)p + exponent);
+  const VU exponent = ((VU)shifted + static_cast<std::uint32_t>(bits)) << 23;  // unsigned: it wraps
+  return (VF)((VU)p + exponent);
 }
 
 // exp with relative error under 3e-7 for -87 <= x <= 87; arguments outside are moved to those ends.
