@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -165,13 +166,15 @@ def test_moments_are_the_gradient(plain: Program) -> None:
             assert gradients[name][index] == pytest.approx(difference, rel=1e-3, abs=2e-4), (name, index)
 
 
-SETTINGS = recipe("default", 18)
+SETTINGS = recipe("default", 18, prune_threshold=0.1, refit_share=0.2)
 IMAGES = pictures(5, 40, 49)
 
 
 @pytest.fixture(scope="module")
 def expected(plain: Program) -> cuda_cases.Fitted:
-    return plain.fit(IMAGES, 50, SETTINGS)
+    fitted = plain.fit(IMAGES, 50, SETTINGS)
+    assert ((fitted.counts > 0) & (fitted.counts < 50)).any()
+    return fitted
 
 
 @pytest.mark.parametrize(
@@ -254,6 +257,24 @@ def test_too_little_memory_for_one_picture_is_an_error(plain: Program) -> None:
 def test_a_stop_ends_the_fit_and_frees_the_device(program: Program) -> None:
     code, _, _, stderr = program.try_fit(IMAGES, 50, recipe("paper", 100), SPLAT2D_CUDA_BATCH=2, stop_after=2)
     assert (code, stderr) == (2, "stopped\n")
+
+
+def test_a_stop_is_quick(plain: Program) -> None:
+    """Nothing erases it: what is queued returns at once, both chunks' iterations."""
+    images, settings = pictures(4, 40, 49), recipe("paper", 100)
+    seconds = []
+    for stop_after in (1, 0):
+        start = time.perf_counter()
+        code, *_ = plain.try_fit(images, 50, settings, SPLAT2D_CUDA_BATCH=2, stop_after=stop_after)
+        seconds.append(time.perf_counter() - start)
+        assert code == (2 if stop_after else 0)
+    assert seconds[0] < 0.35 * seconds[1]
+
+
+def test_a_stop_is_met_by_whole_blocks(plain: Program) -> None:
+    """The host writes it while a kernel runs: between the reads of two threads of a block."""
+    code, _, _, stderr = plain.run("halt", [])
+    assert code == 0, stderr
 
 
 @pytest.mark.parametrize("value", ["0", "x", "-3", "1e9"])

@@ -54,8 +54,7 @@ struct Control {
 };
 
 struct DeviceChunk {
-  const std::uint8_t* images;     // [B, H, W, 3], or null: the picture is drawn into `pictures`
-  float* pictures;                // [B, H, W, 3]
+  const std::uint8_t* images;     // [B, H, W, 3]
   float* param;                   // [B, 8, N], the parameters of update.h
   float* adam_m;                  // [B, 8, N]
   float* adam_v;                  // [B, 8, N]
@@ -86,6 +85,10 @@ __device__ inline bool halted(const DeviceChunk& d) {
   return control.stop != 0 || control.list_needed > d.list_capacity ||
          control.slots_needed > static_cast<unsigned long long>(d.slot_capacity);
 }
+
+// The same for all threads of a block, whatever the host writes meanwhile: some of them may not leave the others waiting.
+// Every thread of the block must come here.
+__device__ inline bool block_halted(const DeviceChunk& d) { return __syncthreads_or(halted(d)) != 0; }
 
 __device__ inline std::size_t parameter_row(const DeviceChunk& d, int picture, int parameter) {
   return (static_cast<std::size_t>(picture) * kParameters + parameter) * d.num_gaussians;

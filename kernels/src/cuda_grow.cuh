@@ -16,7 +16,7 @@ __device__ inline int* chosen_of(const DeviceChunk& d, int picture) {
 
 // wanted: [B], how many Gaussians each picture is to have. Doing it again changes nothing.
 __global__ void __launch_bounds__(kBlock) plan_growth(DeviceChunk d, const int* wanted) {
-  if (halted(d)) return;
+  if (block_halted(d)) return;
   const int picture = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x), count = d.counts[picture];
   const int number = d.active[picture] != 0 ? max(0, wanted[picture] - count) : 0;
   for (int k = thread; k < number; k += kBlock) chosen_of(d, picture)[k] = count + k;
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kBlock) plan_growth(DeviceChunk d, const int* 
 // that it is not done again.
 __global__ void __launch_bounds__(kBlock) plan_move(DeviceChunk d, float share, int iteration) {
   __shared__ int totals[kWarps];
-  if (halted(d)) return;
+  if (block_halted(d)) return;
   const int picture = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x), count = d.counts[picture];
   const int number = d.active[picture] != 0 ? static_cast<int>(share * static_cast<float>(count)) : 0;
   if (thread == 0) {
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kBlock) draw_errors(DeviceChunk d) {
   __shared__ DeviceGaussian gaussians[kBlock];
   __shared__ unsigned boxes[kBlock];
   __shared__ int slots[kBlock];
-  if (halted(d) || d.placing[blockIdx.y] <= 0) return;
+  if (block_halted(d) || d.placing[blockIdx.y] <= 0) return;
   const Tile t = tile_here(d);
   Sums sums[2];
   forward(d, t, {gaussians, boxes, slots}, sums);
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kBlock) place_seeds(DeviceChunk d, float scale
   __shared__ int totals[kWarps];
   const int picture = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
   const int number = d.placing[picture];
-  if (halted(d) || number <= 0) return;
+  if (block_halted(d) || number <= 0) return;
   const Cells cells = cells_of(d, number);
   const float* sums = d.cells + static_cast<std::size_t>(picture) * 3 * d.cell_capacity;
   const Choice choice = largest(sums, cells.count, number, totals);
@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(kUpdateBlock) score(DeviceChunk d, bool by_los
 // made ready to be fitted again, otherwise it rests.
 __global__ void __launch_bounds__(kBlock) prune_kernel(DeviceChunk d, float threshold, int most, bool refit) {
   __shared__ int totals[kWarps];
-  if (halted(d)) return;
+  if (block_halted(d)) return;
   const int picture = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x), count = d.counts[picture];
   const std::size_t n = static_cast<std::size_t>(d.num_gaussians), base = parameter_row(d, picture, 0);
   const float* scores = d.adam_m + base;

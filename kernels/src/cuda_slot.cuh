@@ -233,6 +233,8 @@ void Slot::begin(int first, int batch) {
   first_ = first;
   batch_ = batch;
   const std::size_t pictures = static_cast<std::size_t>(batch);
+  control_.fill(0, stream_);
+  stream_.wait();  // from here on a stop may be written through the other stream
   images_.upload(host_images_.data(), pictures * pixels_ * 3, stream_);
   param_.upload(host_param_.data(), pictures * n_ * kParameters, stream_);
   counts_.upload(host_counts_.data(), pictures, stream_);
@@ -243,7 +245,6 @@ void Slot::begin(int first, int batch) {
   wanted_.upload(host_wanted_.data(), static_cast<std::size_t>(capacity_) * (job_.options.grow_steps + 1), stream_);
   adam_m_.fill(0, stream_);
   adam_v_.fill(0, stream_);
-  control_.fill(0, stream_);
   dirty_.fill(1, stream_);  // any value but zero
   active_.fill(1, stream_);
   SPLAT2D_LAUNCH(pack, over_gaussians(), dim3(kUpdateBlock), stream_.get(), chunk_);

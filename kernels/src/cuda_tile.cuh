@@ -18,7 +18,7 @@ constexpr int kPatchWidth = 16, kPatchHeight = 4;  // pixels of one warp in the 
 
 // Blocks of fit_tile that a multiprocessor is to hold: the compiler keeps to as many registers as that leaves.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-constexpr int kFitBlocks = 4;
+constexpr int kFitBlocks = 3;  // of 64 KB of shared memory
 #else
 constexpr int kFitBlocks = 5;
 #endif
@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(kBlock, kFitBlocks) fit_tile(DeviceChunk d, bo
   __shared__ int slots[kBlock];
   __shared__ float residual[3 * kPlane];
   __shared__ float warps[kWarps];
-  if (halted(d)) return;
+  if (block_halted(d)) return;
   const int thread = static_cast<int>(threadIdx.x);
   if (counts && blockIdx.x == 0 && blockIdx.y == 0 && thread == 0) ++d.control->iteration;
   if (!d.active[blockIdx.y]) return;
@@ -273,7 +273,7 @@ __global__ void __launch_bounds__(kBlock) measure_tile(DeviceChunk d) {
   __shared__ unsigned boxes[kBlock];
   __shared__ int slots[kBlock];
   __shared__ float warps[kWarps];
-  if (halted(d)) return;
+  if (block_halted(d)) return;
   const Tile t = tile_here(d);
   Sums sums[2];
   forward(d, t, {gaussians, boxes, slots}, sums);
@@ -281,26 +281,6 @@ __global__ void __launch_bounds__(kBlock) measure_tile(DeviceChunk d) {
   float error = 0.0f;
   for (int p = 0; p < 2; ++p) error += squared(residual_at(d, t, patch.x + 8 * p, patch.y, sums[p]));
   store_error(d, t, error, warps);
-}
-
-// The picture alone.
-__global__ void __launch_bounds__(kBlock) draw_tile(DeviceChunk d) {
-  __shared__ DeviceGaussian gaussians[kBlock];
-  __shared__ unsigned boxes[kBlock];
-  __shared__ int slots[kBlock];
-  if (halted(d)) return;
-  const Tile t = tile_here(d);
-  Sums sums[2];
-  forward(d, t, {gaussians, boxes, slots}, sums);
-  const Patch patch = patch_here();
-  for (int p = 0; p < 2; ++p) {
-    const int x = t.left + patch.x + 8 * p, y = t.top + patch.y;
-    if (x >= d.width || y >= d.height) continue;
-    float* to = d.pictures + ((static_cast<std::size_t>(t.picture) * d.height + y) * d.width + x) * 3;
-    to[0] = sums[p].red;
-    to[1] = sums[p].green;
-    to[2] = sums[p].blue;
-  }
 }
 
 }  // namespace splat2d

@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kUpdateBlock) update(DeviceChunk d) {
   __shared__ float sums[kUpdateBlock * kRow];
   const int picture = static_cast<int>(blockIdx.y), thread = static_cast<int>(threadIdx.x);
   const int first = static_cast<int>(blockIdx.x) * kUpdateBlock, count = d.counts[picture];
-  if (halted(d) || !d.active[picture] || first >= count) return;
+  if (block_halted(d) || !d.active[picture] || first >= count) return;
   const std::size_t row = static_cast<std::size_t>(picture) * d.num_gaussians;
   const float* partial = d.partial + static_cast<std::size_t>(picture) * static_cast<std::size_t>(d.slot_capacity) * 8;
   for (int k = thread / 8; k < kUpdateBlock && first + k < count; k += kUpdateBlock / 8) {

@@ -1,10 +1,10 @@
 // What the tests of the CUDA code run: one case a process, by g++ through emulated_cuda.h or by nvcc on a device.
 //
-//   cases IN OUT mode=fit|moments key=value...
+//   cases IN OUT mode=fit|moments|halt key=value...
 //
 // IN holds uint8 images [B, H, W, 3], for mode=moments then float32 means [N, 2], cholesky [N, 3], colors [N, 3] of its
 // one picture. OUT receives for fit float32 means, cholesky, colors, psnr and int32 counts, iters; for moments float32
-// [N, 8] and the squared error. The emulated program prints how often it allocated.
+// [N, 8] and the squared error; mode=halt, emulated, wants neither. The emulated program prints how often it allocated.
 #include <fstream>
 #include <iostream>
 #include <map>
@@ -127,6 +127,39 @@ void run_moments(const std::vector<char>& in, std::ofstream& file, splat2d::Pict
   write(file, moments);
 }
 
+#ifdef SPLAT2D_EMULATED_CUDA
+// The host's stop is seen by the later half of a block's threads alone.
+template <auto kernel, typename... Arguments>
+void halfway(splat2d::DeviceChunk d, Arguments... arguments) {
+  if (threadIdx.x == blockDim.x / 2) d.control->stop = 1;
+  kernel(d, arguments...);
+}
+
+// Every kernel with a barrier or an exchange between threads: all of a block's threads must leave together.
+void run_halt() {
+  using namespace splat2d;
+  const Stream stream;
+  DeviceArray<Control> control(1);
+  DeviceArray<int> ones(1);
+  DeviceChunk d{};
+  d.control = control.data(), d.counts = d.active = d.placing = ones.data();
+  ones.fill(1, stream);
+  const auto run = [&](auto kernel, int threads, auto... arguments) {
+    control.fill(0, stream);
+    SPLAT2D_LAUNCH(kernel, grid(1), dim3(static_cast<unsigned>(threads)), stream.get(), d, arguments...);
+    stream.wait();
+  };
+  run(&halfway<fit_tile, bool>, kBlock, true);
+  run(&halfway<measure_tile>, kBlock);
+  run(&halfway<update>, kUpdateBlock);
+  run(&halfway<plan_growth, const int*>, kBlock, static_cast<const int*>(ones.data()));
+  run(&halfway<plan_move, float, int>, kBlock, 1.0f, 1);
+  run(&halfway<draw_errors>, kBlock);
+  run(&halfway<place_seeds, float>, kBlock, 1.0f);
+  run(&halfway<prune_kernel, float, int, bool>, kBlock, 1.0f, 1, true);
+}
+#endif
+
 }  // namespace
 
 int main(int count, char** arguments) try {
@@ -148,10 +181,11 @@ int main(int count, char** arguments) try {
   std::ofstream file(arguments[2], std::ios::binary);
   if (mode == "fit") {
     run_fit(in, file, shape, n, s);
-  } else {
+  } else if (mode == "moments") {
     run_moments(in, file, shape, n);
   }
 #ifdef SPLAT2D_EMULATED_CUDA
+  if (mode == "halt") run_halt();
   if (!emulated::live.empty()) throw std::runtime_error("device memory was not given back");
   std::cout << emulated::allocations;
 #endif

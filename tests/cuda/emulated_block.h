@@ -13,6 +13,7 @@
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -113,12 +114,15 @@ class Block {
     if (done_ != threads) fail("threads of a block wait for others that have returned or wait elsewhere");
   }
 
-  void wait(Group group) {
+  // Whether any thread said yes, at a block's barrier.
+  bool wait(Group group, bool says_yes = false) {
     Fiber& self = *current_;
     if (group == Group::block) {
       self.state = Fiber::at_block;
+      said_ |= says_yes;
       if (++waiting_block_ == count_) {
         waiting_block_ = 0;
+        any_ = std::exchange(said_, false);
         for (unsigned t = 0; t < count_; ++t) release(t);
       }
     } else {
@@ -131,6 +135,7 @@ class Block {
       }
     }
     leave();
+    return any_;
   }
 
   Exchange& exchange() { return exchange_[current_->thread / kLanes]; }
@@ -241,6 +246,7 @@ class Block {
   Fiber* current_ = nullptr;
   std::size_t head_ = 0;
   unsigned count_ = 0, waiting_block_ = 0, done_ = 0;
+  bool said_ = false, any_ = false;
   const long order_ = setting("EMULATED_ORDER", 0);
   std::uint64_t state_ = static_cast<std::uint64_t>(setting("EMULATED_ORDER", 0)) * 0x9e3779b97f4a7c15ull + 1;
 };
@@ -280,18 +286,21 @@ class Block {
     finished_.wait(lock, [this] { return running_ == 0; });
   }
 
-  void wait(Group group) {
+  bool wait(Group group, bool says_yes = false) {
     std::unique_lock<std::mutex> lock(mutex_);
     Gate& gate = group == Group::block ? block_ : warps_[threadIdx.x / kLanes];
     if (running_ != count_ && group == Group::block) fail("a thread returned ahead of a __syncthreads");
+    gate.said |= says_yes;
     if (++gate.arrived == gate.size) {
       gate.arrived = 0;
+      gate.any = std::exchange(gate.said, false);
       ++gate.round;
       passed_.notify_all();
-      return;
+      return gate.any;
     }
     const unsigned round = gate.round;
     passed_.wait(lock, [&] { return gate.round != round; });
+    return gate.any;
   }
 
   Exchange& exchange() { return exchange_[threadIdx.x / kLanes]; }
@@ -300,6 +309,7 @@ class Block {
  private:
   struct Gate {
     unsigned size = 0, arrived = 0, round = 0;
+    bool said = false, any = false;
   };
 
   void work(unsigned t, unsigned seen) {

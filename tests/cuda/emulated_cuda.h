@@ -25,6 +25,7 @@
 extern "C" char __start_cuda_shared[], __stop_cuda_shared[];
 
 inline void __syncthreads() { emulated::block().wait(emulated::Group::block); }
+inline int __syncthreads_or(int value) { return emulated::block().wait(emulated::Group::block, value != 0); }
 
 template <typename T>
 T __shfl_up_sync(unsigned mask, T value, unsigned delta) {
