@@ -79,8 +79,8 @@ class Bench:
         else:
             try:
                 row = self.journal.once(key, work)
-            except RuntimeError as error:  # one failure does not end the run
-                reason = str(error)[-800:]
+            except (RuntimeError, ImportError, OSError, ValueError) as error:  # one failure does not end the run
+                reason = str(error)[-800:] or type(error).__name__
                 self.journal.once({"kind": "left out", "what": key}, lambda: {"reason": reason})
         shown = f"left out: {reason}" if row is None else figures(row)
         print(f"{figures(key)}: {shown}", flush=True)
@@ -123,10 +123,11 @@ class Bench:
             "iterations_per_s": batch * num_iters / wall,
             "psnr_db_mean": float(result.psnr.mean()),
             "pairs_mean": pairs,
-            "gflops": 1e-9 * OPERATIONS * pairs * batch * num_iters / wall,
         }
+        if splat2d.RECIPES[recipe].start_share == 1.0:  # otherwise most iterations have fewer pairs than the last one
+            row["gflops"] = 1e-9 * OPERATIONS * pairs * batch * num_iters / wall
         if watch is not None:
-            row["memory_bytes"] = watch.most
+            row |= {"memory_bytes": watch.most} if watch.most > 0 else {}
             row |= kernel_share(fit) if share else {}
         kept = result.counts[0]
         parts = (result.means[0, :kept], result.cholesky[0, :kept], result.colors[0, :kept])
@@ -178,13 +179,20 @@ class Bench:
             if control is None:
                 continue
 
-            def db(its: int, n: int = number, b: int = batch) -> float:
+            missing: list[int] = []
+
+            def db(its: int, n: int = number, b: int = batch, missing: list[int] = missing) -> float:
                 row = self.fit_row(n, "default", its, b)
-                return math.inf if row is None else float(row["psnr_db_mean"])
+                if row is None:
+                    missing.append(its)
+                return math.inf if row is None else float(row["psnr_db_mean"])  # infinite: nothing more is tried
 
             reached = first_reaching(LADDER, control["psnr_db_mean"], db)
+            note = "the ladder's largest budget is below it"
+            if missing:
+                reached, note = None, f"not known: {missing[0]} iterations were left out"
             key: Row = {"kind": "reached", "N": number, "num_iters": reached, "batch": batch, "control": num_iters}
-            self.once(key, dict)
+            self.once(key, partial(dict, {} if reached else {"note": note}))
             if reached is not None and self.device == "cuda":
                 key = {"kind": "profiled", "N": number, "recipe": "default", "num_iters": reached, "batch": most}
                 self.once(key, partial(self.fitted, number, "default", reached, most, share=True))

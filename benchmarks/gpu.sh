@@ -4,7 +4,7 @@
 #   benchmarks/gpu.sh [--images FOLDER|TAR ...] [--seconds 500]
 #   benchmarks/gpu.sh --cpu        the same steps with small sizes on the CPU, which proves the script
 #
-# Needs CMake, a C++ compiler, nvcc (not with --cpu) and a Python ($PYTHON, .venv, or python3) with pybind11, NumPy,
+# Needs CMake, a C++ compiler, nvcc (not with --cpu) and a Python ($PYTHON, .venv, or python3) with pybind11 3, NumPy,
 # Pillow, rich and PyTorch. Writes fit_GPU_DATE.md and .json to $OUT (default benchmarks/results) as it goes.
 set -euo pipefail
 started=$(date +%s)
@@ -23,10 +23,18 @@ options=(-DCMAKE_BUILD_TYPE=Release -DSPLAT2D_IN_PLACE=OFF)
 case " $* " in
   *" --cpu "*) options+=(-DSPLAT2D_CUDA=OFF) build=$root/build/gpu-cpu ;;
   *)
-    capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d '. ')
+    capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader)
+    capability=${capability%%$'\n'*} # of the first GPU
+    capability=${capability//[. ]/}
     options+=(-DSPLAT2D_CUDA=ON "-DSPLAT2D_CUDA_ARCHITECTURES=$capability-real") build=$root/build/gpu
     ;;
 esac
+
+if ! "$python" -c 'import pybind11; raise SystemExit(int(pybind11.__version__.split(".")[0]) < 3)'; then
+  echo "gpu.sh: $python has no pybind11 of version 3 or later: pip install 'pybind11>=3'" >&2
+  exit 1
+fi
+if ! command -v make >/dev/null && command -v ninja >/dev/null; then export CMAKE_GENERATOR=Ninja; fi
 
 echo "gpu.sh: building in $build"
 options+=("-DPython_EXECUTABLE=$("$python" -c 'import sys; print(sys.executable)')")

@@ -64,7 +64,11 @@ SPLAT2D_HD void mark_range(const std::uint64_t* keys, int count, int k, int* sta
 
 SPLAT2D_HD float value_at(const Gaussian& g, float dx, float dy) {
   const float u = g.a * dx + g.b * dy, v = g.c * dy, distance = u * u + v * v;
+#ifdef __CUDA_ARCH__
+  return distance <= kCutoffSquared ? __expf(-0.5f * distance) : 0.0f;  // as the kernels that it is compared with
+#else
   return distance <= kCutoffSquared ? expf(-0.5f * distance) : 0.0f;
+#endif
 }
 
 SPLAT2D_HD void draw(const Gaussian& g, int x, int y, Pixel& p) {
