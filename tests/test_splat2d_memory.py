@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import splat2d
@@ -19,10 +21,17 @@ def allowed(height: int, width: int, number: int) -> int:
     return 64 * height * width + 256 * number
 
 
-def peak_of_fit(images: np.ndarray, number: int, recipe: str, threads: int = 1) -> int:
+def allowed_at_any_size(height: int, width: int, number: int) -> int:
+    """What does not grow with the picture tells in small ones, and in those that are a few rows or columns only."""
+    return allowed(max(height, 16), max(width, 16), number) + 256 * 1024
+
+
+def peak_of_fit(
+    images: np.ndarray, number: int, recipe: str, threads: int = 1, num_iters: int = 2, **options: Any
+) -> int:
     _core.reset_peak_bytes()
     held = _core.peak_bytes()
-    splat2d.fit(images, number, recipe=recipe, num_iters=2, threads=threads)
+    splat2d.fit(images, number, recipe=recipe, num_iters=num_iters, threads=threads, **options)
     peak = _core.peak_bytes()
     _core.reset_peak_bytes()
     assert _core.peak_bytes() == held  # all of it was given back
@@ -38,6 +47,30 @@ def test_a_fit_keeps_to_its_bytes(height: int, width: int, number: int, recipe: 
     used = peak_of_fit(picture(height, width), number, recipe)
     assert used < allowed(height, width, number)
     assert used > 3 * height * width  # the target alone
+
+
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+@pytest.mark.parametrize("num_iters", [0, 30])
+@pytest.mark.parametrize(
+    ("height", "width", "number"),
+    [(1, 1, 1), (1, 2000, 10), (2000, 1, 10), (20, 20, 400), (64, 64, 4096), (96, 96, 9216)],
+)
+def test_small_and_crowded_pictures(height: int, width: int, number: int, num_iters: int, recipe: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1, height, width, 3)).astype(np.uint8)
+    for images in (noise, picture(height, width)):
+        used = peak_of_fit(images, number, recipe, num_iters=num_iters)
+        assert used < allowed_at_any_size(height, width, number)
+
+
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+@pytest.mark.parametrize("size", [2.0, 100.0])
+@pytest.mark.parametrize(("given", "number"), [(5000, 100), (100, 5000), (4096, 4096)])
+def test_warm_starts_count_the_larger_number(given: int, number: int, size: float, recipe: str) -> None:
+    height = width = 96
+    means = np.random.default_rng(0).uniform(0, 96, (1, given, 2)).astype(np.float32)
+    start = (means, np.tile(np.array([size, 0, size], np.float32), (1, given, 1)), np.full((1, given, 3), 1e-3))
+    used = peak_of_fit(picture(height, width), number, recipe, start=start)
+    assert used < allowed_at_any_size(height, width, max(given, number))
 
 
 def test_a_large_picture_keeps_to_its_bytes() -> None:

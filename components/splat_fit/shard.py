@@ -26,7 +26,7 @@ PRUNE_SCORES: dict[str, Literal["luminance", "loss"] | None] = {"luminance": "lu
 CHUNK_PER_THREAD = 16
 CHUNK_PIXELS = 8_000_000
 KEPT_FIELDS = ("txt", "cls")
-FILE_COST = 0.02  # dB that a .gs2d costs, about: what the file gives back is to reach the target
+FILE_COST = 0.02  # dB that a .gs2d costs at most up to 3136 Gaussians; beyond 40 dB it may be .05
 
 Tick = Callable[[int, float], None]  # pictures done, their mean PSNR in dB; raises to stop the work
 
