@@ -31,7 +31,7 @@ ALIASES = (CHAMPION, CHALLENGER)
 DECISION_TAG = "splatclip.champions"
 WAIT_ENV, WAIT_S = "SPLATCLIP_REGISTRY_WAIT", 600.0
 REQUEST_S = 120.0  # for one request: MLflow stands still for 30 s at a time when many make runs at once
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S, STEP_S = 1.0, 15.0, 0.2
 PAGE = 1000
 KEPT = "the model package is committed; run the same command again to register it"
 # of a version, written with it in one call
@@ -80,8 +80,14 @@ class Registry:
                     raise TransientError(
                         f"MLflow does not answer ({what}, model {self.name!r}): {why}; try again when it is back"
                     ) from error
-            time.sleep(random.uniform(0.0, pause))  # apart, where many wait for one server
+            self._pause(random.uniform(0.0, pause))  # apart, where many wait for one server
             pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def _pause(self, seconds: float) -> None:
+        """No longer than to the next stop: a signal's handler may set it in the midst of a sleep."""
+        until = time.monotonic() + seconds
+        while not self.stop.requested and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, STEP_S))
 
     def _model(self) -> Any:
         def get() -> Any:

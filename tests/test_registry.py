@@ -13,8 +13,9 @@ import pytest
 from mlflow_server import MlflowServer, free_port
 
 from components import registry
-from components.errors import TransientError, UsageError
+from components.errors import Interrupted, TransientError, UsageError
 from components.registry_calls import CHALLENGER, CHAMPION, Registry
+from components.signals import Stop
 
 # SQLAlchemy 2.1 on what MLflow 3.17 asks of it; seen where a test's own process opens the database
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
@@ -179,6 +180,21 @@ def test_how_long_one_request_may_take(
             monkeypatch.setenv(name, value)
     assert Registry(model).call("ask", lambda: os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]) == expected
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == (own or "10")  # the tracker's stay short
+
+
+def test_a_stop_does_not_wait_out_a_pause(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = Stop()
+    calls = Registry(model, stop)
+    monkeypatch.setattr("components.registry_calls.random.uniform", lambda low, high: 60.0)
+
+    def away() -> None:
+        threading.Timer(0.1, stop.request, ["SIGTERM"]).start()
+        raise ConnectionError("away")
+
+    before = time.monotonic()
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        calls.call("ask", away)
+    assert time.monotonic() - before < 30
 
 
 @pytest.mark.full

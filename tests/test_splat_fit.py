@@ -259,6 +259,15 @@ def test_a_target_gives_each_picture_its_own_number_and_length(tmp_path: Path) -
     assert min(about["psnr_db"] for about in abouts) >= 27
 
 
+def test_a_small_picture_gets_at_most_its_pixels_where_the_number_is_found(tmp_path: Path) -> None:
+    images = commit_images(str(tmp_path), [("train", [*png_samples(0, 2, 9, 9), *png_samples(2, 1, 2, 2)])])
+    params = dataclasses.replace(PARAMS, num_gaussians=400, target_psnr=25.0, min_gaussians=5)
+    report = run(params, images=images.url, store=str(tmp_path))
+    assert report.manifest.counts["ok"] == 2
+    assert report.manifest.counts["reasons"] == {"too_few_pixels": 1}
+    assert report.metrics["num_gaussians_mean"] <= 81
+
+
 def test_pruning_to_a_number(tmp_path: Path) -> None:
     images = commit_images(str(tmp_path), [("train", png_samples(0, 2))])
     params = dataclasses.replace(PARAMS, prune_to=9)

@@ -88,8 +88,9 @@ class ShardFitter:
         height, width = pixels.shape[:2]
         if max(height, width) > MAX_SIDE:
             raise ImageError("too_large", f"{width} x {height} pixels; a side has {MAX_SIDE} at most")
-        if self._params.num_gaussians > height * width:
-            detail = f"{width} x {height} = {height * width} pixels for {self._params.num_gaussians} Gaussians"
+        least = self._params.min_gaussians or self._params.num_gaussians
+        if least > height * width:
+            detail = f"{width} x {height} = {height * width} pixels for {least} Gaussians"
             raise ImageError("too_few_pixels", detail)
         return len(sample.fields[ext]), pixels
 
@@ -102,7 +103,7 @@ class ShardFitter:
         params = self._params
         result = splat2d.fit(
             images,
-            params.num_gaussians,
+            min(params.num_gaussians, size[0] * size[1]),  # fewer only with min_gaussians: then it is "at most"
             recipe=params.recipe,
             num_iters=params.num_iters or None,
             seed=params.seed,

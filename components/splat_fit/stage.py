@@ -127,7 +127,8 @@ def _summary(params: SplatFitParams, shards: Sequence[ShardEntry], commit: Commi
         raise PermanentError(f"{source.url} holds no pictures; run download on a source that has some")
     reasons = Counter(note.reason for entry in shards for note in entry.samples)
     if set(reasons) == {"too_few_pixels"}:
-        remedy = f"lower splat_fit.num_gaussians ({params.num_gaussians}) or raise download.image_size"
+        name = "min_gaussians" if params.min_gaussians else "num_gaussians"
+        remedy = f"lower splat_fit.{name} ({getattr(params, name)}) or raise download.image_size"
     else:
         remedy = "look at the pictures of download's source"
     counts = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
