@@ -47,8 +47,9 @@ def fit(
     num_iters, lambda_color, prune_score and prune_threshold override it.
 
     start: (means [B, M, 2], cholesky [B, M, 3], colors [B, M, 3]) or these and counts [B]: where to start instead of
-    the recipe's init, such as the frame before. Of more than num_gaussians those are dropped whose loss says that they
-    matter least; fewer are made up where the residual is large.
+    the recipe's init, such as the frame before; finite, colors within 1e4, l00 and l11 not 0 (a sign means nothing).
+    Means and shapes are brought to where a fit keeps them. Of more than num_gaussians those are dropped whose loss says
+    that they matter least; fewer are made up where the residual is large.
 
     target_psnr (dB): a picture is done as soon as it reaches this, after num_iters at the latest; `reached` of the
     result says whether it did. Where the recipe adds Gaussians as it goes, that may be before all are there.
