@@ -104,11 +104,14 @@ def test_growth_at_the_very_end_leaves_none_out(num_iters: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["default", "paper"])
-@pytest.mark.parametrize("rate", ["lambda_color", "lr_color", "lr_position", "lr_shape"])
-def test_a_fit_that_diverges_ends(name: str, rate: str) -> None:
-    """Errors that are no numbers choose no cells, and every Gaussian is still placed."""
-    wild = replace(splat2d.RECIPES[name], start_share=0.2, grow_steps=3, grow_first=0.2, grow_last=0.6)
-    result = splat2d.fit(planted(2)[:, 48:, :48], 600, recipe=replace(wild, **{rate: 1e6}), num_iters=20)
+@pytest.mark.parametrize("field", ["lambda_color", "lr_color"])
+def test_errors_that_are_no_numbers_choose_no_cells(name: str, field: str) -> None:
+    """Every Gaussian is still placed. Such settings are refused; here they go round the check."""
+    growing: dict[str, Any] = {"start_share": 0.2, "grow_steps": 3, "grow_first": 0.2, "grow_last": 0.6}
+    recipe = replace(splat2d.RECIPES[name], num_iters=10, move_share=0.3, move_steps=2, move_last=0.8, **growing)
+    object.__setattr__(recipe, field, 3e38)
+    result = splat2d.fit(planted(2)[:, 48:, :48], 600, recipe=recipe)
+    assert not np.isfinite(result.means).all()
     assert (result.counts == 600).all()
 
 
