@@ -16,6 +16,7 @@ import splat2d
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "kernels"
 Images = npt.NDArray[np.uint8]
+Splats = tuple[npt.NDArray[np.float32], ...]
 
 ADDRESS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fsanitize-sections=cuda_shared", "-g1")
 THREADS = ("-fsanitize=thread", "-DEMULATED_THREADS", "-g1")
@@ -134,9 +135,16 @@ class Program:
         )
         return done.returncode, target.read_bytes() if target.exists() else b"", done.stdout, done.stderr
 
-    def fit(self, images: Images, number: int, recipe: splat2d.Recipe, **settings: Any) -> Fitted:
+    def fit(
+        self,
+        images: Images,
+        number: int,
+        recipe: splat2d.Recipe,
+        start: Splats = (),
+        **settings: Any,
+    ) -> Fitted:
         """fit_cuda; fails the test where it fails."""
-        code, out, stdout, stderr = self.try_fit(images, number, recipe, **settings)
+        code, out, stdout, stderr = self.try_fit(images, number, recipe, start, **settings)
         assert code == 0, f"exit code {code}\n{stderr}"
         batch = len(images)
         sizes = [batch * number * 2, batch * number * 3, batch * number * 3, batch, batch, batch]
@@ -145,7 +153,12 @@ class Program:
         return Fitted(*shaped, parts[3], parts[4].view(np.int32), parts[5].view(np.int32), stdout, stderr)
 
     def try_fit(
-        self, images: Images, number: int, recipe: splat2d.Recipe, **settings: Any
+        self,
+        images: Images,
+        number: int,
+        recipe: splat2d.Recipe,
+        start: Splats = (),
+        **settings: Any,
     ) -> tuple[int, bytes, str, str]:
         """As `run`."""
         batch, height, width, _ = images.shape
@@ -158,7 +171,8 @@ class Program:
         given |= {"prune_to": 0, "by_loss": int(recipe.prune_score == "loss")}
         given |= {"natural": int(recipe.optimizer == "natural")}
         given |= {"refit_iters": round(recipe.num_iters * recipe.refit_share)}
-        return self.run("fit", [images], **(given | settings))
+        given["start"] = start[0].shape[1] if start else 0
+        return self.run("fit", [images, *start], **(given | settings))
 
     def moments(
         self, means: Any, cholesky: Any, colors: Any, image: Images, **settings: Any

@@ -328,6 +328,34 @@ def test_gpu_without_pytest_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert row["reason"] == "no pytest here"
 
 
+def test_gpu_report_shows_no_more_than_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget that failed is none that reaches the goal; a fit of another batch is not compared with the control."""
+    unlike = bench(tmp_path, time.time())
+    unlike.args.control_iters, unlike.args.most = 200, 8
+
+    def fitted(number: int, recipe: str, num_iters: int, batch: int, share: bool = False) -> dict[str, float]:
+        if num_iters == 30:
+            raise OSError("no such library")
+        rates = {"images_per_s": 4.0 * batch, "iterations_per_s": 100.0, "pairs_mean": 1.0, "file_loss_db": 0.0}
+        return rates | {"psnr_db_mean": 30.0 if recipe == "paper" else 20.0}
+
+    monkeypatch.setattr(unlike, "fitted", fitted)
+    unlike.control()
+    (reached,) = [row for row in unlike.journal.rows() if row["key"]["kind"] == "reached"]
+    assert reached["key"]["num_iters"] is None
+    text = (tmp_path / "gpu.md").read_text()
+    assert "not known: 30 iterations were left out" in text
+    assert "num_iters 30, batch 8 | no such library |" in text
+    unlike.once({"kind": "reached", "N": 5, "num_iters": 20, "batch": 8, "control": 200}, dict)
+    unlike.once(
+        {"kind": "profiled", "N": 5, "recipe": "default", "num_iters": 20, "batch": 16},
+        lambda: fitted(5, "default", 20, 16),
+    )
+    rows = [line.split(" | ") for line in (tmp_path / "gpu.md").read_text().splitlines()]
+    faster = {row[3]: row[-1] for row in rows if row[1:3] == ["`default`", "20"] and len(row) == 11}
+    assert faster == {"8": "1.0 |", "16": "- |"}
+
+
 def test_busy_time_counts_overlaps_once() -> None:
     from device import busy_seconds
 

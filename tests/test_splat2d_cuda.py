@@ -82,6 +82,19 @@ def test_kernels_do_what_the_cpu_fit_does(
     assert np.abs(fitted.colors - start.colors).mean() > 1e-3  # it moved
 
 
+@pytest.mark.parametrize("number", [60, 40, 80])
+@pytest.mark.parametrize("name", ["default", "paper"])
+def test_kernels_start_from_given_gaussians(program: Program, name: str, number: int) -> None:
+    """As many, fewer, more."""
+    first, images = pictures(2, 45, 52), pictures(3, 45, 52)[1:]
+    before = splat2d.fit(first, 60, recipe=recipe(name, 20))
+    start = (before.means, before.cholesky, before.colors)
+    settings = recipe(name, 8)
+    fitted = program.fit(images, number, settings, start)
+    assert_like_cpu(fitted, splat2d.fit(images, number, recipe=settings, start=start), 2e-3)
+    assert (fitted.counts == number).all()
+
+
 def scene(height: int, width: int, number: int) -> list[npt.NDArray[np.float64]]:
     """Gaussians of all sizes and slants, some beyond the edge, and those that go wrong elsewhere."""
     rng = np.random.default_rng(number)

@@ -29,7 +29,8 @@ int tiles_of_picture(int height, int width) { return tiles_across(width) * block
 int most_cells(const Job& job) {
   const FitOptions& o = job.options;
   const auto [batch, height, width] = job.input.shape;
-  const int n = job.input.num_gaussians, added = job.input.start ? 0 : n - growth_count(o, n, 0);
+  if (job.input.start) return 0;  // nothing is added or moves
+  const int n = job.input.num_gaussians, added = n - growth_count(o, n, 0);
   const int most = std::max(added, o.move_steps > 0 ? static_cast<int>(o.move_share * static_cast<float>(n)) : 0);
   if (most <= 0) return 0;
   const int side = growth_cell(static_cast<float>(height) * static_cast<float>(width), static_cast<float>(most));
@@ -58,6 +59,11 @@ std::size_t bytes_each(const Job& job, const ListRoom& room) {
   return pixels * (cells > 0 ? 7 : 3) + cells * 12 + static_cast<std::size_t>(job.input.num_gaussians) * gaussian +
          static_cast<std::size_t>(room.slots) * 8 * sizeof(float) +
          tiles * (static_cast<std::size_t>(room.list) * sizeof(TileEntry) + sizeof(int) + sizeof(float)) + 32;
+}
+
+std::size_t pinned_bytes_each(const Job& job) {
+  const std::size_t pixels = static_cast<std::size_t>(job.input.shape.height) * job.input.shape.width;
+  return pixels * 3 + 2 * kParameters * sizeof(float) * static_cast<std::size_t>(job.input.num_gaussians);
 }
 
 Slot::Slot(const Job& job, const DeviceArray<StepSettings>& settings, int capacity, const ListRoom& room)
@@ -261,13 +267,17 @@ bool Slot::collect(ListRoom& room) {
     batch_ = 0;
     return true;
   }
-  // The other slot may have met the same.
-  if (short_slots) room.slots = std::max(room.slots, static_cast<long long>(control.slots_needed + control.slots_needed / 4));
-  if (short_list) room.list = std::max(room.list, std::min(job_.input.num_gaussians, control.list_needed * 5 / 4));
-  if (room.slots > std::numeric_limits<int>::max()) {
+  constexpr unsigned long long kMostSlots = std::numeric_limits<int>::max();
+  if (control.slots_needed > kMostSlots) {
     throw std::runtime_error("CUDA: " + std::to_string(control.slots_needed) +
                              " pairs of a Gaussian and a tile in one picture; expected under 2^31: fit fewer Gaussians");
   }
+  // The other slot may have met the same.
+  if (short_slots) {
+    const auto slots = std::min(kMostSlots, control.slots_needed + control.slots_needed / 4);
+    room.slots = std::max(room.slots, static_cast<long long>(slots));
+  }
+  if (short_list) room.list = std::max(room.list, std::min(job_.input.num_gaussians, control.list_needed * 5 / 4));
   const std::size_t pictures = static_cast<std::size_t>(capacity_);
   if (room.slots > room_.slots) partial_.grow(pictures * static_cast<std::size_t>(room.slots) * 8);
   if (room.list > room_.list) entries_.grow(pictures * tiles_ * static_cast<std::size_t>(room.list));
@@ -299,12 +309,11 @@ void Slot::write_results() {
 }
 
 void Slot::stop() {
-  if (batch_ == 0) return;
+  if (!busy()) return;
   host_stop_[0] = 1;
-  check(cudaMemcpyAsync(&control_.data()->stop, host_stop_.data(), sizeof(int), cudaMemcpyHostToDevice, side_.get()),
-        "cudaMemcpyAsync");
-  side_.wait();
-  stream_.wait();
+  cudaMemcpyAsync(&control_.data()->stop, host_stop_.data(), sizeof(int), cudaMemcpyHostToDevice, side_.get());
+  cudaStreamSynchronize(side_.get());
+  cudaStreamSynchronize(stream_.get());
   batch_ = 0;
 }
 

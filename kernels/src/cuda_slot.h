@@ -39,11 +39,14 @@ ListRoom first_room(int num_gaussians, int height, int width);
 // Device memory of one picture, bytes.
 std::size_t bytes_each(const Job& job, const ListRoom& room);
 
+// Pinned host memory of one picture, bytes, without a few numbers.
+std::size_t pinned_bytes_each(const Job& job);
+
 class Slot {
  public:
   // Throws OutOfMemory.
   Slot(const Job& job, const DeviceArray<StepSettings>& settings, int capacity, const ListRoom& room);
-  ~Slot() { cudaStreamSynchronize(stream_.get()); }  // what is in the stream uses the memory that goes now
+  ~Slot() { stop(); }  // what is in the stream uses the memory that goes now
 
   // Picture `index` of the chunk as the host starts it; any thread. The slot must be idle.
   void stage(const Canvas& canvas, int index, const std::uint8_t* image);
@@ -60,7 +63,7 @@ class Slot {
   // also in `room`, and the work goes on. Throws OutOfMemory.
   bool collect(ListRoom& room);
 
-  // Ends the work early and waits for the device.
+  // Ends the work early and waits for the device. A device that has failed is no error here.
   void stop();
 
  private:

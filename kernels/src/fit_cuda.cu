@@ -20,9 +20,10 @@
 namespace splat2d {
 namespace {
 
-constexpr int kMostPictures = 512;  // of a chunk: more do not fill a device better
+constexpr int kMostPictures = 128;  // of a chunk: they fill a device, which waits until the host has started the first
 constexpr int kFewPictures = 64;    // a call is cut into at least two chunks a device, but into none smaller than this
 constexpr double kMemoryShare = 0.6;
+constexpr double kPinnedBytes = 1 << 30;  // of a chunk: the system's, of which CUDA does not say what is free
 
 struct Range {
   int first, count;
@@ -86,11 +87,14 @@ class Driver {
     std::size_t free = 0, total = 0;
     check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
     const double slot = kMemoryShare * static_cast<double>(free) / 2.0;
-    const double fitting = slot / static_cast<double>(bytes_each(work.job, room_));
+    const double fitting = std::min(slot / static_cast<double>(bytes_each(work.job, room_)),
+                                    kPinnedBytes / static_cast<double>(pinned_bytes_each(work.job)));
     const int share = std::clamp(blocks(batch, 2 * work.devices()), kFewPictures, kMostPictures);
     const int wished = std::min(batch, from_environment("SPLAT2D_CUDA_BATCH", share));
     most_ = std::max(1, static_cast<int>(std::min<double>(wished, fitting)));
   }
+
+  ~Driver() { stop(); }
 
   void run() {
     for (int turn = 0; !stopped_(); turn ^= 1) {
@@ -110,12 +114,16 @@ class Driver {
         make_smaller(error);
       }
     }
+  }
+
+ private:
+  // Both, before either gives memory back: cudaFree waits for all that the device does.
+  void stop() {
     for (auto& slot : slots_) {
       if (slot) slot->stop();
     }
   }
 
- private:
   Range next() {
     if (pending_.empty()) return work_.take(most_);
     Range& range = pending_.front();
@@ -161,12 +169,10 @@ class Driver {
   // Half as many pictures at a time; those under way are begun again. Results do not depend on it.
   void make_smaller(const OutOfMemory& error) {
     for (auto& slot : slots_) {
-      if (slot && slot->busy()) {
-        pending_.push_back({slot->first(), slot->batch()});
-        slot->stop();
-      }
-      slot.reset();
+      if (slot && slot->busy()) pending_.push_back({slot->first(), slot->batch()});
     }
+    stop();
+    for (auto& slot : slots_) slot.reset();
     if (most_ == 1) {
       throw std::runtime_error(std::string(error.what()) + "; one picture at a time needs " +
                                megabytes(bytes_each(work_.job, room_)) + ": fit fewer Gaussians or smaller pictures");

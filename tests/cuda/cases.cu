@@ -2,8 +2,8 @@
 //
 //   cases IN OUT mode=fit|moments|halt key=value...
 //
-// IN holds uint8 images [B, H, W, 3], for mode=moments then float32 means [N, 2], cholesky [N, 3], colors [N, 3] of its
-// one picture. OUT receives for fit float32 means, cholesky, colors, psnr and int32 counts, iters; for moments float32
+// IN holds uint8 images [B, H, W, 3], then float32 means [.., 2], cholesky [.., 3], colors [.., 3]: for mode=moments the N
+// of its one picture, for mode=fit with start=S those [B, S] to start from. OUT receives for fit float32 means, cholesky, colors, psnr and int32 counts, iters; for moments float32
 // [N, 8] and the squared error; mode=halt, emulated, wants neither. The emulated program prints how often it allocated.
 #include <fstream>
 #include <iostream>
@@ -61,8 +61,17 @@ void run_fit(const std::vector<char>& in, std::ofstream& file, splat2d::PictureS
   std::vector<std::int32_t> counts(batch), iters(batch);
   int looks = static_cast<int>(s["stop_after"]);
   const splat2d::Poll poll = [&](int) { return s["stop_after"] == 0 || --looks > 0; };
+  splat2d::FitInput input{reinterpret_cast<const std::uint8_t*>(in.data()), shape, n};
+  const std::size_t given = batch * static_cast<std::size_t>(s["start"]);
+  std::vector<float> splats(given * 8);
+  const splat2d::Splats start{splats.data(), splats.data() + 2 * given, splats.data() + 5 * given, nullptr,
+                              static_cast<int>(s["start"])};
+  if (given > 0) {
+    std::memcpy(splats.data(), in.data() + in.size() - splats.size() * sizeof(float), splats.size() * sizeof(float));
+    input.start = &start;
+  }
   const bool finished =
-      splat2d::fit_cuda({reinterpret_cast<const std::uint8_t*>(in.data()), shape, n}, options, 2,
+      splat2d::fit_cuda(input, options, 2,
                         {means.data(), cholesky.data(), colors.data(), counts.data(), psnr.data(), iters.data()}, poll);
   if (!finished) throw std::runtime_error("stopped");
   write(file, means), write(file, cholesky), write(file, colors), write(file, psnr);
