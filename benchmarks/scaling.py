@@ -26,7 +26,7 @@ from records import Journal, Row, module_digest, processor, table
 from rich.console import Console
 
 RESULTS = Path(__file__).resolve().parent / "results"
-SIZES = (224, 448, 896, 1344, 2048)
+SIZES = (224, 512, 1024, 2048)
 PIXELS_A_GAUSSIAN = 224 * 224 / 900
 Start = dict[str, npt.NDArray[np.float32]]
 BYTES_A_PIXEL, BYTES_A_GAUSSIAN = 64, 256  # the target, for each thread
@@ -36,9 +36,9 @@ def gaussians(size: int) -> int:
     return round(size * size / PIXELS_A_GAUSSIAN)
 
 
-def crops(large: npt.NDArray[np.uint8], size: int, most: int) -> npt.NDArray[np.uint8]:
-    """Up to `most` crops [B, size, size, 3], spread over the picture."""
-    steps = min(large.shape[0] // size, max(1, round(most**0.5)))
+def crops(large: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    """Crops [B, size, size, 3] side by side over the whole picture: every size is timed on the same content."""
+    steps = large.shape[0] // size
     starts = [round(k * (large.shape[0] - size) / max(1, steps - 1)) for k in range(steps)]
     return np.stack([large[y : y + size, x : x + size] for y in starts for x in starts])
 
@@ -125,7 +125,7 @@ def markdown(journal: Journal, recipe: str) -> str:
         rows.append([*cells, f"{row['resident'] / 1e6:.1f}", f"{row['psnr_db']:.2f}"])
     notes = "\n".join(f"- {line}" for line in journal.notes())
     how = f"Recipe `{recipe}`, {PIXELS_A_GAUSSIAN:.1f} pixels a Gaussian, whole fits, processor time. Pictures of every"
-    how += " size are crops of one 2048 px mosaic of real pictures at their own scale (repeats mirrored)."
+    how += " size are crops that cover one 2048 px mosaic of real pictures at their own scale (repeats mirrored)."
     limits = f"Limit: {BYTES_A_PIXEL} bytes a pixel + {BYTES_A_GAUSSIAN} bytes a Gaussian for each thread. The resident"
     limits += " set grows by what the allocator keeps as well; outputs are left out of both."
     parts = ["# splat2d.fit as pictures grow", notes, how, speed, "## Memory", limits, table(header, rows)]
@@ -163,7 +163,7 @@ def main() -> None:
     out = args.out.with_suffix(".md")
     for repeat in range(args.repeats):  # sizes take turns: the machine's speed changes
         for size in args.sizes:
-            images = crops(large, size, max(args.threads, 16 * 224**2 // size**2))
+            images = crops(large, size)
             images = images if len(images) >= args.threads else np.repeat(images, args.threads, axis=0)
             console.print(f"{size} px, {len(images)} pictures, run {repeat + 1} of {args.repeats}")
             journal.once(
