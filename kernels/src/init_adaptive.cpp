@@ -15,80 +15,106 @@ constexpr float kFlatShare = 0.1f;    // share of the density that is uniform
 constexpr double kStretch = 1.5;      // axis ratio along a clean edge, less 1
 constexpr float kSmoothing = 1.5f;    // pixels, of the structure tensor
 
-struct Fields {
-  int height, width;
-  Vector<float> xx, xy, yy, density;
-};
-
 constexpr int kRadius = 4;  // of the smoothing, in pixels
 
-// One row of the structure tensor, [xx, xy, yy][width], smoothed along the row.
-void tensor_row(const std::uint8_t* image, int height, int width, int y, const float (&weight)[kRadius + 1],
-                Vector<float>& line, float* to) {
-  const std::size_t w = static_cast<std::size_t>(width), stride = w + 2 * kRadius;
-  const std::uint8_t* row = image + static_cast<std::size_t>(y) * w * 3;
-  const std::uint8_t* up = image + static_cast<std::size_t>(std::max(y - 1, 0)) * w * 3;
-  const std::uint8_t* down = image + static_cast<std::size_t>(std::min(y + 1, height - 1)) * w * 3;
-  float* const lines[3] = {line.data() + kRadius, line.data() + stride + kRadius, line.data() + 2 * stride + kRadius};
-  for (std::size_t x = 0; x < w; ++x) {
-    const std::uint8_t *l = row + (x > 0 ? x - 1 : 0) * 3, *r = row + std::min(x + 1, w - 1) * 3;
-    float xx = 0.0f, xy = 0.0f, yy = 0.0f;
-    for (std::size_t k = 0; k < 3; ++k) {
-      const float gx = static_cast<float>(r[k] - l[k]) / 510.0f;
-      const float gy = static_cast<float>(down[x * 3 + k] - up[x * 3 + k]) / 510.0f;
-      xx += gx * gx, xy += gx * gy, yy += gy * gy;
+// The smoothed structure tensor of a picture row by row, from the top down. A plane of it would take longer to write and
+// to fetch again than it takes to compute twice.
+class TensorRows {
+ public:
+  TensorRows(const std::uint8_t* image, int height, int width)
+      : image_(image),
+        height_(height),
+        width_(width),
+        rows_(kHeld * 3 * static_cast<std::size_t>(width)),
+        line_(3 * (static_cast<std::size_t>(width) + 2 * kRadius)) {
+    float sum = 0.0f;
+    for (int k = 0; k <= kRadius; ++k) {
+      weight_[k] = std::exp(-0.5f * static_cast<float>(k * k) / (kSmoothing * kSmoothing));
+      sum += k == 0 ? weight_[k] : 2.0f * weight_[k];
     }
-    lines[0][x] = xx, lines[1][x] = xy, lines[2][x] = yy;
+    for (float& value : weight_) value /= sum;
   }
-  for (std::size_t field = 0; field < 3; ++field) {
-    float* const at = lines[field];
-    std::fill_n(at - kRadius, kRadius, at[0]);
-    std::fill_n(at + w, kRadius, at[w - 1]);
-    for (std::size_t x = 0; x < w; ++x) {
-      const float* middle = at + x;
-      float sum = weight[0] * middle[0];
-      for (std::ptrdiff_t k = 1; k <= kRadius; ++k) sum += weight[k] * (middle[-k] + middle[k]);
-      to[field * w + x] = sum;
-    }
-  }
-}
 
-// Rows in turn, so that every plane is written once: only the rows that smoothing reaches are held.
-Fields structure(const std::uint8_t* image, int height, int width) {
-  const std::size_t w = static_cast<std::size_t>(width), size = static_cast<std::size_t>(height) * w;
-  Fields f{height, width, Vector<float>(size), Vector<float>(size), Vector<float>(size), Vector<float>(size)};
-  float weight[kRadius + 1], sum = 0.0f;
-  for (int k = 0; k <= kRadius; ++k) {
-    weight[k] = std::exp(-0.5f * static_cast<float>(k * k) / (kSmoothing * kSmoothing));
-    sum += k == 0 ? weight[k] : 2.0f * weight[k];
-  }
-  for (float& value : weight) value /= sum;
-  constexpr int held = 2 * kRadius + 1;
-  Vector<float> rows(held * 3 * w), line(3 * (w + 2 * kRadius));
-  const auto row_at = [&](int y) { return rows.data() + static_cast<std::size_t>(y % held) * 3 * w; };
-  double total = 0.0;
-  for (int y = 0, made = 0; y < height; ++y) {
-    for (; made <= std::min(y + kRadius, height - 1); ++made) {
-      tensor_row(image, height, width, made, weight, line, row_at(made));
+  // Writes the next row, [xx, xy, yy][width].
+  void next(float* to) {
+    const int y = next_++;
+    for (; made_ <= std::min(y + kRadius, height_ - 1); ++made_) make(made_);
+    const std::size_t size = 3 * static_cast<std::size_t>(width_);
+    const float* middle = held(y);
+    for (std::size_t i = 0; i < size; ++i) to[i] = weight_[0] * middle[i];
+    for (int k = 1; k <= kRadius; ++k) {
+      const float* up = held(std::max(y - k, 0));
+      const float* down = held(std::min(y + k, height_ - 1));
+      for (std::size_t i = 0; i < size; ++i) to[i] += weight_[k] * (up[i] + down[i]);
     }
-    const std::size_t first = static_cast<std::size_t>(y) * w;
-    float* const to[3] = {f.xx.data() + first, f.xy.data() + first, f.yy.data() + first};
+  }
+
+ private:
+  static constexpr int kHeld = 2 * kRadius + 1;  // the rows that smoothing reaches
+
+  float* held(int y) { return rows_.data() + static_cast<std::size_t>(y % kHeld) * 3 * static_cast<std::size_t>(width_); }
+
+  // One row, smoothed along itself only.
+  void make(int y) {
+    const std::size_t w = static_cast<std::size_t>(width_), stride = w + 2 * kRadius;
+    const std::uint8_t* row = image_ + static_cast<std::size_t>(y) * w * 3;
+    const std::uint8_t* up = image_ + static_cast<std::size_t>(std::max(y - 1, 0)) * w * 3;
+    const std::uint8_t* down = image_ + static_cast<std::size_t>(std::min(y + 1, height_ - 1)) * w * 3;
+    float* const line = line_.data() + kRadius;
+    float* const lines[3] = {line, line + stride, line + 2 * stride};
+    for (std::size_t x = 0; x < w; ++x) {
+      const std::uint8_t *l = row + (x > 0 ? x - 1 : 0) * 3, *r = row + std::min(x + 1, w - 1) * 3;
+      float xx = 0.0f, xy = 0.0f, yy = 0.0f;
+      for (std::size_t k = 0; k < 3; ++k) {
+        const float gx = static_cast<float>(r[k] - l[k]) / 510.0f;
+        const float gy = static_cast<float>(down[x * 3 + k] - up[x * 3 + k]) / 510.0f;
+        xx += gx * gx, xy += gx * gy, yy += gy * gy;
+      }
+      lines[0][x] = xx, lines[1][x] = xy, lines[2][x] = yy;
+    }
+    float* const to = held(y);
     for (std::size_t field = 0; field < 3; ++field) {
-      const float* middle = row_at(y) + field * w;
-      for (std::size_t x = 0; x < w; ++x) to[field][x] = weight[0] * middle[x];
-      for (int k = 1; k <= kRadius; ++k) {
-        const float* up = row_at(std::max(y - k, 0)) + field * w;
-        const float* down = row_at(std::min(y + k, height - 1)) + field * w;
-        for (std::size_t x = 0; x < w; ++x) to[field][x] += weight[k] * (up[x] + down[x]);
+      float* const at = lines[field];
+      std::fill_n(at - kRadius, kRadius, at[0]);
+      std::fill_n(at + w, kRadius, at[w - 1]);
+      for (std::size_t x = 0; x < w; ++x) {
+        const float* middle = at + x;
+        float sum = weight_[0] * middle[0];
+        for (std::ptrdiff_t k = 1; k <= kRadius; ++k) sum += weight_[k] * (middle[-k] + middle[k]);
+        to[field * w + x] = sum;
       }
     }
-    for (std::size_t x = 0; x < w; ++x) f.density[first + x] = std::sqrt(to[0][x] + to[2][x]);
-    for (std::size_t x = 0; x < w; ++x) total += static_cast<double>(f.density[first + x]);
   }
-  const float mean = static_cast<float>(total / static_cast<double>(size));
+
+  const std::uint8_t* image_;
+  int height_, width_, made_ = 0, next_ = 0;
+  float weight_[kRadius + 1];
+  Vector<float> rows_, line_;
+};
+
+// One value a pixel, row by row.
+struct Density {
+  int height, width;
+  Vector<float> values;
+  const float* row(int y) const { return values.data() + static_cast<std::size_t>(y) * static_cast<std::size_t>(width); }
+};
+
+Density density_of(const std::uint8_t* image, int height, int width) {
+  const std::size_t w = static_cast<std::size_t>(width);
+  Density density{height, width, Vector<float>(static_cast<std::size_t>(height) * w)};
+  TensorRows rows(image, height, width);
+  Vector<float> tensor(3 * w);
+  double total = 0.0;
+  for (std::size_t first = 0; first < density.values.size(); first += w) {
+    rows.next(tensor.data());
+    float* const to = density.values.data() + first;
+    for (std::size_t x = 0; x < w; ++x) to[x] = std::sqrt(tensor[x] + tensor[2 * w + x]);
+    for (std::size_t x = 0; x < w; ++x) total += static_cast<double>(to[x]);
+  }
+  const float mean = static_cast<float>(total / static_cast<double>(density.values.size()));
   // A flat picture has no gradient anywhere: then the density is uniform.
-  for (float& value : f.density) value = mean > 1e-12f ? kFlatShare + (1.0f - kFlatShare) * value / mean : 1.0f;
-  return f;
+  for (float& value : density.values) value = mean > 1e-12f ? kFlatShare + (1.0f - kFlatShare) * value / mean : 1.0f;
+  return density;
 }
 
 // Scales the density to sum n with no pixel above 1, so that no pixel is drawn twice.
@@ -146,16 +172,16 @@ void along_curves(int width, int height, const Body& body) {
   }
 }
 
-Centres sample(const Fields& f, int n, std::uint64_t seed) {
+Centres sample(const Density& density, int n, std::uint64_t seed) {
   Centres out{Vector<float>(static_cast<std::size_t>(n)), Vector<float>(static_cast<std::size_t>(n))};
   double total = 0.0;
-  for (const float d : f.density) total += static_cast<double>(d);
+  for (const float d : density.values) total += static_cast<double>(d);
   const double step = total / n, offset = unit_random(seed);
   double mass = 0.0, next = offset * step;
   int last_x = 0, last_y = 0;
   std::size_t taken = 0, last = static_cast<std::size_t>(n);
-  along_curves(f.width, f.height, [&](int x, int y) {
-    mass += static_cast<double>(f.density[static_cast<std::size_t>(y) * static_cast<std::size_t>(f.width) + x]);
+  along_curves(density.width, density.height, [&](int x, int y) {
+    mass += static_cast<double>(density.row(y)[x]);
     last_x = x, last_y = y;
     while (mass > next && taken < last) {
       out.x[taken] = static_cast<float>(x);
@@ -180,12 +206,12 @@ struct Cell {
 };
 
 // One weighted Lloyd step: every centre moves to the centre of mass of its cell.
-void even_out(const Fields& f, Centres& centres) {
+void even_out(const Density& density, Centres& centres) {
   Vector<Mass> masses(centres.x.size());
-  Voronoi(f.height, f.width, centres.x, centres.y).for_each_pixel([&](int x, int y, std::int32_t centre) {
+  Voronoi voronoi(density.height, density.width, centres.x, centres.y);
+  voronoi.for_each_pixel([&](int x, int y, std::int32_t centre) {
     Mass& mass = masses[static_cast<std::size_t>(centre)];
-    const double weight =
-        static_cast<double>(f.density[static_cast<std::size_t>(y) * static_cast<std::size_t>(f.width) + x]);
+    const double weight = static_cast<double>(density.row(y)[x]);
     mass.weight += weight;
     mass.x += weight * x;
     mass.y += weight * y;
@@ -197,16 +223,22 @@ void even_out(const Fields& f, Centres& centres) {
   }
 }
 
-Vector<Cell> cells_of(const Fields& f, const Centres& centres, const std::uint8_t* image) {
+Vector<Cell> cells_of(const std::uint8_t* image, int height, int width, const Centres& centres) {
+  const std::size_t w = static_cast<std::size_t>(width);
   Vector<Cell> cells(centres.x.size());
-  Voronoi(f.height, f.width, centres.x, centres.y).for_each_pixel([&](int x, int y, std::int32_t centre) {
+  TensorRows rows(image, height, width);
+  Vector<float> tensors(Voronoi::kTile * 3 * w);  // of the tiles that are being looked at
+  int made = 0;
+  Voronoi(height, width, centres.x, centres.y).for_each_pixel([&](int x, int y, std::int32_t centre) {
+    for (; made <= y; ++made) rows.next(tensors.data() + static_cast<std::size_t>(made % Voronoi::kTile) * 3 * w);
+    const float* tensor = tensors.data() + static_cast<std::size_t>(y % Voronoi::kTile) * 3 * w + x;
+    const std::uint8_t* color = image + (static_cast<std::size_t>(y) * w + static_cast<std::size_t>(x)) * 3;
     Cell& cell = cells[static_cast<std::size_t>(centre)];
-    const std::size_t i = static_cast<std::size_t>(y) * static_cast<std::size_t>(f.width) + x;
     cell.area += 1.0f;
-    for (std::size_t k = 0; k < 3; ++k) cell.color[k] += image[i * 3 + k];
-    cell.xx += f.xx[i];
-    cell.xy += f.xy[i];
-    cell.yy += f.yy[i];
+    for (std::size_t k = 0; k < 3; ++k) cell.color[k] += color[k];
+    cell.xx += tensor[0];
+    cell.xy += tensor[w];
+    cell.yy += tensor[2 * w];
   });
   return cells;
 }
@@ -215,11 +247,11 @@ Vector<Cell> cells_of(const Fields& f, const Centres& centres, const std::uint8_
 
 void init_adaptive(Canvas& canvas, const std::uint8_t* image, std::uint64_t seed) {
   Workspace& w = canvas.w;
-  Fields f = structure(image, w.height, w.width);
-  limit(f.density, w.count);
-  Centres centres = sample(f, w.count, seed);
-  even_out(f, centres);
-  const Vector<Cell> cells = cells_of(f, centres, image);
+  Density density = density_of(image, w.height, w.width);
+  limit(density.values, w.count);
+  Centres centres = sample(density, w.count, seed);
+  even_out(density, centres);
+  const Vector<Cell> cells = cells_of(image, w.height, w.width, centres);
   for (int i = 0; i < w.count; ++i) {
     const Cell& cell = cells[static_cast<std::size_t>(i)];
     const double area = std::max(static_cast<double>(cell.area), 1.0);

@@ -30,7 +30,10 @@ class Voronoi {
     start_[0] = 0;
   }
 
-  // body(x, y, centre) for every pixel; of equally near centres the first one met, the same on every machine.
+  static constexpr int kTile = 8;
+
+  // body(x, y, centre) for every pixel, in rows of tiles of kTile by kTile pixels; of equally near centres the first
+  // one met, the same on every machine.
   template <class Body>
   void for_each_pixel(const Body& body) {
     for (int top = 0; top < height_; top += kTile) {
@@ -46,8 +49,6 @@ class Voronoi {
   }
 
  private:
-  static constexpr int kTile = 8;
-
   // With d the distance from the tile's middle to its nearest centre and r to its corners, every pixel of the tile has
   // a centre within d + r, and that one is within d + 2 r of the middle.
   void find_candidates(int left, int top) {
