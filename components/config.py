@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
-from components.fields import at_least, local, one_of, require, seed_in_range
+from components.fields import at_least, local, one_of, require, seed_in_range, within
 from components.operations import PromoteParams, ResourcesParams, TrackingParams
 
 SOURCES = ("sample", "folder", "webdataset")
@@ -166,7 +166,11 @@ class TrainAdapterParams:
     stage2_epochs of contrastive loss with anchor_weight times the distance to the teacher's embedding; each of
     stage2_learning_rates is tried and the best on validation kept, for the student and for the control alike.
     control: train the teacher with stage 2's steps, order, texts, loss and freed parts; control_with_stage1: once more
-    with stage 1's steps added. augment: flips, in splat space for the student.
+    with stage 1's steps added.
+    What each draw of a picture may change, in splat space for the student and alike in the control's pixels: augment:
+    mirror it; crop_min: keep a window of at least this share of its area, enlarged (1: all of it); rotate_degrees: turn
+    it by so much at most; color_jitter: change brightness and saturation by so large a share at most; drop_gaussians:
+    leave out so large a share of the student's Gaussians at most.
     """
 
     stem: str = "paper"
@@ -187,6 +191,10 @@ class TrainAdapterParams:
     warmup_steps: int = 50
     clip_norm: float = 1.0
     augment: bool = True
+    crop_min: float = 1.0
+    rotate_degrees: float = 0.0
+    color_jitter: float = 0.0
+    drop_gaussians: float = 0.0
     control: bool = True
     control_with_stage1: bool = False
     seed: int = 0
@@ -203,6 +211,9 @@ class TrainAdapterParams:
         at_least("train_adapter", self, 0, "num_latents", "stage1_token_epochs", "stage1_cls_epochs", "stage2_epochs")
         at_least("train_adapter", self, 0, "anchor_weight", "weight_decay", "warmup_steps", "threads")
         at_least("train_adapter", self, 1, "checkpoint_steps")
+        within("train_adapter", self, 0.05, 1, "crop_min")
+        within("train_adapter", self, 0, 45, "rotate_degrees")
+        within("train_adapter", self, 0, 0.9, "color_jitter", "drop_gaussians")
         tried = self.stage2_learning_rates
         require(len(tried) > 0, "train_adapter.stage2_learning_rates is empty; give at least one")
         require(len(set(tried)) == len(tried), f"train_adapter.stage2_learning_rates names one twice: {list(tried)}")

@@ -43,3 +43,10 @@ def at_least(section: str, values: Any, low: float, *names: str) -> None:
     for name in names:
         value = getattr(values, name)
         require(value >= low, f"{section}.{name} is {value}; it must be at least {low}")
+
+
+def within(section: str, values: Any, low: float, high: float, *names: str) -> None:
+    """Require the named fields of a section to lie from `low` to `high`."""
+    for name in names:
+        value = getattr(values, name)
+        require(low <= value <= high, f"{section}.{name} is {value}; it must be from {low} to {high}")
