@@ -74,8 +74,9 @@ class TrainTeacherParams:
     model: the name of an open_clip model, or the path of an open_clip JSON config.
     pretrained: an open_clip tag or a checkpoint's path; empty: train `model` contrastively on the image shards.
     epochs, batch_size, learning_rate, weight_decay, warmup_steps, clip_norm: of that training.
-    augment: random crops and flips.
-    checkpoint_steps: steps between checkpoints.
+    batch_size is what one optimiser step sees, over all processes; accumulate_steps: parts that a process computes its
+    share of it in; checkpoint_activations: compute them again in the backward pass. Both save memory and leave the
+    result the same but for rounding. augment: random crops and flips. checkpoint_steps: steps between checkpoints.
     """
 
     model: str = "components/train_teacher/models/vit_64.json"
@@ -88,6 +89,8 @@ class TrainTeacherParams:
     clip_norm: float = 1.0
     augment: bool = True
     seed: int = 0
+    accumulate_steps: int = local(1)
+    checkpoint_activations: bool = local(False)
     checkpoint_steps: int = local(200)
     device: str = local("auto")
     threads: int = local(0)
@@ -95,7 +98,7 @@ class TrainTeacherParams:
     def __post_init__(self) -> None:
         require(bool(self.model), "train_teacher.model is empty; name an open_clip model or a JSON config")
         seed_in_range("train_teacher", self.seed)
-        at_least("train_teacher", self, 1, "batch_size", "checkpoint_steps")
+        at_least("train_teacher", self, 1, "batch_size", "accumulate_steps", "checkpoint_steps")
         at_least("train_teacher", self, 0, "warmup_steps", "threads", "weight_decay")
         for name in ("epochs", "learning_rate", "clip_norm"):
             value = getattr(self, name)
@@ -198,6 +201,8 @@ class TrainAdapterParams:
     control: bool = True
     control_with_stage1: bool = False
     seed: int = 0
+    accumulate_steps: int = local(1)
+    checkpoint_activations: bool = local(False)
     checkpoint_steps: int = local(200)
     device: str = local("auto")
     threads: int = local(0)
@@ -210,7 +215,7 @@ class TrainAdapterParams:
         at_least("train_adapter", self, 1, "stem_width", "resampler_layers", "resampler_heads", "batch_size")
         at_least("train_adapter", self, 0, "num_latents", "stage1_token_epochs", "stage1_cls_epochs", "stage2_epochs")
         at_least("train_adapter", self, 0, "anchor_weight", "weight_decay", "warmup_steps", "threads")
-        at_least("train_adapter", self, 1, "checkpoint_steps")
+        at_least("train_adapter", self, 1, "checkpoint_steps", "accumulate_steps")
         within("train_adapter", self, 0.05, 1, "crop_min")
         within("train_adapter", self, 0, 45, "rotate_degrees")
         within("train_adapter", self, 0, 0.9, "color_jitter", "drop_gaussians")

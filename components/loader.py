@@ -51,13 +51,17 @@ class SplatBatch:
 
 @dataclass(frozen=True)
 class Batch:
-    """images uint8 [B, H, W, 3] or None; splats or None; captions: a list a sample; classes [B] int64, -1: none."""
+    """images uint8 [B, H, W, 3] or None; splats or None; captions: a list a sample; classes [B] int64, -1: none.
+
+    places [B, 2] int64, on the CPU: each sample's shard and its row there, as in Record.
+    """
 
     keys: list[str]
     images: Tensor | None
     splats: SplatBatch | None
     captions: list[list[str]]
     classes: Tensor
+    places: Tensor
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -86,7 +90,9 @@ class Batch:
         """The first `count` samples, their tensors as views."""
         images = None if self.images is None else self.images[:count]
         splats = None if self.splats is None else self.splats.first(count)
-        return Batch(self.keys[:count], images, splats, self.captions[:count], self.classes[:count])
+        return Batch(
+            self.keys[:count], images, splats, self.captions[:count], self.classes[:count], self.places[:count]
+        )
 
     def select(self, index: Tensor) -> Batch:
         """The samples at `index` [b], in that order."""
@@ -97,6 +103,7 @@ class Batch:
             splats=None if self.splats is None else self.splats.select(index),
             captions=[self.captions[i] for i in places],
             classes=self.classes[index],
+            places=self.places[index],
         )
 
 
@@ -180,6 +187,7 @@ class ImageSet:
             splats=splats,
             captions=[record.captions for record in records],
             classes=torch.tensor([record.number for record in records], dtype=torch.int64),
+            places=torch.tensor([record.place for record in records], dtype=torch.int64).view(-1, 2),
         )
 
     def steps_per_epoch(self, batch_size: int, drop_last: bool = True) -> int:
@@ -237,7 +245,7 @@ class ImageSet:
 def _tensors(batch: Batch) -> list[Tensor]:
     splats = batch.splats
     parts = [] if splats is None else [splats.means, splats.cholesky, splats.colors, splats.mask]
-    return [batch.classes, *([] if batch.images is None else [batch.images]), *parts]
+    return [batch.classes, batch.places, *([] if batch.images is None else [batch.images]), *parts]
 
 
 def _room(like: Batch, count: int) -> Batch:
@@ -255,6 +263,7 @@ def _room(like: Batch, count: int) -> Batch:
         else SplatBatch(*(empty(t) for t in (splats.means, splats.cholesky, splats.colors, splats.mask))),
         captions=[],
         classes=empty(like.classes),
+        places=empty(like.places),
     )
 
 

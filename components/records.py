@@ -30,13 +30,17 @@ SPLAT_BYTES = 8 * 4 + 1  # a Gaussian decoded: eight float32 and its place in th
 
 @dataclass(frozen=True)
 class Record:
-    """One sample, still encoded. image, splats: None where not asked for; number: its class, or -1."""
+    """One sample, still encoded. image, splats: None where not asked for; number: its class, or -1.
+
+    place: (its shard's index, its row in the image shard, or in the splat shard where pictures are not asked for).
+    """
 
     key: str
     image: bytes | None
     splats: bytes | None
     captions: list[str]
     number: int
+    place: tuple[int, int]
 
 
 def _texts(shard: IndexedShard, i: int, where: str) -> tuple[list[str], int]:
@@ -94,7 +98,7 @@ class ShardPairs:
         if self._splats is None:
             with ExitStack() as stack:
                 shard = self._open(stack, self._images, entry)
-                return [self._record(shard, i, None, 0) for i in range(len(shard))]
+                return [self._record(entry.index, shard, i, None, 0) for i in range(len(shard))]
         partner = self._splat_shards.get(entry.index)
         if partner is None:
             self.missing["splats"] += entry.ok
@@ -103,24 +107,24 @@ class ShardPairs:
             splats = self._open(stack, self._splats, partner)
             if not self._want_images:
                 self.missing["splats"] += entry.ok - len(splats)
-                return [self._record(None, 0, splats, j) for j in range(len(splats))]
+                return [self._record(entry.index, None, 0, splats, j) for j in range(len(splats))]
             images = self._open(stack, self._images, entry)
             places = {key: j for j, key in enumerate(splats.keys)}
             pairs = [(i, places[key]) for i, key in enumerate(images.keys) if key in places]
             self.missing["splats"] += len(images) - len(pairs)
             self.missing["image"] += len(splats) - len(pairs)
-            return [self._record(images, i, splats, j) for i, j in pairs]
+            return [self._record(entry.index, images, i, splats, j) for i, j in pairs]
 
-    def _record(self, images: IndexedShard | None, i: int, splats: IndexedShard | None, j: int) -> Record:
+    def _record(self, index: int, images: IndexedShard | None, i: int, splats: IndexedShard | None, j: int) -> Record:
         wanted = splats if splats is not None and self._want_splats else None
         data = None if wanted is None else bytes(wanted.field(j, SPLAT_EXTENSION))
         if images is not None:
             captions, number = _texts(images, i, self._images.url)
-            return Record(images.keys[i], _image_field(images, i, self._images.url), data, captions, number)
+            return Record(images.keys[i], _image_field(images, i, self._images.url), data, captions, number, (index, i))
         if splats is None or self._splats is None:
             raise PermanentError("a record of neither picture nor splats")
         captions, number = _texts(splats, j, self._splats.url)
-        return Record(splats.keys[j], None, data, captions, number)
+        return Record(splats.keys[j], None, data, captions, number, (index, j))
 
     def stream(self, limit: int, *, buffer: int, order: tuple[int, int] | None) -> Iterator[Record]:
         """All records, the next shard read ahead; in the shards' order, or shuffled by order = (seed, epoch).

@@ -86,6 +86,8 @@ def check(batch: Batch) -> None:
         i = int(key[1:])
         assert batch.captions[row] == [f"picture {i}"]
         assert int(batch.classes[row]) == i % 3
+        shard = next(place for place, group in enumerate(SHARDS) if i in group)
+        assert batch.places[row].tolist() == [shard, i - SHARDS[shard][0]]
         if batch.images is not None:
             np.testing.assert_array_equal(batch.images[row].numpy(), image(i))
         if batch.splats is not None:
