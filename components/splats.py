@@ -122,6 +122,18 @@ def pad(splats: Sequence[Splats], num_gaussians: int) -> PaddedSplats:
     return PaddedSplats(means, cholesky, colors, counts)
 
 
+def render_pictures(padded: PaddedSplats, height: int, width: int, *, threads: int = 1) -> npt.NDArray[np.uint8]:
+    """Pictures [B, height, width, 3] as one would store them: rendered, clipped to [0, 1], rounded to 0..255.
+
+    Black where no Gaussian is left. threads: 0 takes all cores.
+    """
+    drawn = splat2d.render(
+        padded.means, padded.cholesky, padded.colors, height, width, counts=padded.counts, threads=threads
+    )
+    pictures: npt.NDArray[np.uint8] = np.rint(np.clip(drawn, 0, 1) * 255).astype(np.uint8)
+    return pictures
+
+
 def compression_ratio(width: int, height: int, num_gaussians: float) -> float:
     """W * H * 3 bytes of raw RGB over N * 8 * 2 bytes of splats: the paper's definition (arXiv 2509.22615).
 

@@ -165,7 +165,7 @@ def test_another_set_is_scored_in_its_own_classes_and_called_zero_shot(captioned
     assert scores["num_pictures"] == 25
     assert scores["left_out"]["counts"] == {}
     assert settings(scores) == {"zero-shot"}
-    assert [row["name"] for row in scores["rows"]] == ["teacher", "control", "control_stage1", "splats"]
+    assert [row["name"] for row in scores["rows"]] == ["teacher", "control", "control_stage1", "rendered", "splats"]
     assert not [note for note in scores["notes"] if "other splats" in note], "fitted alike, though to other pictures"
     assert captioned.splits(urls["splat_fit_eval"]) == ["test"], "no time goes into pictures that are not scored"
     page = report_html(urls["zero_shot_eval"], captioned.store, tags={}).decode()

@@ -36,11 +36,13 @@ from components.adapter import (
 )
 from components.config import ZeroShotEvalParams
 from components.errors import PermanentError, UsageError
+from components.images import fit_square
+from components.loader import SplatBatch
 from components.manifest import Artifact
 from components.openclip import load_teacher, normalize_images
 from components.splats import Splats, pad
 from components.zero_shot_eval import predictions, report, sheet, stage, wording
-from components.zero_shot_eval.embed import Reader, text_features
+from components.zero_shot_eval.embed import Reader, drawn, text_features
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +82,14 @@ def test_accuracies_are_those_of_the_shortest_way(world: World, scored: Artifact
 
         return encode_patches(student.clip, student.patch_latents(Given()))
 
+    def renders(keys: list[str]) -> torch.Tensor:
+        files = (Splats.unpack(gaussians(names.index(key)).pack()[0]) for key in keys)
+        pixels = np.stack([np.round(file.render().clip(0, 1) * 255) for file in files]).astype(np.uint8)
+        return loaded.model.encode_image(normalize_images(torch.from_numpy(pixels), loaded.mean, loaded.std))
+
     found = by_name(scores_of(scored))
-    assert list(found) == ["teacher", "control", "splats"]
+    assert list(found) == ["teacher", "control", "rendered", "splats"]
+    assert found["rendered"]["metrics"]["acc1"] == pytest.approx(independent_accuracy(world, renders), abs=1e-6)
     assert found["teacher"]["metrics"]["acc1"] == pytest.approx(independent_accuracy(world, photographs), abs=1e-6)
     assert found["splats"]["metrics"]["acc1"] == pytest.approx(independent_accuracy(world, splats), abs=1e-6)
 
@@ -220,7 +228,10 @@ def test_captions_are_scored_by_retrieval(captioned: World, capsys: pytest.Captu
     assert row["metrics"]["image_retrieval_recall@5"] >= row["metrics"]["image_retrieval_recall@1"]
     assert scores["chance"]["image_retrieval_recall@5"] == pytest.approx(5 / 38, abs=1e-5)
     assert json.loads(content(done, "benchmark/balls_tiny_splats.json"))["task"] == "zeroshot_retrieval"
-    assert content(done, "per_class.csv").decode() == "class,pictures,recall,recall_teacher,recall_control\n"
+    assert (
+        content(done, "per_class.csv").decode()
+        == "class,pictures,recall,recall_teacher,recall_control,recall_rendered\n"
+    )
     report.show(scores, "sheet.png")
     assert "caption to picture" in capsys.readouterr().out
 
@@ -228,7 +239,7 @@ def test_captions_are_scored_by_retrieval(captioned: World, capsys: pytest.Captu
 def test_without_a_control_the_table_says_so(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     adapter = put_adapter(world.store, tmp_path, world.images, world.teacher, world.splats, control=False)
     scores = scores_of(world.run(adapter=adapter))
-    assert list(by_name(scores)) == ["teacher", "splats"]
+    assert list(by_name(scores)) == ["teacher", "rendered", "splats"]
     report.show(scores, None)
     shown = capsys.readouterr().out
     assert "untouched teacher" in shown
@@ -296,6 +307,20 @@ def test_a_class_without_a_name_is_refused(tmp_path: Path) -> None:
     adapter = put_adapter(tmp_path / "store", tmp_path, images, teacher, splats)
     with pytest.raises(PermanentError, match=r"'p09' is of class 7, but classnames.txt names 3 classes"):
         World(tmp_path / "store", images, teacher, splats, adapter, {}, {}).run()
+
+
+def test_renders_are_stored_pictures_resized_as_photographs() -> None:
+    """Rounded to 0..255 before they are resized; padding draws nothing, and no Gaussians are black."""
+    files = [gaussians(3), gaussians(4, 0), gaussians(5, 5)]
+    padded = pad(files, 9)
+    arrays = (padded.means, padded.cholesky, padded.colors, padded.mask)
+    batch = SplatBatch(*(torch.from_numpy(array) for array in arrays))
+    for wanted in (SIZE, SIZE // 2):
+        pixels = [np.rint(np.clip(file.render(), 0, 1) * 255).astype(np.uint8) for file in files]
+        found = drawn(batch, SIZE, wanted, threads=1).numpy()
+        assert (found == np.stack([fit_square(one, wanted) for one in pixels])).all()
+    assert found[0].any()
+    assert not found[1].any()
 
 
 def test_text_towers_are_shared_only_where_they_are_the_same() -> None:

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from components.adapter import load_adapter, load_control
 from components.errors import PermanentError
-from components.loader import Batch, ImageSet
+from components.images import fit_square
+from components.loader import Batch, ImageSet, SplatBatch
 from components.manifest import Artifact
 from components.openclip import LoadedTeacher, Tokenizer, normalize_images
 from components.progress import progress
 from components.signals import Stop
+from components.splats import PaddedSplats, render_pictures
 
 Features = NDArray[np.float32]
 TEXT_BATCH = 256
@@ -44,28 +46,33 @@ class Embedded:
     captions: list[list[str]]
 
 
-def build_readers(adapter: Artifact, teacher: LoadedTeacher, side: int, device: torch.device) -> list[Reader]:
-    """The rows' models: teacher, the controls that the adapter artifact holds, splats.
+def build_readers(
+    adapter: Artifact, teacher: LoadedTeacher, side: int, device: torch.device, threads: int = 0
+) -> list[Reader]:
+    """The rows' models: teacher, the controls that the adapter artifact holds, the teacher on renders, splats.
 
-    side: of the pictures that the splats were fitted to, in pixels. Raises PermanentError where the adapter was trained
-    on splats of pictures of another size: their coordinates would mean other places.
+    side: of the pictures that the splats were fitted to, in pixels; threads: of the renderer, 0: all cores. Raises
+    PermanentError where the adapter was trained on splats of pictures of another size: their coordinates would mean
+    other places.
     """
 
-    def rgb(clip: Any) -> Callable[[Batch], Tensor]:
-        def encode(batch: Batch) -> Tensor:
-            if batch.images is None:
-                raise RuntimeError("the image set was opened without photographs")
-            images = normalize_images(batch.images.to(device), teacher.mean, teacher.std)
-            features: Tensor = clip.encode_image(images, normalize=True)
-            return features
+    def encode_pixels(clip: Any, pixels: Tensor) -> Tensor:
+        images = normalize_images(pixels.to(device), teacher.mean, teacher.std)
+        features: Tensor = clip.encode_image(images, normalize=True)
+        return features
 
-        return encode
+    def rgb(clip: Any) -> Callable[[Batch], Tensor]:
+        return lambda batch: encode_pixels(clip, batch.pixels)
+
+    def rendered(batch: Batch) -> Tensor:
+        return encode_pixels(teacher.model, drawn(batch.gaussians, side, teacher.image_size, threads))
 
     readers = [Reader("teacher", teacher.model, teacher.model, rgb(teacher.model))]
     for which in CONTROLS:
         if adapter.has(f"{which}.safetensors"):
             control = load_control(adapter, teacher, which, device)
             readers.append(Reader(which, control, control, rgb(control)))
+    readers.append(Reader("rendered", teacher.model, teacher.model, rendered))
     student = load_adapter(adapter, teacher, device)
     if student.config.picture != (side, side):
         width, height = student.config.picture
@@ -75,12 +82,20 @@ def build_readers(adapter: Artifact, teacher: LoadedTeacher, side: int, device: 
         )
 
     def read_splats(batch: Batch) -> Tensor:
-        if batch.splats is None:
-            raise RuntimeError("the image set was opened without splats")
-        return student.encode_splats(batch.splats.to(device))
+        return student.encode_splats(batch.gaussians.to(device))
 
     readers.append(Reader("splats", student, student.clip, read_splats))
     return readers
+
+
+def drawn(splats: SplatBatch, side: int, wanted: int, threads: int) -> Tensor:
+    """Pictures uint8 [B, wanted, wanted, 3] of splats of side x side pixels, resized as photographs are."""
+    arrays = (part.numpy() for part in (splats.means, splats.cholesky, splats.colors))
+    counts = splats.mask.sum(1).numpy().astype(np.int32)
+    pictures = render_pictures(PaddedSplats(*arrays, counts), side, side, threads=threads)
+    if wanted != side:
+        pictures = np.stack([fit_square(picture, wanted) for picture in pictures])
+    return torch.from_numpy(pictures)
 
 
 def embed_images(readers: Sequence[Reader], pictures: ImageSet, batch_size: int, stop: Stop) -> Embedded:

@@ -92,7 +92,7 @@ def _trained_on(made: Artifact, images: Artifact, store: Store) -> bool:
 def settings(
     inputs: Mapping[str, Artifact], teacher: LoadedTeacher, prompts: Prompts | None, store: Store
 ) -> dict[str, str]:
-    """In which sense the row "teacher" and the rows of "adapter" were tested."""
+    """In which sense the rows of the untouched "teacher" and those of "adapter" were tested."""
     images = inputs["images"]
     own = teacher.class_names_trained if teacher.trained_here else []
     found = {}
@@ -106,7 +106,7 @@ def settings(
 
 
 def _setting(reader: Reader, found: Mapping[str, str]) -> str:
-    return found["teacher" if reader.name == "teacher" else "adapter"]
+    return found["teacher" if reader.name in {"teacher", "rendered"} else "adapter"]
 
 
 def classify(

@@ -16,6 +16,7 @@ LABELS = {
     "teacher": "RGB teacher, untouched",
     "control": "RGB control",
     "control_stage1": "RGB control, stage 1's steps too",
+    "rendered": "splats rendered, untouched teacher",
     "splats": "splats",
 }
 RECALL_AT = (1, 5)

@@ -25,7 +25,7 @@ from components.zero_shot_eval.embed import build_readers, embed_images
 from components.zero_shot_eval.inventory import jpeg_bytes, take_inventory
 
 STAGE = "zero_shot_eval"
-VERSION = 2
+VERSION = 3
 KEPT = "scoring keeps nothing half done; run the same command again"
 TRAINED = ("trained", "trained_share", "trained_vision_share", "trained_all_share", "control_trained_share")
 MAKERS = {"images": "download", "teacher": "train_teacher", "splats": "splat_fit", "adapter": "train_adapter"}
@@ -102,7 +102,7 @@ def _evaluate(
     inventory = take_inventory(images, splats, params.split)
     teacher = load_teacher(inputs["teacher"], device)
     side = int(images.manifest.metrics["image_size"])
-    readers = build_readers(adapter, teacher, side, device)
+    readers = build_readers(adapter, teacher, side, device, params.threads)
     pictures = ImageSet(images, params.split, splats=splats, image_size=teacher.image_size)
     embedded = embed_images(readers, pictures, params.batch_size, stop)
     embedded, inventory = judge.select(embedded, inventory, class_names, f"{images.url}, split {params.split}")
