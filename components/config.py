@@ -17,7 +17,7 @@ SOURCES = ("sample", "folder", "webdataset")
 FORMATS = ("jpg", "png", "webp")
 RECIPES = ("paper", "default", "quality")  # splat2d.RECIPES, without loading it
 PRUNE_SCORES = ("", "luminance", "loss")
-STEMS = ("paper",)
+STEMS = ("splat", "paper", "render")
 FREEZE_POLICIES = ("stem", "paper")
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -162,8 +162,10 @@ class SplatFitParams:
 class TrainAdapterParams:
     """How the frozen teacher learns to read splats, and its fair control.
 
-    stem: the reader. stem_width: channels a Gaussian; resampler_layers, resampler_heads: of the Perceiver resampler;
-    num_latents: 0 takes one a patch of the teacher; others cannot match patches: stage1_token_epochs must then be 0.
+    stem: the reader (docs/adapter.md). stem_width: channels a Gaussian. stem_points, stem_channels: of stem `splat`,
+    fine sample points a side of a patch, channels at each. stem_top_k: of `splat` and `render`, Gaussians that a patch
+    takes at most. resampler_layers, resampler_heads: of `paper`'s Perceiver resampler. num_latents: 0 takes one a patch
+    of the teacher; others cannot match patches: stage1_token_epochs must then be 0.
     Stage 1 (only the stem trains): stage1_token_epochs matching the teacher's patch tokens, then stage1_cls_epochs
     matching its image embedding (and, where there is one latent a patch, still the tokens). Stage 2 (freeze_policy):
     stage2_epochs of contrastive loss with anchor_weight times the distance to the teacher's embedding; each of
@@ -178,6 +180,9 @@ class TrainAdapterParams:
 
     stem: str = "paper"
     stem_width: int = 96
+    stem_points: int = 4
+    stem_channels: int = 12
+    stem_top_k: int = 128
     resampler_layers: int = 1
     resampler_heads: int = 8
     num_latents: int = 0
@@ -213,6 +218,8 @@ class TrainAdapterParams:
         one_of("train_adapter.device", self.device, DEVICES)
         seed_in_range("train_adapter", self.seed)
         at_least("train_adapter", self, 1, "stem_width", "resampler_layers", "resampler_heads", "batch_size")
+        at_least("train_adapter", self, 1, "stem_points", "stem_top_k")
+        at_least("train_adapter", self, 4, "stem_channels")
         at_least("train_adapter", self, 0, "num_latents", "stage1_token_epochs", "stage1_cls_epochs", "stage2_epochs")
         at_least("train_adapter", self, 0, "anchor_weight", "weight_decay", "warmup_steps", "threads")
         at_least("train_adapter", self, 1, "checkpoint_steps", "accumulate_steps")

@@ -25,16 +25,21 @@ FUSED_FIRST = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBa
 NOTHING = -2.0  # first logit of looking at no Gaussian at all
 
 
+def grid_shape(num_latents: int, grid: tuple[int, int] | None = None) -> tuple[int, int]:
+    """(rows, columns) of num_latents places: `grid` where it has as many, else the most nearly square."""
+    if grid is not None and grid[0] * grid[1] == num_latents:
+        return grid
+    rows = next(n for n in range(math.isqrt(num_latents), 0, -1) if num_latents % n == 0)
+    return rows, num_latents // rows
+
+
 def grid_centres(num_latents: int, grid: tuple[int, int] | None = None) -> Tensor:
     """Places of the latents, [L, 2] as (x, y) with the picture's edges at -1 and 1, row by row from the top left.
 
     grid: (rows, columns), the teacher's patches; without one, the most nearly square grid of exactly num_latents
     places.
     """
-    if grid is None or grid[0] * grid[1] != num_latents:
-        rows = next(n for n in range(math.isqrt(num_latents), 0, -1) if num_latents % n == 0)
-        grid = (rows, num_latents // rows)
-    rows, columns = grid
+    rows, columns = grid_shape(num_latents, grid)
     y = (torch.arange(rows) * 2.0 + 1.0) / rows - 1.0
     x = (torch.arange(columns) * 2.0 + 1.0) / columns - 1.0
     return torch.stack([x.repeat(rows), y.repeat_interleave(columns)], dim=-1)

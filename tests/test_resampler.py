@@ -11,7 +11,8 @@ import torch
 from components.config import STEMS as STEM_NAMES
 from components.errors import PermanentError
 from components.resampler import CrossAttention, Resampler, grid_centres
-from components.stems import STEMS, PaperStem, StemConfig, build_stem
+from components.stem_paper import PaperStem
+from components.stems import STEMS, StemConfig, build_stem
 from components.tokens import NUM_FEATURES, FeatureStats
 
 

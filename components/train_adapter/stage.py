@@ -30,7 +30,7 @@ from components.openclip import LoadedTeacher, load_teacher, save_model
 from components.prompts import Prompts, load_prompts
 from components.report import Report
 from components.signals import Stop, stop_on_sigterm
-from components.stems import StemConfig
+from components.stems import StemConfig, start_stem
 from components.store import open_store
 from components.texts import TextBank
 from components.tokens import FeatureStats, feature_stats
@@ -223,9 +223,17 @@ def _student(
         picture=(side, side),
         features=features,
         tokens=FeatureStats(mean=tuple(mean.tolist()), std=tuple(std.tolist())),
+        points=params.stem_points,
+        channels=params.stem_channels,
+        top_k=params.stem_top_k,
+        pixels=FeatureStats(mean=teacher.mean, std=teacher.std),
+        patch=int(visual.conv1.kernel_size[0]),
     )
     torch.manual_seed(params.seed)
-    return SplatClip(copy.deepcopy(teacher.model), config).to(device).eval()
+    student = SplatClip(copy.deepcopy(teacher.model), config).to(device).eval()
+    given = (stream.at(step) for step in range(steps))
+    start_stem(student.stem, visual.conv1, ((g.splats, patch_embeddings(teacher.model, g.images)) for g in given))
+    return student
 
 
 def _put(
