@@ -16,6 +16,8 @@ KINDS = ("ratio", "chance_corrected_ratio")
 TITLES = {
     "acc1": "top-1 accuracy",
     "acc5": "top-5 accuracy",
+    "mean_per_class_recall": "mean per-class recall",
+    "mean_average_precision": "mean average precision",
     "image_retrieval_recall@1": "caption to picture",
     "image_retrieval_recall@5": "caption to picture",
     "text_retrieval_recall@1": "picture to caption",
@@ -50,7 +52,7 @@ def ratio(figure: Mapping[str, Any] | None) -> str:
 def heading(scores: Mapping[str, Any]) -> str:
     """Which pictures were scored."""
     count = f"{scores['num_pictures']:,} pictures of {scores['dataset']}, split {scores['split']}"
-    return f"{count}, {scores['num_classes']} classes" if scores["task"] == "classification" else count
+    return f"{count}, {scores['num_classes']} classes" if scores["num_classes"] else count
 
 
 def title_of(metric: str) -> str:

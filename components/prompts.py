@@ -9,6 +9,8 @@ from components.manifest import Artifact
 
 CLASS_NAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
+DATASET_TYPE = "dataset_type.txt"
+KINDS = ("classification", "multilabel", "retrieval")  # what it may say; without it: classification
 PLACEHOLDER = "{c}"
 DEFAULT_TEMPLATES = (
     "a photo of a {c}.",
@@ -47,19 +49,15 @@ def _lines(data: bytes, where: str) -> list[tuple[int, str]]:
 def parse_class_names(data: bytes, where: str) -> tuple[str, ...]:
     """One class name a line, in the order of the class numbers.
 
-    Raises PermanentError for fewer than two names, a blank line between names (it would shift the numbers), or a name
-    given twice (its pictures could not be told apart).
+    A name may come twice (ImageNet-1K has two of missile): such classes cannot be told apart, and the first is taken.
+    Raises PermanentError for fewer than two names, or a blank line between names (it would shift the numbers).
     """
     numbered = _lines(data, where)
     if len(numbered) < 2:
         raise PermanentError(f"{where} names {len(numbered)} classes; classification needs at least two, one a line")
-    first_line: dict[str, int] = {}
-    for expected, (number, name) in enumerate(numbered, start=1):
+    for expected, (number, _) in enumerate(numbered, start=1):
         if number != expected:
             raise PermanentError(f"{where}, line {expected} is blank; it would shift the class numbers after it")
-        if name in first_line:
-            raise PermanentError(f"{where}: lines {first_line[name]} and {number} both name the class {name!r}")
-        first_line[name] = number
     return tuple(name for _, name in numbered)
 
 
@@ -77,6 +75,22 @@ def parse_templates(data: bytes, where: str) -> tuple[str, ...]:
     if not templates:
         raise PermanentError(f"{where} holds no template; write one a line, for example: {DEFAULT_TEMPLATES[0]}")
     return tuple(templates)
+
+
+def parse_kind(data: bytes, where: str) -> str:
+    """One of KINDS. Raises PermanentError for another word."""
+    kind = data.decode("utf-8", "replace").strip().lower()
+    if kind not in KINDS:
+        raise PermanentError(f"{where} says {kind[:40]!r}; expected one of: {', '.join(KINDS)}")
+    return kind
+
+
+def load_kind(images: Artifact) -> str:
+    """What an image set is scored by, one of KINDS: as it says itself, or by whether it has class names."""
+    data = _file(images, DATASET_TYPE)
+    if data is not None:
+        return parse_kind(data, f"{images.url.rstrip('/')}/{DATASET_TYPE}")
+    return "retrieval" if _file(images, CLASS_NAMES) is None else "classification"
 
 
 def _file(images: Artifact, name: str) -> bytes | None:

@@ -141,7 +141,7 @@ def test_webdatasets_that_make_no_sense(tmp_path: Path) -> None:
     ("name", "text", "says"),
     [
         ("classnames.txt", "cat\n\ndog\nowl\n", r"data/classnames\.txt, line 2 is blank; it would shift"),
-        ("classnames.txt", "cat\ndog\ncat\n", r"data/classnames\.txt: lines 1 and 3 both name the class 'cat'"),
+        ("dataset_type.txt", "captioning\n", r"data/dataset_type\.txt says 'captioning'; expected one of: class"),
         ("classnames.txt", "cat\n", r"data/classnames\.txt names 1 classes"),
         ("zeroshot_classification_templates.txt", "a {c}.\na {c} {d}.\n", r"data/zeroshot\S+txt, line 2: .* braces"),
     ],

@@ -43,7 +43,7 @@ def example(accuracies: dict[str, float], n: int = 2000) -> dict:
         "num_classes": 10,
         "chance": chance,
         "headline": ["acc1"],
-        "rows": rows.compare(found, chance, {}, 500, 0),
+        "rows": rows.compare(found, chance, {}, 500, 0, truth=targets),
         "splats": {
             "psnr_db_mean": 25.51,
             "num_gaussians_mean": 61.2,

@@ -20,7 +20,7 @@ from components.store_s3 import S3Store
 
 SPOOL_BYTES = 20 << 30  # of downloaded files kept on disk at a time
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_HTTP_NAMES = ("classnames.txt", "zeroshot_classification_templates.txt")
+_HTTP_NAMES = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt")
 _HTTP_SPLITS = ("train", "val", "test")
 _OPTIONAL = {*_HTTP_NAMES, *(f"{split}/nshards.txt" for split in _HTTP_SPLITS)}
 

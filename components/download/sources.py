@@ -41,21 +41,28 @@ class Ref:
 
 @dataclass(frozen=True)
 class Raw:
-    """One sample as the source has it. image: encoded bytes, or pixels where the source draws them itself."""
+    """One sample as the source has it.
+
+    image: encoded bytes, or pixels where the source draws them itself; label: its class, -1: none; labels: its classes
+    where a picture may have several or none, None elsewhere.
+    """
 
     image: bytes | Pixels
     captions: tuple[str, ...] = ()
     label: int = -1
     origin: str = ""
+    labels: tuple[int, ...] | None = None
 
 
 class Source(ABC):
     """A source of pictures. It is a context manager; what it keeps on disk goes at the end.
 
     fingerprint: of all that the output depends on besides the parameters; known once the source is open.
+    kind: what it says of itself, one of prompts.KINDS; empty where it says nothing.
     """
 
     fingerprint: str = ""
+    kind: str = ""
     class_names: Sequence[str] = ()
     templates: Sequence[str] = ()
 

@@ -19,6 +19,7 @@ from components.errors import PermanentError
 from components.images import ImageError, decode, encode, fit_square
 from components.manifest import Artifact, Commit, FileEntry, SampleNote, ShardEntry
 from components.progress import progress
+from components.prompts import DATASET_TYPE
 from components.report import Report
 from components.shards import Sample, write_shard
 from components.signals import stop_on_sigterm
@@ -94,6 +95,7 @@ def make_sample(ref: Ref, raw: Raw, source: Source, params: DownloadParams) -> S
         "captions": list(raw.captions),
         "class": raw.label,
         "class_name": source.class_names[raw.label] if raw.label >= 0 else "",
+        **({"classes": list(raw.labels)} if raw.labels is not None else {}),
         "width": size,
         "height": size,
         "original_width": width,
@@ -150,9 +152,8 @@ def _write(
 
 
 def _class_files(commit: Commit, source: Source) -> list[FileEntry]:
-    if not source.class_names:
-        return []
-    texts = {CLASSNAMES: source.class_names, TEMPLATES: source.templates}
+    texts = {CLASSNAMES: source.class_names, TEMPLATES: source.templates} if source.class_names else {}
+    texts |= {DATASET_TYPE: [source.kind]} if source.kind else {}
     return [commit.put_file(name, "".join(f"{line}\n" for line in lines).encode()) for name, lines in texts.items()]
 
 

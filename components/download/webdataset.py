@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import re
 from collections import OrderedDict
 from typing import Any
+
+import numpy as np
 
 from components.config import DownloadParams
 from components.download.fetch import Tree
@@ -23,8 +27,9 @@ from components.download.sources import (
     unique,
 )
 from components.errors import PermanentError
+from components.evalsets import shipped_prompts
 from components.images import EXTENSIONS, ImageError
-from components.prompts import parse_class_names, parse_templates
+from components.prompts import DATASET_TYPE, parse_class_names, parse_kind, parse_templates
 from components.shards import IndexedShard
 
 MAX_OPEN = 64  # tars mapped at a time: a split's samples may be scattered over all of them
@@ -73,10 +78,23 @@ class WebdatasetSource(Source):
             raise PermanentError(
                 f"download.path {tree.url!r}: no .tar files there; expected *.tar, or train/ and test/ with tars"
             )
-        self.class_names, self.templates = class_files(tree, names)
-        texts = [name for name in (CLASSNAMES, TEMPLATES) if name in names]
+        if DATASET_TYPE in names:
+            self.kind = parse_kind(tree.read(DATASET_TYPE), f"{tree.url}/{DATASET_TYPE}")
+        if self.kind != "retrieval":
+            self.class_names, self.templates = class_files(tree, names)
+        texts = [name for name in (CLASSNAMES, TEMPLATES, DATASET_TYPE) if name in names]
         self.fingerprint = tree.fingerprint([*self._tars, *texts])
+        if not self.class_names and self.kind != "retrieval":
+            self._take_shipped(params.dataset)
         self._open: OrderedDict[int, IndexedShard] = OrderedDict()
+
+    def _take_shipped(self, dataset: str) -> None:
+        """Class names and templates of a known set that brings none."""
+        shipped = shipped_prompts(dataset)
+        if shipped is not None:
+            self.class_names, self.templates = (list(lines) for lines in shipped)
+            lines = "\n".join([self.fingerprint, *self.class_names, "", *self.templates])
+            self.fingerprint = hashlib.sha256(lines.encode()).hexdigest()
 
     def _list(self) -> list[Ref]:
         refs = []
@@ -112,16 +130,36 @@ class WebdatasetSource(Source):
         images = [ext for ext in EXTENSIONS if shard.has(ref.position, ext)]
         if not images:
             raise ImageError("missing", f"{self._tars[ref.group]}: sample {shard.keys[ref.position]!r} has no picture")
-        meta = self._meta(shard, ref.position)
-        captions = _captions(meta)
-        if shard.has(ref.position, "txt"):
-            text = bytes(shard.field(ref.position, "txt")).decode("utf-8", "replace").strip()
-            captions = tuple(dict.fromkeys((text, *captions))) if text else captions
-        label = self._label(shard, ref.position)
-        if not captions and label < 0:
+        captions = self._texts(shard, ref.position)
+        labels = self._labels(shard, ref.position) if self.kind == "multilabel" else None
+        label = self._label(shard, ref.position) if labels is None else -1
+        if not captions and label < 0 and labels is None:
             raise Skip("no_caption", "neither a caption nor a known class")
         origin = f"{self._tars[ref.group]}/{shard.keys[ref.position]}.{images[0]}"
-        return Raw(bytes(shard.field(ref.position, images[0])), captions, label, origin)
+        return Raw(bytes(shard.field(ref.position, images[0])), captions, label, origin, labels)
+
+    def _texts(self, shard: IndexedShard, position: int) -> tuple[str, ...]:
+        """Captions: in a retrieval set a line each, as CLIP_benchmark has them; else the text and those of the json."""
+        text = ""
+        if shard.has(position, "txt"):
+            text = bytes(shard.field(position, "txt")).decode("utf-8", "replace").strip()
+        if self.kind == "retrieval":
+            return tuple(line for line in text.splitlines() if line.strip())
+        captions = _captions(self._meta(shard, position))
+        return tuple(dict.fromkeys((text, *captions))) if text else captions
+
+    def _labels(self, shard: IndexedShard, position: int) -> tuple[int, ...]:
+        """Classes from a vector of zeros and ones, one a class name."""
+        if not shard.has(position, "npy"):
+            raise Skip("no_class", "a multilabel set needs a .npy of zeros and ones a picture")
+        try:
+            marks = np.load(io.BytesIO(shard.field(position, "npy")), allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise Skip("bad_class", f"not a .npy file: {error}") from None
+        if marks.shape != (len(self.class_names),) or not np.isin(marks, (0, 1)).all():
+            named = f"{len(self.class_names)} zeros and ones, one a line of {CLASSNAMES}"
+            raise Skip("bad_class", f"an array of shape {marks.shape}; expected {named}")
+        return tuple(np.flatnonzero(marks).tolist())
 
     def _label(self, shard: IndexedShard, position: int) -> int:
         if not self.class_names or not shard.has(position, "cls"):

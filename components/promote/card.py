@@ -12,7 +12,11 @@ from components.figures import percent, ratio, title_of
 from components.manifest import Artifact, FileEntry
 from components.package import splats_row
 
-TYPES = {"classification": "image-classification", "retrieval": "image-text-retrieval"}
+TYPES = {
+    "classification": "image-classification",
+    "multilabel": "image-classification",
+    "retrieval": "image-text-retrieval",
+}
 USE = """\
 The model embeds pictures that are stored as 2D Gaussian splats (`.gs2d` files) in the space of its teacher, a CLIP, and
 so compares them with texts without drawing them. It is made for research on such representations: classification by

@@ -90,9 +90,9 @@ def build_readers(
 
 def drawn(splats: SplatBatch, side: int, wanted: int, threads: int) -> Tensor:
     """Pictures uint8 [B, wanted, wanted, 3] of splats of side x side pixels, resized as photographs are."""
-    arrays = (part.numpy() for part in (splats.means, splats.cholesky, splats.colors))
+    means, cholesky, colors = (part.numpy() for part in (splats.means, splats.cholesky, splats.colors))
     counts = splats.mask.sum(1).numpy().astype(np.int32)
-    pictures = render_pictures(PaddedSplats(*arrays, counts), side, side, threads=threads)
+    pictures = render_pictures(PaddedSplats(means, cholesky, colors, counts), side, side, threads=threads)
     if wanted != side:
         pictures = np.stack([fit_square(picture, wanted) for picture in pictures])
     return torch.from_numpy(pictures)

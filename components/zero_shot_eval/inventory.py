@@ -136,6 +136,27 @@ def take_inventory(images: Artifact, splats: Artifact, split: str) -> Inventory:
     )
 
 
+def read_labels(images: Artifact, inventory: Inventory, num_classes: int) -> dict[str, tuple[int, ...]]:
+    """The classes that each picture of a multilabel set shows; a picture whose json names none is left out.
+
+    Raises PermanentError where the json is damaged, or names a class beyond num_classes.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for key, data in fetch(images, {key: one.shard for key, one in inventory.photographs.items()}, ["json"]).items():
+        try:
+            listed = json.loads(data).get("classes")
+            if listed is not None:
+                found[key] = tuple(int(number) for number in listed)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise PermanentError(f"{images.url}: {key}.json is damaged ({error!r}); make the set again") from error
+        if any(not 0 <= number < num_classes for number in found.get(key, ())):
+            raise PermanentError(
+                f"{images.url}: picture {key!r} is of the classes {list(found[key])}, but classnames.txt names "
+                f"{num_classes} (0..{num_classes - 1})"
+            )
+    return found
+
+
 def fetch(artifact: Artifact, wanted: dict[str, ShardEntry], extensions: Iterable[str]) -> dict[str, bytes]:
     """Bytes of the first field of `extensions` of each wanted key, wherever it lies."""
     choices = tuple(extensions)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from components.contrastive import prompt_classifier
 from components.errors import PermanentError
@@ -23,19 +24,28 @@ from components.zero_shot_eval.inventory import Inventory
 
 @dataclass(frozen=True)
 class Judged:
-    """task: "classification" or "retrieval"; rows; chance by metric; weights: metric -> what a picture weighs [n]."""
+    """task: one of prompts.KINDS; rows; chance by metric; weights: metric -> what a picture weighs [n].
+
+    truth: class numbers [n], or whether a picture shows a class [n, C]; None in retrieval.
+    """
 
     task: str
     rows: list[rows.Row]
     chance: dict[str, float]
     weights: dict[str, FloatArray]
+    truth: NDArray[np.int64] | NDArray[np.bool_] | None = None
 
 
 def select(
-    embedded: Embedded, inventory: Inventory, class_names: tuple[str, ...], where: str
+    embedded: Embedded,
+    inventory: Inventory,
+    class_names: tuple[str, ...],
+    where: str,
+    labels: Mapping[str, tuple[int, ...]] | None = None,
 ) -> tuple[Embedded, Inventory]:
     """Leave out pictures without a class (or, without class_names, without a caption) and count them in left_out.
 
+    labels: of a multilabel set, key -> the classes that the picture shows; a picture may show none of them.
     Raises PermanentError for a class number without a name, and where nothing is left.
     """
     if set(embedded.keys) != set(inventory.photographs):
@@ -43,7 +53,9 @@ def select(
             f"{where}: {len(embedded.keys)} pictures were read, {len(inventory.keys)} are listed; make the set again"
         )
     captions = [[text for text in given if text.strip()] for given in embedded.captions]
-    if class_names:
+    if labels is not None:
+        usable, reason = np.array([key in labels for key in embedded.keys]), "without classes"
+    elif class_names:
         beyond = np.flatnonzero(embedded.classes >= len(class_names))
         if len(beyond):
             raise PermanentError(
@@ -110,9 +122,15 @@ def _setting(reader: Reader, found: Mapping[str, str]) -> str:
 
 
 def classify(
-    readers: list[Reader], embedded: Embedded, teacher: LoadedTeacher, prompts: Prompts, found: Mapping[str, str]
+    readers: list[Reader],
+    embedded: Embedded,
+    teacher: LoadedTeacher,
+    prompts: Prompts,
+    found: Mapping[str, str],
+    *,
+    labels: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Judged:
-    """Prompt ensembles over the set's classes; found: what `settings` returned."""
+    """Prompt ensembles over the set's classes; found: what `settings` returned; labels: as `select` takes them."""
 
     def classifier(reader: Reader) -> Features:
         clip: Any = reader.clip
@@ -121,16 +139,19 @@ def classify(
         return array
 
     columns = text_features(readers, classifier)
-    scored = [
-        rows.classification_row(
-            reader.name,
-            _setting(reader, found),
-            embedded.features[reader.name] @ columns[reader.name],
-            embedded.classes,
-        )
-        for reader in readers
-    ]
-    return Judged("classification", scored, rows.classification_chance(len(prompts.class_names)), {})
+    logits = {reader.name: embedded.features[reader.name] @ columns[reader.name] for reader in readers}
+    if labels is None:
+        scored = [
+            rows.classification_row(one.name, _setting(one, found), logits[one.name], embedded.classes)
+            for one in readers
+        ]
+        chance = rows.classification_chance(len(prompts.class_names))
+        return Judged("classification", scored, chance, {}, embedded.classes)
+    truth = np.zeros((len(embedded.keys), len(prompts.class_names)), dtype=bool)
+    for i, key in enumerate(embedded.keys):
+        truth[i, list(labels[key])] = True
+    scored = [rows.multilabel_row(one.name, _setting(one, found), logits[one.name], truth) for one in readers]
+    return Judged("multilabel", scored, rows.multilabel_chance(truth), {}, truth)
 
 
 def retrieve(

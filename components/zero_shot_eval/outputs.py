@@ -17,6 +17,7 @@ from components.manifest import Artifact, Manifest, canonical, output_key
 from components.splats import Splats, compression_ratio
 from components.zero_shot_eval.embed import Embedded
 from components.zero_shot_eval.inventory import Inventory, Photograph, SplatFile, fetch
+from components.zero_shot_eval.predictions import Truth, classes_of
 from components.zero_shot_eval.rows import Row
 from components.zero_shot_eval.sheet import SheetPicture, choose, draw_sheet, to_png
 from components.zero_shot_eval.wording import is_zero_shot
@@ -123,7 +124,7 @@ def benchmark_files(rows: Sequence[Row], *, dataset: str, model: str, pretrained
             "dataset": dataset,
             "model": model,
             "pretrained": pretrained if row.name == "teacher" else f"{pretrained}+{row.name}",
-            "task": f"zeroshot_{task}",
+            "task": "zeroshot_retrieval" if task == "retrieval" else "zeroshot_classification",
             "metrics": {name: round(value, 6) for name, value in row.metrics.items()},
             "language": "en",
             "setting": row.setting,
@@ -133,29 +134,37 @@ def benchmark_files(rows: Sequence[Row], *, dataset: str, model: str, pretrained
     return files
 
 
-def per_class_csv(rows: Sequence[Row], class_names: Sequence[str], counts: Sequence[int]) -> bytes:
+def per_class_csv(rows: Sequence[Row], class_names: Sequence[str], truth: Truth | None) -> bytes:
     """class, pictures, recall of the splats row, then of each other row; empty where a class has no pictures.
 
-    No classes (retrieval): the heading alone.
+    Of a multilabel set average_precision instead of recall. No classes (retrieval): the heading alone.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     others = [row for row in rows if row.name != SPLATS]
     ordered = [row for row in rows if row.name == SPLATS] + others
-    writer.writerow(["class", "pictures", "recall", *(f"recall_{row.name}" for row in others)])
+    several = truth is not None and truth.ndim == 2
+    counts = [] if truth is None else truth.sum(0) if several else np.bincount(truth, minlength=len(class_names))
+    figure = "average_precision" if several else "recall"
+    writer.writerow(["class", "pictures", figure, *(f"{figure}_{row.name}" for row in others)])
     for i, name in enumerate(class_names):
-        recalls = [row.class_recall[i] if row.class_recall is not None else math.nan for row in ordered]
-        shown = ["" if math.isnan(value) else f"{value:.6f}" for value in recalls]
-        writer.writerow([name, counts[i], *shown])
+        values = [row.by_class[i] if row.by_class is not None and counts[i] else math.nan for row in ordered]
+        shown = ["" if math.isnan(value) else f"{value:.6f}" for value in values]
+        writer.writerow([name, int(counts[i]), *shown])
     return text.getvalue().encode()
 
 
-def _captioned(embedded: Embedded, row: Row, class_names: Sequence[str]) -> dict[str, tuple[str, str, bool | None]]:
-    """Key -> what the picture shows (class or caption), what the row took it for, and whether they agree."""
-    if row.predictions is None:
+def _captioned(
+    embedded: Embedded, truth: Truth | None, row: Row, class_names: Sequence[str]
+) -> dict[str, tuple[str, str, bool | None]]:
+    """Key -> what the picture shows (classes or caption), what the row took it for, and whether they agree."""
+    if row.predictions is None or truth is None:
         texts = zip(embedded.keys, embedded.captions, strict=True)
         return {key: (captions[0], "", None) for key, captions in texts}
-    pairs = zip(embedded.keys, embedded.classes.tolist(), row.predictions.tolist(), strict=True)
+    if truth.ndim == 2:
+        marked = zip(embedded.keys, truth, row.predictions.tolist(), strict=True)
+        return {key: (classes_of(own, class_names), class_names[guess], bool(own[guess])) for key, own, guess in marked}
+    pairs = zip(embedded.keys, truth.tolist(), row.predictions.tolist(), strict=True)
     return {key: (class_names[truth], class_names[guess], truth == guess) for key, truth, guess in pairs}
 
 
@@ -166,6 +175,7 @@ def contact_sheet(
     embedded: Embedded,
     row: Row,
     *,
+    truth: Truth | None,
     class_names: Sequence[str],
     title: tuple[str, str],
     num_sheet: int,
@@ -177,11 +187,11 @@ def contact_sheet(
     chosen = [keys[i] for i in choose(psnr, num_sheet)]
     photos = fetch(images, {key: inventory.photographs[key].shard for key in chosen}, EXTENSIONS)
     files = fetch(splats, {key: inventory.splats[key].shard for key in chosen}, ["gs2d"])
-    captions = _captioned(embedded, row, class_names)
+    captions = _captioned(embedded, truth, row, class_names)
     pictures = []
     for key in chosen:
         one = Splats.unpack(files[key], f"{splats.url}: {key}.gs2d")
-        truth, guess, right = captions[key]
+        shown, guess, right = captions[key]
         pictures.append(
             SheetPicture(
                 photo=decode_rgb(photos[key]),
@@ -193,7 +203,7 @@ def contact_sheet(
                 num_bytes=len(files[key]),
                 photo_bytes=len(photos[key]),
                 photo_format=inventory.photographs[key].format,
-                truth=truth,
+                truth=shown,
                 guess=guess,
                 right=right,
             )

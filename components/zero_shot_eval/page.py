@@ -39,7 +39,7 @@ def _name(run: Run) -> str:
 
 def body(run: Run, tags: Mapping[str, str]) -> Html:
     """The page of one evaluation."""
-    mistakes = "What was taken for what" if run.scores["task"] == "classification" else "Recall"
+    answers = {"classification": "What was taken for what", "multilabel": "By class", "retrieval": "Recall"}
     return join(
         [
             el("header", el("p", "SplatCLIP evaluation", class_="eyebrow"), el("h1", _name(run)), heading_line(run)),
@@ -48,7 +48,7 @@ def body(run: Run, tags: Mapping[str, str]) -> Html:
             section("scores", "Scores", *score_parts(run)),
             section("pictures", "Photographs and their splats", *gallery(run)),
             section("size", "Size and fidelity", *size_parts(run)),
-            section("answers", mistakes, *answer_parts(run)),
+            section("answers", answers[run.scores["task"]], *answer_parts(run)),
             section("training", "Training", *training_parts(run)),
             section("origin", "Versions and lineage", *origin_parts(run, tags)),
         ]

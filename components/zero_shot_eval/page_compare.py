@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from components.figures import heading, label, percent, ratio, settings, title_of
-from components.scores import Estimate, FloatArray, confusion_matrix, per_class_recall
+from components.scores import Estimate, FloatArray
 from components.zero_shot_eval.page_charts import Bar, Span, bars, histogram, interval_chart
 from components.zero_shot_eval.page_data import Run
 from components.zero_shot_eval.page_difference import (
@@ -24,6 +24,7 @@ from components.zero_shot_eval.page_origin import lineage, origin_blocks
 from components.zero_shot_eval.page_scores import (
     LISTED,
     answer_parts,
+    by_class,
     confusions,
     recall_table,
     signed,
@@ -193,6 +194,8 @@ def _answers(pair: Pair) -> list[Html]:
         return [el("div", el("h3", name), *answer_parts(run)) for run, name in ((a, "A"), (b, "B"))]
     if a.scores["task"] == "retrieval":
         return [*_shared(pair), *(_titled(name, recall_table(run)) for run, name in ((a, "a"), (b, "b")))]
+    if a.scores["task"] == "multilabel":
+        return [el("div", *_shared(pair), _class_table(pair), class_="two")]
     matrices = (_titled(name, confusions(run)) for run, name in ((a, "a"), (b, "b")))
     return [
         el("div", *_shared(pair), _class_table(pair), class_="two"),
@@ -206,29 +209,30 @@ def _titled(letter: str, inner: Html) -> Html:
 
 def _shared(pair: Pair) -> list[Html]:
     """How many pictures both readers got right, or only one of them; where they scored the same ones."""
-    metric = "acc1" if pair.a.scores["task"] == "classification" else "text_retrieval_recall@5"
+    metric = pair.a.right_metric
     if not pair.same_pictures:
         return []
     one, two = (run.predictions.hits[metric]["splats"] > 0 for run in (pair.a, pair.b))
     counts = {"both": one & two, "only A": one & ~two, "only B": two & ~one, "neither": ~one & ~two}
     share = [[name, f"{which.sum():,}", f"{100 * which.mean():.1f} %"] for name, which in counts.items()]
-    what = "Right from splats" if metric == "acc1" else "A fitting caption among the first five, from splats"
+    what = {
+        "classification": "Right from splats",
+        "multilabel": "Best-scored class is one of the picture's, from splats",
+        "retrieval": "A fitting caption among the first five, from splats",
+    }[pair.a.scores["task"]]
     return [table(["in", "pictures", "share"], share, caption=f"{what}, picture by picture")]
 
 
 def _class_table(pair: Pair) -> Html:
-    """Recall by class of both splat readers, the largest differences first."""
-    recalls = []
-    for run in (pair.a, pair.b):
-        seen = run.predictions
-        counts = confusion_matrix(seen.guesses["splats"], seen.classes, len(run.scores["class_names"]))
-        recalls.append(100 * per_class_recall(counts))
+    """Recall or average precision by class of both splat readers, the largest differences first."""
+    found = [by_class(run) for run in (pair.a, pair.b)]
+    recalls = [100 * values for _, values in found]
     apart = recalls[0] - recalls[1]
     known = [int(i) for i in np.argsort(-np.abs(apart), kind="stable") if np.isfinite(apart[i])]
     names = pair.a.scores["class_names"]
     rows = [[names[i], f"{recalls[0][i]:.1f}", f"{recalls[1][i]:.1f}", signed(float(apart[i]))] for i in known[:LISTED]]
     most = f"; the {LISTED} of {len(known):,} that differ most" if len(known) > LISTED else ""
-    return table(["class", "A", "B", "A − B"], rows, caption=f"Recall by class from splats, %{most}")
+    return table(["class", "A", "B", "A − B"], rows, caption=f"{found[0][0]} by class from splats, %{most}")
 
 
 def _origin(pair: Pair, tags: Mapping[str, str]) -> list[Html]:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import PermanentError, UsageError
+from components.evalsets import ACC1
 from components.figures import check_format
 from components.manifest import Artifact, Manifest, open_artifact, read_manifest
 from components.store import Store, StoreNotFound, open_store
-from components.zero_shot_eval.predictions import NAME, Predictions, read_predictions
+from components.zero_shot_eval.predictions import FIRST_GUESS, NAME, Predictions, read_predictions
 
 STAGE = "zero_shot_eval"
 CURVE = "curve.csv"
@@ -30,6 +31,9 @@ ROLES = {
     "adapter.splats": "splats the splat reader trained on",
     "teacher.images": "pictures the teacher trained on",
 }
+
+
+RIGHT = {"classification": ACC1, "multilabel": FIRST_GUESS, "retrieval": "text_retrieval_recall@5"}
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,11 @@ class Run:
     def row_names(self) -> list[str]:
         """The rows of the scores, in order."""
         return [row["name"] for row in self.scores["rows"]]
+
+    @property
+    def right_metric(self) -> str:
+        """The figure that says of each picture whether it was answered rightly."""
+        return RIGHT[self.scores["task"]]
 
     def row(self, name: str) -> dict[str, Any] | None:
         """A row of the scores."""

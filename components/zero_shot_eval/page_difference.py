@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from components.figures import base_of
-from components.scores import Estimate, FloatArray, bootstrap_means, estimate
+from components.scores import Estimate, FloatArray, estimate
 from components.zero_shot_eval.page_data import ROLES, Run
 from components.zero_shot_eval.page_origin import backends, written
+from components.zero_shot_eval.predictions import draw
 
 NORMAL = 1.959964  # standard deviations either side that hold 95 % of a mean's distribution
 
@@ -60,12 +61,13 @@ class Pair:
 def _samples(pair: Pair, metric: str, rows: list[str]) -> tuple[list[FloatArray], list[FloatArray]]:
     """Bootstrap means of the rows in A and in B; the same pictures are drawn for both where they are the same."""
     count, seed = (int(pair.a.artifact.manifest.params[name]) for name in ("num_bootstrap", "seed"))
-    hits = [[run.predictions.hits[metric][row] for row in rows] for run in (pair.a, pair.b)]
-    weights = [run.predictions.weights.get(metric) for run in (pair.a, pair.b)]
     if pair.same_pictures:
-        means = bootstrap_means(np.stack([*hits[0], *hits[1]]), count, seed, weights[0])
-        return list(means[: len(rows)]), list(means[len(rows) :])
-    one, two = (bootstrap_means(np.stack(hits[i]), count, seed + i, weights[i]) for i in (0, 1))
+        drawn = draw(metric, [(run.predictions, row) for run in (pair.a, pair.b) for row in rows], count, seed)
+        return list(drawn[: len(rows)]), list(drawn[len(rows) :])
+    one, two = (
+        draw(metric, [(run.predictions, row) for row in rows], count, seed + i)
+        for i, run in enumerate((pair.a, pair.b))
+    )
     return list(one), list(two)
 
 

@@ -17,6 +17,7 @@ from components.store import StoreNotFound
 from components.zero_shot_eval.inventory import JPEG_QUALITY, opened
 from components.zero_shot_eval.page_data import Run
 from components.zero_shot_eval.page_markup import Html, data_uri, el
+from components.zero_shot_eval.predictions import classes_of
 from components.zero_shot_eval.sheet import SheetPicture, choose, line_colors, outlines
 
 Pixels = NDArray[np.uint8]
@@ -204,16 +205,18 @@ def other_sizes(picture: Picture) -> str:
 
 
 def shown(run: Run, i: int) -> str:
-    """What a picture shows: its class, or its first caption."""
+    """What a picture shows: its class or classes, or its first caption."""
     seen = run.predictions
+    if seen.truth is not None:
+        return classes_of(seen.truth[i], run.scores["class_names"])
     return run.scores["class_names"][int(seen.classes[i])] if len(seen.classes) else seen.captions[i]
 
 
 def verdict(run: Run, i: int, row: str = "splats") -> Html:
     """What a row made of the picture: the class it took it for, or where its own caption came."""
     seen = run.predictions
-    if len(seen.classes):
-        guess, right = int(seen.guesses[row][i]), bool(seen.hits["acc1"][row][i])
+    if seen.guesses:
+        guess, right = int(seen.guesses[row][i]), bool(seen.hits[run.right_metric][row][i])
         words = f"{'✓' if right else '✗'} {run.scores['class_names'][guess]}"
         return el("span", words, class_="good" if right else "bad")
     first, five = (bool(seen.hits[f"text_retrieval_recall@{k}"][row][i]) for k in (1, 5))

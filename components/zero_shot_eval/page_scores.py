@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from components.class_scores import average_precision
 from components.figures import (
     TITLES,
     base_of,
@@ -20,7 +21,7 @@ from components.figures import (
     ratio,
     title_of,
 )
-from components.scores import confusion_matrix
+from components.scores import FloatArray, confusion_matrix, per_class_recall
 from components.zero_shot_eval.page_charts import Bar, Span, bars, histogram, interval_chart
 from components.zero_shot_eval.page_data import Run, content
 from components.zero_shot_eval.page_markup import Html, details, el, join, pairs, table, whole
@@ -28,6 +29,11 @@ from components.zero_shot_eval.rows import RECALL_AT
 
 MATRIX_CLASSES = 30  # more do not fit a screen; their confusions are listed instead
 LISTED = 20
+ANSWERS = {
+    "acc1": "names the right class for",
+    "image_retrieval_recall@5": "finds the picture among the first five for",
+    "text_retrieval_recall@5": "finds a fitting caption among the first five for",
+}
 
 
 def signed(value: float, digits: int = 1) -> str:
@@ -52,13 +58,10 @@ def verdict(run: Run) -> Html:
     for who, metric in zip(("The splat reader", "It"), scores["headline"], strict=False):
         figure = row["figures"][metric]
         share = figure["ratio"][f"to_{base}"]
-        what = {
-            "acc1": "names the right class for",
-            "image_retrieval_recall@5": "finds the picture among the first five for",
-            "text_retrieval_recall@5": "finds a fitting caption among the first five for",
-        }.get(metric, f"reaches, in {title_of(metric)},")
+        what = ANSWERS.get(metric, f"reaches, in {title_of(metric)},")
         value, interval = _parted(percent(figure), " %")
-        words += [f"{who} {what} ", whole(f"{value} {interval}"), f" of the {_asked(metric)}"]
+        words += [f"{who} {what} ", whole(f"{value} {interval}")]
+        words += [f" of the {_asked(metric)}"] if metric in ANSWERS else []
         if share is not None:
             words += ["; that is ", whole(ratio(share)), f" of what {_reader(base)} reaches on the photographs"]
         words.append(". ")
@@ -171,6 +174,8 @@ def answer_parts(run: Run) -> list[Html]:
     """Which classes were taken for which, or recall at each depth."""
     if run.scores["task"] == "retrieval":
         return [recall_table(run)]
+    if run.scores["task"] == "multilabel":
+        return [class_table(run)]
     return [el("div", confusions(run), class_table(run), class_="two")]
 
 
@@ -179,6 +184,15 @@ def confusions(run: Run) -> Html:
     names, seen = run.scores["class_names"], run.predictions
     counts = confusion_matrix(seen.guesses["splats"], seen.classes, len(names))
     return _matrix(counts, names) if len(names) <= MATRIX_CLASSES else _mistakes(counts, names)
+
+
+def by_class(run: Run) -> tuple[str, FloatArray]:
+    """What the splat reader's answers are scored by in each class, and that figure [C]."""
+    seen = run.predictions
+    if seen.truth is not None:
+        return "Average precision", average_precision(seen.class_scores["splats"], seen.truth)
+    counts = confusion_matrix(seen.guesses["splats"], seen.classes, len(run.scores["class_names"]))
+    return "Recall", per_class_recall(counts)
 
 
 def recall_table(run: Run) -> Html:
@@ -225,18 +239,19 @@ def _mistakes(counts: np.ndarray, names: list[str]) -> Html:
 
 
 def class_table(run: Run) -> Html:
-    """Recall by class, from per_class.csv, the classes where the splat reader falls furthest behind first."""
+    """Recall or average precision by class, from per_class.csv; those where splats fall furthest behind first."""
     lines = list(csv.DictReader(io.StringIO(content(run.artifact, "per_class.csv").decode())))
     base = base_of(run.scores)
-    known = [one for one in lines if one["recall"]]
-    known.sort(key=lambda one: float(one["recall"]) - float(one[f"recall_{base}"]))
+    column = "recall" if run.scores["task"] == "classification" else "average_precision"
+    known = [one for one in lines if one[column]]
+    known.sort(key=lambda one: float(one[column]) - float(one[f"{column}_{base}"]))
     cut = len(known) > MATRIX_CLASSES
     rows = []
     for one in known[:LISTED] if cut else known:
-        own, other = 100 * float(one["recall"]), 100 * float(one[f"recall_{base}"])
+        own, other = 100 * float(one[column]), 100 * float(one[f"{column}_{base}"])
         rows.append([one["class"], f"{int(one['pictures']):,}", f"{own:.1f}", f"{other:.1f}", signed(own - other)])
     most = f"; the {LISTED} of {len(known):,} furthest behind" if cut else ""
-    caption = f"Recall by class, %{most}"
+    caption = f"{column.replace('_', ' ').capitalize()} by class, %{most}"
     return table(["class", "pictures", "splats", base, "difference"], rows, caption=caption)
 
 

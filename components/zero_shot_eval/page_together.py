@@ -36,8 +36,7 @@ def _groups(pair: Pair) -> list[tuple[str, list[int]]]:
         found.append(("Where A gains most PSNR over B", order[: -EACH - 1 : -1]))
         found.append(("Where A gains least or loses", order[:EACH]))
     else:
-        metric = "acc1" if "acc1" in one.hits else "text_retrieval_recall@5"
-        left, right = (seen.hits[metric]["splats"] > 0 for seen in (one, two))
+        left, right = (seen.hits[pair.a.right_metric]["splats"] > 0 for seen in (one, two))
         for title, which in (("Right in A only", left & ~right), ("Right in B only", right & ~left)):
             places = np.flatnonzero(which)
             found.append((title, [int(places[i]) for i in choose(one.psnr_db[places], EACH)] if len(places) else []))

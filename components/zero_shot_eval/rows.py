@@ -7,8 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from components import scores
+from components.class_scores import (
+    average_precision,
+    average_precision_chance,
+    bootstrap_average_precision,
+    bootstrap_class_recall,
+)
+from components.evalsets import ACC1, AVERAGE_PRECISION, CLASS_RECALL
 from components.scores import Estimate, FloatArray
 
 BASES = ("control", "control_stage1", "teacher")  # what ratios are taken to, where there
@@ -28,17 +36,20 @@ class Row:
     """One model on the n scored pictures.
 
     name: a key of LABELS; setting: in which sense it was tested (see wording.py); metrics: what CLIP_benchmark reports;
-    hits: metric -> value a picture [n]; class_recall [C], NaN for a class without pictures, None in retrieval;
-    predictions [n], None in retrieval; text_ranks [n], image_ranks [captions]: as scores.Retrieval has them, None in
-    classification.
+    n: pictures; hits: metric -> value a picture [n], of figures that are means over pictures; by_class [C]: recall, NaN
+    for a class without pictures, or average precision, None in retrieval; predictions [n]: the first guess, None in
+    retrieval; class_scores [n, C]: of a multilabel set alone; text_ranks [n], image_ranks [captions]: as
+    scores.Retrieval has them, of retrieval alone.
     """
 
     name: str
     setting: str
+    n: int
     metrics: dict[str, float]
     hits: dict[str, FloatArray]
-    class_recall: FloatArray | None = None
+    by_class: FloatArray | None = None
     predictions: scores.IntArray | None = None
+    class_scores: FloatArray | None = None
     text_ranks: scores.IntArray | None = None
     image_ranks: scores.IntArray | None = None
 
@@ -46,14 +57,28 @@ class Row:
 def classification_row(name: str, setting: str, logits: Any, targets: Any) -> Row:
     """Score logits [n, C] against class numbers [n]."""
     result = scores.classify(logits, targets)
-    metrics = {"acc1": result.acc1, "acc5": result.acc5, "mean_per_class_recall": result.mean_per_class_recall}
-    hits = {"acc1": result.hits1.astype(np.float64), "acc5": result.hits5.astype(np.float64)}
-    return Row(name, setting, metrics, hits, scores.per_class_recall(result.confusion), result.predictions)
+    metrics = {ACC1: result.acc1, "acc5": result.acc5, CLASS_RECALL: result.mean_per_class_recall}
+    hits = {ACC1: result.hits1.astype(np.float64), "acc5": result.hits5.astype(np.float64)}
+    recall = scores.per_class_recall(result.confusion)
+    return Row(name, setting, len(result.predictions), metrics, hits, recall, result.predictions)
 
 
 def classification_chance(num_classes: int) -> dict[str, float]:
-    """What guessing scores: 1 / C, and min(5, C) / C."""
-    return {"acc1": 1.0 / num_classes, "acc5": min(5, num_classes) / num_classes}
+    """What guessing scores: 1 / C, min(5, C) / C, and 1 / C for each class."""
+    return {ACC1: 1.0 / num_classes, "acc5": min(5, num_classes) / num_classes, CLASS_RECALL: 1.0 / num_classes}
+
+
+def multilabel_row(name: str, setting: str, logits: Any, truth: Any) -> Row:
+    """Score logits [n, C] against truth [n, C]: whether each picture shows each class."""
+    values = np.asarray(logits, dtype=np.float64)
+    precision = average_precision(values, truth)
+    metrics = {AVERAGE_PRECISION: float(precision.mean())}
+    return Row(name, setting, len(values), metrics, {}, precision, values.argmax(1).astype(np.int64), values)
+
+
+def multilabel_chance(truth: Any) -> dict[str, float]:
+    """What a random order scores."""
+    return {AVERAGE_PRECISION: float(average_precision_chance(truth).mean())}
 
 
 def retrieval_row(name: str, setting: str, similarity: Any, text_image: Any) -> Row:
@@ -65,13 +90,43 @@ def retrieval_row(name: str, setting: str, similarity: Any, text_image: Any) -> 
         metrics[f"text_retrieval_recall@{k}"] = result.text_recall(k)
         hits[f"image_retrieval_recall@{k}"] = result.image_hits(k)[0]
         hits[f"text_retrieval_recall@{k}"] = (result.text_ranks < k).astype(np.float64)
-    return Row(name, setting, metrics, hits, text_ranks=result.text_ranks, image_ranks=result.image_ranks)
+    n = len(result.text_ranks)
+    return Row(name, setting, n, metrics, hits, text_ranks=result.text_ranks, image_ranks=result.image_ranks)
 
 
 def retrieval_chance(text_image: Any) -> dict[str, float]:
     """What a random order scores."""
     images = {f"image_retrieval_recall@{k}": scores.image_chance(text_image, k) for k in RECALL_AT}
     return images | {f"text_retrieval_recall@{k}": scores.text_chance(text_image, k) for k in RECALL_AT}
+
+
+def hits_of(metric: str) -> str:
+    """The metric whose hits a mean over pictures or classes is made of."""
+    return ACC1 if metric == CLASS_RECALL else metric
+
+
+def resample(
+    metric: str,
+    values: Sequence[FloatArray | None],
+    num_bootstrap: int,
+    seed: int,
+    *,
+    weights: FloatArray | None = None,
+    truth: NDArray[np.int64] | NDArray[np.bool_] | None = None,
+) -> FloatArray:
+    """The metric of each row over pictures drawn with replacement, the same ones for all rows: [rows, num_bootstrap].
+
+    values: of each row the hits [n] under `hits_of(metric)`, or scores [n, C] for mean average precision; truth: as
+    `compare` takes it.
+    """
+    given = [one for one in values if one is not None]
+    if metric in (AVERAGE_PRECISION, CLASS_RECALL):
+        if truth is None:
+            raise ValueError(f"{metric} is resampled by class; what is true of the pictures was not given")
+        if metric == AVERAGE_PRECISION:
+            return bootstrap_average_precision(given, truth, num_bootstrap, seed)
+        return bootstrap_class_recall(np.stack(given), truth, num_bootstrap, seed)
+    return scores.bootstrap_means(np.stack(given), num_bootstrap, seed, weights)
 
 
 def _number(value: float) -> float:
@@ -111,26 +166,36 @@ def compare(
     weights: Mapping[str, FloatArray],
     num_bootstrap: int,
     seed: int,
+    *,
+    truth: NDArray[np.int64] | NDArray[np.bool_] | None = None,
 ) -> list[dict[str, Any]]:
     """The rows of scores.json, each figure with its interval and its ratios to the other rows in BASES.
 
-    weights: metric -> what a picture weighs in the mean [n] (its captions, in image retrieval); absent: 1.
+    weights: metric -> what a picture weighs in the mean [n] (its captions, in image retrieval); absent: 1. truth: class
+    numbers [n] or, of a multilabel set, whether a picture shows a class [n, C]; None in retrieval.
     A ratio is None where its base is not above chance (or 0) in every resampling.
     """
     bases = {row.name: row for base in BASES for row in rows if row.name == base}
     samples: dict[str, dict[str, FloatArray]] = {}
-    for metric in rows[0].hits:
-        hits = np.stack([row.hits[metric] for row in rows])
-        means = scores.bootstrap_means(hits, num_bootstrap, seed, weights.get(metric))
+    for metric in chance:
+        of_metric = hits_of(metric)
+        means = resample(
+            metric,
+            [row.hits.get(of_metric, row.class_scores) for row in rows],
+            num_bootstrap,
+            seed,
+            weights=weights.get(metric),
+            truth=truth,
+        )
         samples[metric] = {row.name: means[i] for i, row in enumerate(rows)}
     return [
         {
             "name": row.name,
             "label": LABELS[row.name],
             "setting": row.setting,
-            "n": len(next(iter(row.hits.values()))),
+            "n": row.n,
             "metrics": {name: _number(value) for name, value in row.metrics.items()},
-            "figures": {metric: _figure(metric, row, bases, samples[metric], chance[metric]) for metric in row.hits},
+            "figures": {metric: _figure(metric, row, bases, samples[metric], chance[metric]) for metric in samples},
         }
         for row in rows
     ]

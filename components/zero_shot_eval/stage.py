@@ -7,22 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from components.config import ZeroShotEvalParams, semantic
 from components.device import pick_device
 from components.errors import PermanentError, UsageError
+from components.evalsets import ACC1, AVERAGE_PRECISION
 from components.figures import FORMAT
 from components.loader import ImageSet
 from components.manifest import Artifact, Commit, canonical, open_artifact
 from components.openclip import load_teacher
-from components.prompts import load_prompts
+from components.prompts import load_kind, load_prompts
 from components.report import Report
 from components.signals import Stop, stop_on_sigterm
 from components.store import Store, open_store
 from components.zero_shot_eval import judge, outputs, predictions, rows
 from components.zero_shot_eval.embed import build_readers, embed_images
-from components.zero_shot_eval.inventory import jpeg_bytes, take_inventory
+from components.zero_shot_eval.inventory import jpeg_bytes, read_labels, take_inventory
 
 STAGE = "zero_shot_eval"
 VERSION = 3
@@ -30,7 +29,8 @@ KEPT = "scoring keeps nothing half done; run the same command again"
 TRAINED = ("trained", "trained_share", "trained_vision_share", "trained_all_share", "control_trained_share")
 MAKERS = {"images": "download", "teacher": "train_teacher", "splats": "splat_fit", "adapter": "train_adapter"}
 HEADLINE = {
-    "classification": ["acc1"],
+    "classification": [ACC1],
+    "multilabel": [AVERAGE_PRECISION],
     "retrieval": ["image_retrieval_recall@5", "text_retrieval_recall@5"],
 }
 
@@ -40,7 +40,8 @@ def run(params: ZeroShotEvalParams, *, images: str, teacher: str, splats: str, a
 
     Commits scores.json, per_class.csv, predictions.csv, benchmark/*.json and contact_sheet.png under `store`
     (docs/scores.md).
-    Classification where the image set has class names, otherwise retrieval on its captions.
+    Classification where the image set has class names (of several classes a picture where it says so), otherwise
+    retrieval on its captions.
     Raises UsageError where an input is another stage's output, PermanentError where inputs do not belong together, the
     split is missing or empty, or a class number has no name; Interrupted on SIGTERM or Ctrl-C.
     """
@@ -105,12 +106,15 @@ def _evaluate(
     readers = build_readers(adapter, teacher, side, device, params.threads)
     pictures = ImageSet(images, params.split, splats=splats, image_size=teacher.image_size)
     embedded = embed_images(readers, pictures, params.batch_size, stop)
-    embedded, inventory = judge.select(embedded, inventory, class_names, f"{images.url}, split {params.split}")
+    kind = load_kind(images)
+    labels = read_labels(images, inventory, len(class_names)) if kind == "multilabel" else None
+    where = f"{images.url}, split {params.split}"
+    embedded, inventory = judge.select(embedded, inventory, class_names, where, labels)
     settings = judge.settings(inputs, teacher, prompts, store)
     if prompts is None:
         judged = judge.retrieve(readers, embedded, teacher, settings, device)
     else:
-        judged = judge.classify(readers, embedded, teacher, prompts, settings)
+        judged = judge.classify(readers, embedded, teacher, prompts, settings, labels=labels)
     stop.check(KEPT)
     dataset = str(images.manifest.metrics.get("dataset", "unnamed"))
     model, pretrained = Path(teacher.model_name).stem, Path(teacher.pretrained).stem or "trained-here"
@@ -127,7 +131,9 @@ def _evaluate(
         "default_templates": prompts is not None and prompts.default_templates,
         "chance": {name: round(value, 6) for name, value in judged.chance.items()},
         "headline": HEADLINE[judged.task],
-        "rows": rows.compare(judged.rows, judged.chance, judged.weights, params.num_bootstrap, params.seed),
+        "rows": rows.compare(
+            judged.rows, judged.chance, judged.weights, params.num_bootstrap, params.seed, truth=judged.truth
+        ),
         "model": {"name": model, "pretrained": pretrained, "trained_here": teacher.trained_here},
         **outputs.size_figures(inventory, jpeg_bytes(images, inventory), splats.manifest.params["num_gaussians"]),
         "trained": {name: adapter.manifest.metrics[name] for name in TRAINED if name in adapter.manifest.metrics},
@@ -141,17 +147,17 @@ def _evaluate(
         inventory,
         embedded,
         next(row for row in judged.rows if row.name == outputs.SPLATS),
+        truth=judged.truth,
         class_names=class_names,
         title=(dataset, params.split),
         num_sheet=params.num_sheet,
         threads=params.threads,
     )
-    counts = np.bincount(embedded.classes, minlength=len(class_names)).tolist() if class_names else []
     names = {"dataset": dataset, "model": model, "pretrained": pretrained, "task": judged.task}
     files = {
         "scores.json": canonical(scores, indent=1),
-        "per_class.csv": outputs.per_class_csv(judged.rows, class_names, counts),
-        predictions.NAME: predictions.predictions_csv(judged.rows, embedded, inventory),
+        "per_class.csv": outputs.per_class_csv(judged.rows, class_names, judged.truth),
+        predictions.NAME: predictions.predictions_csv(judged.rows, embedded, inventory, judged.truth),
         "contact_sheet.png": sheet,
         **outputs.benchmark_files(judged.rows, **names),
     }
