@@ -12,6 +12,7 @@ from pathlib import Path
 
 from components import FLOW, STAGES, Stage, commands
 from components.errors import SplatClipError
+from components.evalsets import DEFAULT_ROOT
 from components.signals import interrupted_by_signals
 
 DEFAULT_STORE = "runs/store"
@@ -33,13 +34,11 @@ def _add_store(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_run(command: argparse.ArgumentParser) -> None:
+def _add_run(command: argparse.ArgumentParser, out: str = "runs/<params name>") -> None:
     _add_params(command)
     _add_store(command)
     command.add_argument("--no-tracking", action="store_true", help="record nothing in MLflow")
-    command.add_argument(
-        "--out", metavar="DIR", help="folder for manifests, scores and report.html (default: runs/<params name>)"
-    )
+    command.add_argument("--out", metavar="DIR", help=f"folder for manifests, scores and report.html (default: {out})")
 
 
 def _add_stage(command: argparse.ArgumentParser, stage: Stage) -> None:
@@ -69,6 +68,39 @@ def _add_stage(command: argparse.ArgumentParser, stage: Stage) -> None:
             metavar="NAME",
             help="for these two: the model (default: promote.model_name of --params, or splatclip)",
         )
+
+
+def _add_evaluate(command: argparse.ArgumentParser) -> None:
+    _add_run(command, out="runs/<params name>-sets")
+    command.add_argument(
+        "--sets",
+        nargs="+",
+        required=True,
+        metavar="NAME",
+        help="CLIP_benchmark's names, such as vtab/cifar10 or cifar10; all, classification or retrieval",
+    )
+    command.add_argument(
+        "--root",
+        default=DEFAULT_ROOT,
+        metavar="PLACE",
+        help="where the sets lie: a folder, s3://bucket/prefix or an http(s) address, with {dataset_cleaned} "
+        "(vtab-cifar10) or {dataset} (vtab/cifar10) in it, or wds_{dataset_cleaned} below it "
+        f"(default: {DEFAULT_ROOT})",
+    )
+    for item, maker in (("teacher", "train_teacher"), ("adapter", "train_adapter")):
+        command.add_argument(
+            f"--{item}", required=True, metavar="REF", help=f"what {maker} made: folder, s3:// prefix or manifest"
+        )
+    command.add_argument(
+        "--num-gaussians", nargs="+", type=_whole, default=(), metavar="N", help="instead of splat_fit.num_gaussians"
+    )
+    command.add_argument("--limit", type=_whole, default=0, metavar="N", help="pictures a set at most (default: all)")
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return int(text)
 
 
 def _add_pipeline(command: argparse.ArgumentParser) -> None:
@@ -118,6 +150,15 @@ def _parser() -> argparse.ArgumentParser:
         _add_stage(
             add(stage.command, stage.summary, f"splatclip {stage.command} --params params.yaml{needs}", call), stage
         )
+    _add_evaluate(
+        add(
+            "evaluate",
+            "evaluation sets by name: each downloaded, fitted and scored, then a summary",
+            "splatclip evaluate --params params.yaml --sets cifar10 imagenet1k --root /data/clip-benchmark "
+            "--teacher runs/params/manifests/train_teacher.json --adapter runs/params/manifests/train_adapter.json",
+            commands.evaluate,
+        )
+    )
     show = add("show", "the table of scores of an earlier run", "splatclip show runs/params", commands.show)
     show.add_argument("out", metavar="DIR", help="the --out folder of an earlier run")
     report = add(

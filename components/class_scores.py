@@ -36,9 +36,10 @@ def average_precision_chance(truth: ArrayLike) -> FloatArray:
     [1 + (k-1) (m-1)/(n-1)] / k.
     """
     shown = np.asarray(truth, dtype=bool)
-    count, own = len(shown), shown.sum(0).astype(np.float64)
+    count = len(shown)
+    own: FloatArray = shown.sum(0).astype(np.float64)
     if count < 2:
-        return np.minimum(own, 1.0)
+        return own  # a single picture comes first
     harmonic = float((1.0 / np.arange(1, count + 1)).sum())
     expected = (own - 1) / (count - 1) + harmonic * (count - own) / (count * (count - 1))
     found: FloatArray = np.where(own > 0, expected, 0.0)

@@ -83,6 +83,23 @@ def everything(args: argparse.Namespace) -> int:
     return _show(out)
 
 
+def evaluate(args: argparse.Namespace) -> int:
+    """Evaluation sets by name; the exit code says whether one of them failed."""
+    from components.evalsets import find_sets
+    from components.evaluate import SUMMARY, Job, exit_code
+    from components.evaluate import evaluate as run_sets
+    from components.zero_shot_eval.summary_table import show_summary
+
+    sets, params = find_sets(args.sets), _params(args)
+    info = _info(args, params)
+    out = Path(args.out or Path("runs") / f"{Path(args.params).stem}-sets")
+    job = Job(sets, args.root, args.teacher, args.adapter, args.num_gaussians, args.limit)
+    summary = run_sets(params, job, args.store, out, info and replace(info, id=""))
+    show_summary(summary)
+    print(f"summary: {out / SUMMARY}")
+    return exit_code(summary["failed"])
+
+
 def show(args: argparse.Namespace) -> int:
     """The table of an earlier run."""
     return _show(Path(args.out))

@@ -112,11 +112,10 @@ def location(one: EvalSet, root: str) -> str:
     filled = root.replace(PLACEHOLDERS[0], one.name).replace(PLACEHOLDERS[1], one.cleaned)
     if filled == root:
         filled = _under(one, root.rstrip("/"))
-    if filled.startswith(HUB):
-        owner, name, *rest = filled.removeprefix(HUB).rstrip("/").split("/")
-        branch = "/".join(rest[1:]) or "main"
-        filled = f"{HUB}{owner}/{name}/resolve/{branch}"
-    return filled
+    if not filled.startswith(HUB):
+        return filled
+    parts = filled.removeprefix(HUB).rstrip("/").split("/")  # owner, set, then tree or resolve and a branch
+    return f"{HUB}{'/'.join(parts[:2])}/resolve/{'/'.join(parts[3:]) or 'main'}"
 
 
 def _under(one: EvalSet, root: str) -> str:

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from components import STAGES
 
-COMMANDS = (*(stage.command for stage in STAGES.values()), "run", "show", "report", "runs", "pipeline")
+COMMANDS = (*(stage.command for stage in STAGES.values()), "run", "evaluate", "show", "report", "runs", "pipeline")
 
 
 def splatclip(*args: str) -> subprocess.CompletedProcess[str]:

@@ -55,7 +55,7 @@ def stage_of(name: str) -> str | None:
     return parts[1] if parts[0] == "components" and len(parts) > 1 and parts[1] in STAGES else None
 
 
-OUTER = {"__main__.py", "commands.py", "runner.py", "kfp_base.py"}  # what calls stages
+OUTER = {"__main__.py", "commands.py", "evaluate.py", "runner.py", "kfp_base.py"}  # what calls stages
 NOUNS = sorted(p for p in COMPONENTS.glob("*.py") if p.name not in OUTER)
 STAGE_FILES = sorted(p for p in COMPONENTS.glob("*/*.py"))
 

@@ -1,0 +1,341 @@
+"""`splatclip evaluate`: evaluation sets by name, what is found again, what fails, and the figures over all sets."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from downloads import balls, download, notes, photo, samples
+from pages import Page
+from worlds import World
+
+from components.__main__ import main
+from components.class_scores import average_precision, average_precision_chance
+from components.errors import UsageError
+from components.evalsets import DEFAULT_ROOT, SETS, find_sets, location, shipped_prompts
+from components.evaluate import EVERYTHING, download_params, exit_code
+from components.images import encode
+from components.manifest import Artifact, open_artifact
+from components.params import load_params
+from components.shards import Sample, write_shard
+from components.store import open_store
+from components.zero_shot_eval.page import report_html
+from components.zero_shot_eval.page_scores import signed
+from components.zero_shot_eval.predictions import read_predictions
+
+TINY = ROOT / "tests/tiny.yaml"
+
+
+def test_the_list_is_clip_benchmarks() -> None:
+    kinds = [one.task for one in SETS.values()]
+    assert (kinds.count("classification") + kinds.count("multilabel"), kinds.count("retrieval")) == (38, 3)
+    assert len({alias for one in SETS.values() for alias in (one.short,)}) == 41, "short names tell sets apart"
+    metrics = {one.name: one.metrics[0] for one in SETS.values()}
+    assert metrics["voc2007_multilabel"] == "mean_average_precision"
+    assert metrics["vtab/pets"] == "mean_per_class_recall"
+    assert metrics["imagenet1k"] == "acc1"
+    assert SETS["flickr8k"].metrics == tuple(f"{way}_retrieval_recall@{k}" for way in ("image", "text") for k in (1, 5))
+
+
+def test_sets_are_found_by_any_of_their_names() -> None:
+    words = ["cifar10", "vtab/cifar10", "wds/vtab/cifar10", "vtab-cifar10", "wds_vtab-cifar10"]
+    assert [one.name for one in find_sets(words)] == ["vtab/cifar10"]
+    assert len(find_sets(["all"])) == 41
+    assert [one.name for one in find_sets(["flickr30k", "retrieval"])] == ["flickr30k", "mscoco_captions", "flickr8k"]
+    assert len(find_sets(["classification"])) == 38
+    with pytest.raises(UsageError, match="called 'cifar_10' \\(did you mean 'cifar10'"):
+        find_sets(["cifar_10"])
+
+
+def test_where_a_set_lies(tmp_path: Path) -> None:
+    (one,) = find_sets(["cifar10"])
+    hub = "https://huggingface.co/datasets/clip-benchmark/wds_vtab-cifar10/resolve/main"
+    page = "https://huggingface.co/datasets/clip-benchmark/wds_{dataset_cleaned}/tree/main"
+    assert location(one, DEFAULT_ROOT) == location(one, page) == hub
+    assert location(one, "s3://sets/all/") == "s3://sets/all/wds_vtab-cifar10"
+    assert location(one, "/data/{dataset}/x") == "/data/vtab/cifar10/x"
+    assert location(one, str(tmp_path)) == f"{tmp_path}/wds_vtab-cifar10"
+    (tmp_path / "cifar10").mkdir()
+    assert location(one, str(tmp_path)) == f"{tmp_path}/cifar10"
+
+
+def test_training_pictures_are_not_scored(tmp_path: Path) -> None:
+    """The training set's own place is dealt as for training; any other is taken whole, from its test split alone."""
+    training = [f"download.{name}" for name in ("source=webdataset", f"path={tmp_path}/cifar10", "dataset=mine")]
+    params = load_params(TINY, training)
+    (tmp_path / "cifar10").mkdir()
+    cifar, pets = find_sets(["cifar10", "pets"])
+    assert download_params(cifar, str(tmp_path), params, 0) == params.download_eval
+    other = download_params(pets, str(tmp_path), params, 0)
+    assert (other.dataset, other.num_train, other.num_val, other.num_test) == ("vtab/pets", -1, 0, EVERYTHING)
+    assert other.image_size == params.download.image_size
+    assert download_params(pets, str(tmp_path), params, 50).num_test == 50
+
+
+def test_a_run_that_may_be_mended_by_trying_again_says_so() -> None:
+    assert exit_code([]) == 0
+    assert exit_code([{"exit_code": 42}, {"exit_code": 75}]) == 75
+    assert exit_code([{"exit_code": 42}]) == 42
+
+
+def test_imagenet_without_class_names_takes_those_of_open_clip(tmp_path: Path) -> None:
+    shipped = shipped_prompts("imagenet1k")
+    assert shipped is not None
+    assert (len(shipped[0]), shipped[0][0], len(shipped[1])) == (1000, "tench", 80)
+    assert shipped_prompts("vtab/cifar10") is None
+    rows = [Sample(f"s{i}", {"jpg": encode(photo(i), "jpg"), "cls": str(999 - i).encode()}) for i in range(3)]
+    (tmp_path / "set/test").mkdir(parents=True)
+    write_shard(tmp_path / "set/test/0.tar", rows)
+    given = {"source": "webdataset", "path": str(tmp_path / "set"), "num_train": -1, "num_val": 0, "num_test": 9}
+    report = download(tmp_path / "store", dataset="imagenet1k", **given)
+    assert report.metrics["num_classes"] == 1000
+    place = open_store(report.url)
+    templates = place.get_bytes("zeroshot_classification_templates.txt").decode().splitlines()
+    assert tuple(templates) == shipped[1]
+    assert [json.loads(one.fields["json"])["class_name"] for one in samples(report)] == list(shipped[0][:-4:-1])
+    assert download(tmp_path / "store", dataset="imagenet1k", **given).cached
+
+
+def npy(values: Any) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, values)
+    return stream.getvalue()
+
+
+def several_classes(folder: Path, count: int = 12) -> Path:
+    """A multilabel set as CLIP_benchmark writes one: .npy of zeros and ones."""
+    (folder / "test").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    marks = (rng.random((count, 4)) < 0.4).astype(np.float32)
+    marks[0], marks[:, 3] = 0, 0  # a picture without a class, and a class without pictures
+    rows = [
+        Sample(f"s{i:07d}", {"png": encode(photo(i, 32, 32), "png"), "npy": npy(mark)}) for i, mark in enumerate(marks)
+    ]
+    write_shard(folder / "test/0.tar", rows)
+    (folder / "classnames.txt").write_text("red\ngreen\nblue\ngrey\n")
+    (folder / "zeroshot_classification_templates.txt").write_text("a {c} thing.\n")
+    (folder / "dataset_type.txt").write_text("multilabel\n")
+    return folder
+
+
+def captions(folder: Path, count: int = 12) -> Path:
+    """A retrieval set as CLIP_benchmark writes one: a caption a line, one of them twice."""
+    (folder / "test").mkdir(parents=True)
+    texts = ["\n".join([f"one of {i}", *([f"two of {i}", f"one of {i}"] if i % 2 else [])]) for i in range(count)]
+    rows = [
+        Sample(f"s{i:07d}", {"png": encode(photo(i, 32, 32), "png"), "txt": text.encode()})
+        for i, text in enumerate(texts)
+    ]
+    write_shard(folder / "test/0.tar", rows)
+    (folder / "dataset_type.txt").write_text("retrieval\n")
+    return folder
+
+
+def test_labels_and_lines_are_read_as_clip_benchmark_writes_them(tmp_path: Path) -> None:
+    source = several_classes(tmp_path / "several")
+    given = {"source": "webdataset", "num_train": -1, "num_val": 0, "num_test": 99, "image_size": 32}
+    report = download(tmp_path / "store", path=str(source), **given)
+    classes = [json.loads(one.fields["json"])["classes"] for one in samples(report)]
+    assert classes[0] == []
+    assert max(map(len, classes)) > 1
+    assert all("cls" not in one.fields for one in samples(report))
+    rows = [Sample(f"s{i}", {"png": encode(photo(i), "png"), "npy": data}) for i, data in enumerate(BAD.values())]
+    rows.append(Sample("good", {"png": encode(photo(9), "png"), "npy": npy([1, 0, 0, 0])}))
+    write_shard(source / "test/0.tar", rows)
+    found = notes(download(tmp_path / "store", path=str(source), **given))
+    assert {note.reason for note in found.values()} == {"bad_class"}
+    assert len(found) == len(BAD)
+    report = download(tmp_path / "store", path=str(captions(tmp_path / "texts")), **given)
+    read = [json.loads(one.fields["json"])["captions"] for one in samples(report)]
+    assert read[:2] == [["one of 0"], ["one of 1", "two of 1", "one of 1"]], "repeated captions count as often"
+
+
+BAD = {
+    "cut": npy([1, 0, 0, 0])[:-1],
+    "short": npy([1, 0, 0]),
+    "other": npy([2, 0, 0, 0]),
+    "pickled": npy(np.array([{}, {}, {}, {}], dtype=object)),
+    "empty": b"",
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four sets in CLIP_benchmark's layout; the one called mnist is damaged."""
+    folder = tmp_path_factory.mktemp("sets")
+    balls(folder / "wds_vtab-cifar10")
+    shutil.rmtree(folder / "wds_vtab-cifar10/train")
+    shutil.copytree(folder / "wds_vtab-cifar10", folder / "vtab/pets")
+    several_classes(folder / "wds_voc2007_multilabel")
+    captions(folder / "wds_flickr8k")
+    (folder / "wds_mnist/test").mkdir(parents=True)
+    (folder / "wds_mnist/test/0.tar").write_bytes(b"not a tar")
+    return folder
+
+
+def words(world: World, root: Path, out: Path, *more: str) -> list[str]:
+    given = ["--params", str(TINY), "--root", str(root), "--out", str(out), "--store", str(world.store)]
+    refs = ["--teacher", world.teacher.url, "--adapter", world.adapter.url]
+    return ["evaluate", *given, *refs, *more, "--set", "splat_fit.num_iters=5"]
+
+
+ASKED = ("--sets", "cifar10", "mnist", "pets", "voc2007_multilabel", "flickr8k")
+
+
+@pytest.fixture(scope="module")
+def evaluated(world: World, root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """The folder of an evaluation of the sets in `root`, and its exit code."""
+    out = tmp_path_factory.mktemp("out")
+    return out, main(words(world, root, out, *ASKED))
+
+
+def summary_of(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    return found
+
+
+def test_a_set_that_fails_is_named_and_the_others_go_on(evaluated: tuple[Path, int]) -> None:
+    out, code = evaluated
+    summary = summary_of(out)
+    assert code == 42
+    assert [(one["set"], one["exit_code"]) for one in summary["failed"]] == [("mnist", 42)]
+    assert "wds_mnist" in summary["failed"][0]["message"] or "0.tar" in summary["failed"][0]["message"]
+    (budget,) = summary["budgets"]
+    assert budget["num_gaussians"] == 12
+    assert [one["set"] for one in budget["sets"]] == ["vtab/cifar10", "vtab/pets", "voc2007_multilabel", "flickr8k"]
+    assert [next(iter(one["metrics"])) for one in budget["sets"]] == [
+        *("acc1", "mean_per_class_recall", "mean_average_precision", "image_retrieval_recall@1")
+    ]
+
+
+def test_means_and_both_readings_of_the_relative_score(evaluated: tuple[Path, int]) -> None:
+    (budget,) = summary_of(evaluated[0])["budgets"]
+    of_classes = budget["means"]["classification"]
+    assert of_classes["sets"] == 3
+    mean = of_classes["metrics"]["score"]
+    values = {
+        row: [next(iter(one["metrics"].values()))["rows"][row]["value"] for one in budget["sets"][:3]]
+        for row in ("teacher", "control", "rendered", "splats")
+    }
+    for row, each in values.items():
+        assert mean["rows"][row]["value"] == pytest.approx(np.mean(each), abs=2e-6)
+    found = mean["relative"]["splats"]["to_control"]
+    of_means = np.mean(values["splats"]) / np.mean(values["control"])
+    assert found["ratio_of_means"]["value"] == pytest.approx(of_means, abs=1e-5)
+    ratios = [
+        next(iter(one["metrics"].values()))["rows"]["splats"]["ratio"]["to_control"] for one in budget["sets"][:3]
+    ]
+    told = [one["value"] for one in ratios if one is not None]
+    assert 0 < found["mean_of_ratios_sets"] == len(told) < 3, (
+        "where the control cannot be told from 0 there is no ratio"
+    )
+    assert found["mean_of_ratios"]["value"] == pytest.approx(np.mean(told), abs=1e-5)
+    for figure in (mean["rows"]["splats"], found["ratio_of_means"], found["mean_of_ratios"]):
+        low, high = figure["interval"]
+        assert low < figure["value"] < high
+    widths = [np.ptp(next(iter(one["metrics"].values()))["rows"]["splats"]["interval"]) for one in budget["sets"][:3]]
+    expected = np.sqrt(np.square(widths).sum()) / 3  # of a mean of independent figures
+    assert np.ptp(mean["rows"]["splats"]["interval"]) == pytest.approx(expected, rel=0.35)
+    same = mean["relative"]["teacher"]["to_control"]["mean_of_ratios"]
+    assert same == {"value": 1.0, "interval": [1.0, 1.0]}, "the control of this world is the teacher"
+    assert set(budget["means"]["retrieval"]["metrics"]) == set(SETS["flickr8k"].metrics)
+
+
+def test_what_is_finished_is_found_again(
+    world: World, root: Path, evaluated: tuple[Path, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, _ = evaluated
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert main(words(world, root, out, *ASKED)) == 42
+    shown = capsys.readouterr()
+    assert shown.err.count("found, nothing to do") == 3 * 4
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert "4 sets, at most 12 Gaussians" in shown.out
+    assert "failed: mnist" in shown.out
+    assert "mean of the sets' ratios (" in " ".join(shown.out.split())
+    table = [line for line in shown.out.splitlines() if "failed" not in line and "summary" not in line]
+    assert max(map(len, table)) <= 118
+    assert main(["show", str(out / "sets/vtab-cifar10")]) == 0
+    assert "60 pictures of vtab/cifar10" in capsys.readouterr().out
+
+
+def test_files_for_clip_benchmark(evaluated: tuple[Path, int]) -> None:
+    out, _ = evaluated
+    read = [json.loads(path.read_text()) for path in sorted((out / "benchmark").iterdir())]
+    assert len(read) == 4 * 4
+    assert len({(one["dataset"], one["model"], one["pretrained"]) for one in read}) == 16
+    by_set = {one["dataset"]: one for one in read}
+    assert set(by_set["voc2007_multilabel"]["metrics"]) == {"mean_average_precision"}
+    assert by_set["voc2007_multilabel"]["task"] == "zeroshot_classification"
+    assert set(by_set["vtab/cifar10"]["metrics"]) == {"acc1", "acc5", "mean_per_class_recall"}
+    assert by_set["flickr8k"]["task"] == "zeroshot_retrieval"
+
+
+def test_several_numbers_of_gaussians(world: World, root: Path, tmp_path: Path) -> None:
+    more = ("--sets", "cifar10", "--num-gaussians", "4", "6", "--limit", "10")
+    assert main(words(world, root, tmp_path, *more)) == 0
+    summary = summary_of(tmp_path)
+    assert [one["num_gaussians"] for one in summary["budgets"]] == [4, 6]
+    assert [one["sets"][0]["num_pictures"] for one in summary["budgets"]] == [10, 10]
+    names = {path.name for path in (tmp_path / "benchmark").iterdir()}
+    assert len(names) == 2 + 2 * 2
+    assert main(words(world, root, tmp_path, "--sets", "cifar10", "--num-gaussians", "4", "--limit", "10")) == 0
+    assert len(list((tmp_path / "benchmark").iterdir())) == 4, "those of the earlier summary are gone"
+
+
+def test_what_does_not_belong_together_is_refused_first(
+    world: World, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    swapped = words(world, root, tmp_path, "--sets", "cifar10", "--adapter", world.teacher.url)
+    assert main(swapped) == 2
+    assert "was made by train_teacher; give train_adapter's output" in capsys.readouterr().err
+    assert main(words(world, root, tmp_path, "--sets", "imagnet1k")) == 2
+    assert "did you mean 'imagenet1k'" in capsys.readouterr().err
+    assert not (tmp_path / "summary.json").exists()
+
+
+def scored_by_labels(world: World, out: Path) -> tuple[Artifact, dict[str, Any]]:
+    ref = out / "sets/voc2007_multilabel"
+    scores = json.loads((ref / "scores.json").read_text())
+    return open_artifact(str(ref / "manifests/zero_shot_eval.json"), open_store(str(world.store))), scores
+
+
+def test_average_precision_of_a_multilabel_set(
+    world: World, root: Path, evaluated: tuple[Path, int], tmp_path: Path
+) -> None:
+    out, _ = evaluated
+    artifact, scores = scored_by_labels(world, out)
+    seen = read_predictions((out / "sets/voc2007_multilabel/predictions.csv").read_bytes(), "here")
+    assert seen.truth is not None
+    assert (scores["task"], scores["num_pictures"], seen.truth.shape) == ("multilabel", 12, (12, 4))
+    chance = average_precision_chance(seen.truth).mean()
+    assert scores["chance"] == {"mean_average_precision": pytest.approx(chance, abs=1e-6)}
+    for row in scores["rows"]:
+        found = average_precision(seen.class_scores[row["name"]], seen.truth).mean()
+        assert row["metrics"] == {"mean_average_precision": pytest.approx(found, abs=1e-5)}
+        figure = row["figures"]["mean_average_precision"]
+        assert figure["interval"][0] < figure["value"] < figure["interval"][1]
+    lines = (out / "sets/voc2007_multilabel/per_class.csv").read_text().splitlines()
+    assert lines[0].startswith("class,pictures,average_precision,average_precision_teacher")
+    assert lines[4] == "grey,0,,,,"
+    page = Page(report_html(artifact.url, str(world.store), tags={}))
+    page.check()
+    assert "mean average precision" in page.text
+    assert next(name for name in page.tables if name.startswith("Average precision by class"))
+    assert "none of the classes" in page.text
+    more = ("--sets", "voc2007_multilabel", "--num-gaussians", "4")
+    assert main(words(world, root, tmp_path, *more)) == 0
+    other = tmp_path / "sets/voc2007_multilabel"
+    both = Page(report_html(artifact.url, str(world.store), tags={}, against=str(other)))
+    both.check()
+    (row,) = [line for line in both.tables["mean average precision"] if line[0] == "splats"]
+    against = json.loads((other / "scores.json").read_text())["rows"][-1]["metrics"]["mean_average_precision"]
+    mine = scores["rows"][-1]["metrics"]["mean_average_precision"]
+    assert row[3].startswith(signed(100 * (mine - against)))
+    assert next(name for name in both.tables if name.startswith("Average precision by class"))
