@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from components.errors import PermanentError, UsageError
 from components.stems import StemConfig, build_stem
@@ -84,6 +85,7 @@ class SplatClip(nn.Module):
         self.clip: Any = clip
         self.config = config
         self.stem = build_stem(config)
+        self.checkpoint_stem = False
 
     @property
     def logit_scale(self) -> Tensor:
@@ -91,8 +93,16 @@ class SplatClip(nn.Module):
         scale: Tensor = self.clip.logit_scale
         return scale
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep no activations inside the stem and the towers' blocks: they are computed again in the backward pass."""
+        self.clip.set_grad_checkpointing(enable)
+        self.checkpoint_stem = enable
+
     def patch_latents(self, splats: SplatTensors) -> Tensor:
         """What stands in for the patch embeddings, before the positional embedding: [B, L, width]."""
+        if self.checkpoint_stem and torch.is_grad_enabled():
+            kept: Tensor = checkpoint(self.stem, splats, use_reentrant=False)
+            return kept
         latents: Tensor = self.stem(splats)
         return latents
 

@@ -36,18 +36,22 @@ def _out(args: argparse.Namespace) -> Path:
 
 
 def one(args: argparse.Namespace) -> int:
-    """One stage by itself."""
+    """One stage by itself; under torchrun in several processes, of which the first records and reports."""
+    from components.processes import leads, only_training
     from components.runner import REPORT, export, run_step, say, write
 
+    only_training(args.stage)
     params = _params(args)
     step = next(step for step in FLOW if step.name == (args.step or args.stage))
     inputs = {name: getattr(args, name) for name in step.inputs}
     missing = [f"--{name}" for name, ref in inputs.items() if ref is None]
     if missing:
         raise UsageError(f"give {' and '.join(missing)} (`splatclip {args.command} --help` shows an example)")
-    info = _info(args, params)
+    info = _info(args, params) if leads() else None
     info = info and replace(info, id="")
     report, page, _ = run_step(step, getattr(params, step.section), inputs, args.store, info)
+    if not leads():
+        return 0
     say(step.name, report)
     export(report, args.store, **{name: getattr(args, name) for name in ("manifest_out", "metrics_out", "files_out")})
     if page is not None and args.files_out:

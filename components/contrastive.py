@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from components.distributed import World, current
+from components.errors import UsageError
 from components.openclip import Tokenizer
 
 PLACEHOLDER = "{c}"
@@ -22,12 +24,33 @@ def clip_loss(image_features: Tensor, text_features: Tensor, logit_scale: Tensor
 
     image_features [B, D] and text_features [U, D], L2-normalised; logit_scale: a log, exponentiated here;
     positives [B, U] bool, at least one in each row and column. With one positive each this is CLIP's loss.
+
+    In several processes, where image_features are one's part of the B rows and text_features are all of them, this is
+    its share of the whole batch's loss: of its rows and of its part of the columns. Features are gathered with their
+    gradients, as open_clip's ClipLoss does with local_loss and gather_with_grad, so that no process holds all logits.
     """
+    if len(image_features) != len(positives):
+        return _share(image_features.float(), text_features.float(), logit_scale.exp(), positives, current())
     logits = logit_scale.exp() * image_features.float() @ text_features.float().T
     target = positives.to(logits.dtype)
     by_image = -(logits.log_softmax(dim=1) * target).sum(dim=1) / target.sum(dim=1)
     by_text = -(logits.log_softmax(dim=0) * target).sum(dim=0) / target.sum(dim=0)
     return 0.5 * (by_image.mean() + by_text.mean())
+
+
+def _share(images: Tensor, texts: Tensor, scale: Tensor, positives: Tensor, world: World) -> Tensor:
+    count, distinct = positives.shape
+    rows, columns = world.part(count), world.part(distinct)
+    if len(images) != rows.stop - rows.start:
+        raise UsageError(f"{len(images)} image features for a batch of {count}, of which this process has {rows}")
+    everyones = world.gather(images, count)
+    target = positives[rows].to(images.dtype)
+    logits = scale * images @ texts.T
+    by_image = -(logits.log_softmax(dim=1) * target).sum(dim=1) / target.sum(dim=1)
+    target = positives[:, columns].to(images.dtype)
+    logits = scale * everyones @ texts[columns].T
+    by_text = -(logits.log_softmax(dim=0) * target).sum(dim=0) / target.sum(dim=0)
+    return 0.5 * (by_image.sum() / count + by_text.sum() / distinct)
 
 
 @torch.no_grad()

@@ -47,9 +47,15 @@ def mixed_precision(device: torch.device) -> Iterator[None]:
     whose backward pass alone costs more than all of the rest there (torch 2.13).
     """
     enabled = precision(device) == "bf16"
-    with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
-        if enabled and device.type == "cpu":
-            with sdpa_kernel(SDPBackend.MATH):
-                yield
-        else:
+    with torch.autocast(device.type, torch.bfloat16, enabled=enabled), same_attention(device):
+        yield
+
+
+@contextmanager
+def same_attention(device: torch.device) -> Iterator[None]:
+    """Attention as in mixed_precision: for a backward pass that computes activations again, beside nothing else."""
+    if precision(device) == "bf16" and device.type == "cpu":
+        with sdpa_kernel(SDPBackend.MATH):
             yield
+    else:
+        yield

@@ -1,110 +1,27 @@
-"""Batches of pictures and their splats, from shards; deterministic in (seed, epoch), resumable at any step.
-
-Letters: B samples, N Gaussians (rows past a picture's own are masked), H = W pixels.
-"""
+"""Batches of pictures and their splats, from shards; deterministic in (seed, epoch), resumable at any step."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 
 import torch
 from torch import Tensor
 
+from components.batches import Batch, Labels, SplatBatch, labels_at, room_for, tensors_of
+from components.distributed import World
 from components.errors import PermanentError, UsageError
 from components.manifest import Artifact
+from components.pace import waiting
 from components.records import Decoder, Record, ShardPairs
 
+__all__ = ["Batch", "ImageSet", "SplatBatch"]
 MAX_CACHED_BYTES = 4 << 30
+ALONE = World()
 SHUFFLE_BUFFER = 4096  # samples that are held, encoded, while shards are streamed
-
-
-@dataclass(frozen=True)
-class SplatBatch:
-    """A padded batch of splats: means [B, N, 2] and cholesky [B, N, 3] in pixels, colors [B, N, 3], mask [B, N] bool.
-
-    mask is False on padding, whose other rows are zero.
-    """
-
-    means: Tensor
-    cholesky: Tensor
-    colors: Tensor
-    mask: Tensor
-
-    def __len__(self) -> int:
-        return len(self.means)
-
-    def to(self, device: torch.device | str) -> SplatBatch:
-        """The same batch on a device."""
-        return SplatBatch(*(t.to(device) for t in (self.means, self.cholesky, self.colors, self.mask)))
-
-    def first(self, count: int) -> SplatBatch:
-        """The first `count` samples, as views."""
-        return SplatBatch(*(t[:count] for t in (self.means, self.cholesky, self.colors, self.mask)))
-
-    def select(self, index: Tensor) -> SplatBatch:
-        """The samples at `index`."""
-        return SplatBatch(self.means[index], self.cholesky[index], self.colors[index], self.mask[index])
-
-
-@dataclass(frozen=True)
-class Batch:
-    """images uint8 [B, H, W, 3] or None; splats or None; captions: a list a sample; classes [B] int64, -1: none.
-
-    places [B, 2] int64, on the CPU: each sample's shard and its row there, as in Record.
-    """
-
-    keys: list[str]
-    images: Tensor | None
-    splats: SplatBatch | None
-    captions: list[list[str]]
-    classes: Tensor
-    places: Tensor
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    @property
-    def pixels(self) -> Tensor:
-        """The images, of a batch that has some."""
-        if self.images is None:
-            raise UsageError("this batch was made without images (want_images=False)")
-        return self.images
-
-    @property
-    def gaussians(self) -> SplatBatch:
-        """The splats, of a batch that has some."""
-        if self.splats is None:
-            raise UsageError("this batch was made without splats")
-        return self.splats
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch with its tensors on a device."""
-        images = None if self.images is None else self.images.to(device)
-        splats = None if self.splats is None else self.splats.to(device)
-        return replace(self, images=images, splats=splats, classes=self.classes.to(device))
-
-    def first(self, count: int) -> Batch:
-        """The first `count` samples, their tensors as views."""
-        images = None if self.images is None else self.images[:count]
-        splats = None if self.splats is None else self.splats.first(count)
-        return Batch(
-            self.keys[:count], images, splats, self.captions[:count], self.classes[:count], self.places[:count]
-        )
-
-    def select(self, index: Tensor) -> Batch:
-        """The samples at `index` [b], in that order."""
-        places = index.tolist()
-        return Batch(
-            keys=[self.keys[i] for i in places],
-            images=None if self.images is None else self.images[index],
-            splats=None if self.splats is None else self.splats.select(index),
-            captions=[self.captions[i] for i in places],
-            classes=self.classes[index],
-            places=self.places[index],
-        )
 
 
 class ImageSet:
@@ -165,13 +82,13 @@ class ImageSet:
             if not records:
                 continue
             part = self._collate(records)
-            whole = _room(part, count) if whole is None else whole
-            for target, source in zip(_tensors(whole), _tensors(part), strict=True):
+            whole = room_for(part, count) if whole is None else whole
+            for target, source in zip(tensors_of(whole), tensors_of(part), strict=True):
                 target[filled : filled + len(part)] = source
             whole.keys.extend(part.keys)
             whole.captions.extend(part.captions)
             filled += len(part)
-        return None if whole is None else whole.first(filled)
+        return None if whole is None else whole.part(slice(filled))
 
     def _collate(self, records: Sequence[Record]) -> Batch:
         images, splats = None, None
@@ -206,27 +123,38 @@ class ImageSet:
         shuffle: bool = True,
         drop_last: bool = True,
         start_step: int = 0,
+        world: World = ALONE,
     ) -> Iterator[Batch]:
         """One epoch from its batch number `start_step` on; the same batches for the same arguments.
 
-        Without shuffle: in the shards' order.
+        Without shuffle: in the shards' order. world: several processes get their parts of each batch, with the labels
+        of the whole.
         """
         steps = self.steps_per_epoch(batch_size, drop_last)
         if self._whole is not None:
             order = _permutation(len(self), seed, epoch) if shuffle else torch.arange(len(self))
             for step in range(start_step, steps):
-                yield self._whole.select(order[step * batch_size : (step + 1) * batch_size])
+                group = order[step * batch_size : (step + 1) * batch_size]
+                part = self._whole.select(group[world.part(len(group))])
+                yield part if world.size == 1 else replace(part, whole=labels_at(self._whole, group))
             return
-        records = self._shards.stream(
-            self._limit, buffer=SHUFFLE_BUFFER if shuffle else 0, order=(seed, epoch) if shuffle else None
-        )
+        yield from self._streamed(batch_size, steps, start_step, world, (seed, epoch) if shuffle else None)
+
+    def _streamed(
+        self, batch_size: int, steps: int, start_step: int, world: World, order: tuple[int, int] | None
+    ) -> Iterator[Batch]:
+        records = self._shards.stream(self._limit, buffer=SHUFFLE_BUFFER if order else 0, order=order)
         for step in range(steps):
             group = list(islice(records, batch_size))
             if step >= start_step:
-                yield self._collate(group)
+                part = self._collate(group[world.part(len(group))])
+                yield part if world.size == 1 else replace(part, whole=_labels_of(group))
 
-    def feed(self, batch_size: int, *, seed: int) -> Callable[[int], tuple[Batch, int]]:
-        """A function from a training step's number to its batch and epoch; cheap when asked for steps in turn."""
+    def feed(self, batch_size: int, *, seed: int, world: World = ALONE) -> Callable[[int], tuple[Batch, int]]:
+        """A function from a training step's number to its batch (this process's part) and epoch.
+
+        Cheap when asked for steps in turn: of a streamed set the next batch is then decoded ahead.
+        """
         steps = self.steps_per_epoch(batch_size)
         current: Iterator[Batch] = iter(())
         expected = -1
@@ -235,39 +163,33 @@ class ImageSet:
             nonlocal current, expected
             epoch, offset = divmod(step, steps)
             if step != expected or offset == 0:
-                current = self.batches(batch_size, seed=seed, epoch=epoch, start_step=offset)
+                batches = self.batches(batch_size, seed=seed, epoch=epoch, start_step=offset, world=world)
+                current = batches if self.cached else _ahead(batches)
             expected = step + 1
-            return next(current), epoch
+            with waiting():
+                return next(current), epoch
 
         return batch_of
 
 
-def _tensors(batch: Batch) -> list[Tensor]:
-    splats = batch.splats
-    parts = [] if splats is None else [splats.means, splats.cholesky, splats.colors, splats.mask]
-    return [batch.classes, batch.places, *([] if batch.images is None else [batch.images]), *parts]
-
-
-def _room(like: Batch, count: int) -> Batch:
-    """Room for `count` samples of the kind of `like`; no keys and captions yet."""
-
-    def empty(tensor: Tensor) -> Tensor:
-        return tensor.new_empty((count, *tensor.shape[1:]))
-
-    splats = like.splats
-    return Batch(
-        keys=[],
-        images=None if like.images is None else empty(like.images),
-        splats=None
-        if splats is None
-        else SplatBatch(*(empty(t) for t in (splats.means, splats.cholesky, splats.colors, splats.mask))),
-        captions=[],
-        classes=empty(like.classes),
-        places=empty(like.places),
-    )
+def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, the next one made in a thread while the one before is used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="batch") as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch
 
 
 def _permutation(count: int, seed: int, epoch: int) -> Tensor:
     """An order of `count` samples that depends on (seed, epoch) alone."""
     generator = torch.Generator().manual_seed(random.Random(f"{seed}/{epoch}").getrandbits(63))
     return torch.randperm(count, generator=generator)
+
+
+def _labels_of(records: Sequence[Record]) -> Labels:
+    return Labels(
+        [record.key for record in records],
+        [record.captions for record in records],
+        torch.tensor([record.number for record in records], dtype=torch.int64),
+    )

@@ -77,9 +77,17 @@ class _RichBar(Bar):
         self._view.update(self._task, completed=self.done, values=f"{rate} {_text(values)}")
 
 
+class _NoBar(Bar):
+    def _show(self, values: dict[str, float]) -> None:
+        """Nothing."""
+
+
 @contextmanager
-def progress(label: str, *, total: int, unit: str = "steps", start: int = 0) -> Iterator[Bar]:
-    """Open a progress display for `total` units, `start` of which are already done."""
+def progress(label: str, *, total: int, unit: str = "steps", start: int = 0, shown: bool = True) -> Iterator[Bar]:
+    """Open a progress display for `total` units, `start` of which are already done; not shown: only count."""
+    if not shown:
+        yield _NoBar(label, total, unit, start)
+        return
     console = Console(stderr=True)
     if not console.is_terminal:
         bar = _PlainBar(label, total, unit, start)

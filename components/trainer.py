@@ -1,57 +1,45 @@
-"""The training loop: AdamW, warm-up and cosine, clipping, checkpoints, a stop in good order.
+"""The training loop: AdamW, warm-up and cosine, clipping, checkpoints, a stop in good order; in one process or several.
 
 Nothing random is carried from step to step: each step's generator is seeded by (seed, step), and a step's batch is a
-function of its number, so that a run resumed from a checkpoint is the undisturbed run bit for bit.
+function of its number, so that a run resumed from a checkpoint is the undisturbed run bit for bit. In several processes
+losses and gradients are summed over them (components/distributed.py), and each makes the same step.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import random
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from components.checkpoints import REMEDY, Checkpoint, delete_checkpoints
+from components.device import same_attention
+from components.distributed import World, current
 from components.errors import PermanentError
 from components.manifest import Manifest
+from components.pace import Pace
 from components.progress import progress
 from components.series import emit
 from components.signals import Stop, stop_on_sigterm
-from components.store import Store
 
-CHECKPOINTS = "_checkpoint"
+__all__ = [
+    "Checkpoint",
+    "CurveRow",
+    "curve_csv",
+    "delete_checkpoints",
+    "figures",
+    "has_validation",
+    "learning_rate",
+    "num_steps",
+    "train",
+]
 MAX_LOG_SCALE = math.log(100.0)  # CLIP's bound of the logit scale
 MOMENTS = ("exp_avg", "exp_avg_sq")
 CurveRow = dict[str, float | int | str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """Where and how often a run is saved: each `every` steps and at its end, as _checkpoint/<name>.safetensors."""
-
-    store: Store
-    name: str
-    every: int = 200
-
-    @property
-    def file(self) -> str:
-        """Its name in the store."""
-        return f"{CHECKPOINTS}/{self.name}.safetensors"
-
-
-def delete_checkpoints(store: Store) -> None:
-    """Remove all checkpoints under a prefix: for after the stage's manifest is written."""
-    for name in store.list(f"{CHECKPOINTS}/"):
-        store.delete(name)
 
 
 def curve_csv(rows: Sequence[CurveRow]) -> bytes:
@@ -128,37 +116,51 @@ class _Run:
                 if moment in self.optimiser.state[p]:
                     tensors[f"{moment}/{name}"] = self.optimiser.state[p][moment].cpu().contiguous()
         state = {"step": self.step, "key": self.key, "rows": self.rows, "sums": self.sums, "count": self.count}
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "checkpoint.safetensors"
-            save_file(tensors, path, metadata={"state": json.dumps(state)})
-            checkpoint.store.put_file(checkpoint.file, path)
+        checkpoint.write(tensors, state)
 
     def load(self, checkpoint: Checkpoint) -> None:
-        if not checkpoint.store.exists(checkpoint.file):
+        """Go on from what was saved, if anything was."""
+        read = checkpoint.read()
+        if read is None:
             return
-        where = f"{checkpoint.store.url}/{checkpoint.file}"
-        remedy = "delete it to start over"
+        tensors, state = read
+        names = {name.partition("/")[2] for name in tensors if name.startswith("param/")}
+        if state.get("key") != self.key or names != set(self.params):
+            raise PermanentError(f"{checkpoint.where}: a checkpoint of another training; {REMEDY}")
         try:
-            with checkpoint.store.local(checkpoint.file) as path, safe_open(path, framework="pt") as file:
-                state = json.loads(file.metadata()["state"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            names = {name.partition("/")[2] for name in tensors if name.startswith("param/")}
-            if state["key"] != self.key or names != set(self.params):
-                raise PermanentError(f"{where}: a checkpoint of another training; {remedy}")
             with torch.no_grad():
                 for name, p in self.params.items():
                     p.copy_(tensors[f"param/{name}"])
                     if f"exp_avg/{name}" in tensors:
-                        moments = {m: tensors[f"{m}/{name}"].to(p.device) for m in MOMENTS}
-                        step = torch.tensor(float(state["step"]), device=p.device)
-                        self.optimiser.state[p] = {"step": step, **moments}
+                        self._set_moments(p, int(state["step"]), [tensors[f"{m}/{name}"].to(p.device) for m in MOMENTS])
             self.step, self.rows, self.sums = int(state["step"]), list(state["rows"]), dict(state["sums"])
             self.count = int(state["count"])
-        except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise PermanentError(f"{where}: not a readable checkpoint ({error!r}); {remedy}") from error
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise checkpoint.damaged(error) from error
+
+    def _set_moments(self, p: Tensor, step: int, moments: Sequence[Tensor]) -> None:
+        count = torch.tensor(float(step), device=p.device)
+        self.optimiser.state[p] = {"step": count, **dict(zip(MOMENTS, moments, strict=True))}
+
+    def agree(self, world: World) -> None:
+        """Take over process 0's parameters, moments and curve, so that all go on from one state."""
+        if world.size == 1:
+            return
+        known = [name for name, p in self.params.items() if "exp_avg" in self.optimiser.state[p]]
+        told = world.share(lambda: (self.step, self.rows, self.sums, self.count, known))
+        self.step, self.rows, self.sums, self.count, known = told
+        with torch.no_grad():
+            world.copy_from_first(list(self.params.values()))
+            for name in known:
+                p = self.params[name]
+                held = self.optimiser.state[p]
+                moments = [held[m] if m in held else torch.zeros_like(p) for m in MOMENTS]
+                world.copy_from_first(moments)
+                self._set_moments(p, self.step, moments)
 
 
-StepResult = Tensor | tuple[Tensor, Mapping[str, float]]
+Part = Tensor | tuple[Tensor, Mapping[str, float]]
+StepResult = Part | Iterator[Part]
 
 
 def train(
@@ -177,31 +179,42 @@ def train(
     log_every: int = 50,
     validate: Callable[[], Mapping[str, float]] | None = None,
     validate_every: int = 0,
+    batch_size: int = 0,
 ) -> list[CurveRow]:
     """Run `steps` steps over the named `params`, in place; return the curve.
 
-    step_fn(step) returns the step's loss, and values to log beside it if it likes. It must depend on the step's number
-    alone; torch's global generator is seeded by (seed, step) before each call. A parameter named logit_scale is kept in
-    [0, ln 100], as CLIP does. The curve has a row every `log_every` steps and at the end: phase (the label), step, lr,
-    and the means of loss and values since the row before. validate() adds its values to the last row, and to one every
-    `validate_every` steps.
+    step_fn(step) returns the step's loss, and values to log beside it if it likes; or an iterator of such parts, whose
+    losses and values are summed and whose gradients are accumulated one after the other. In several processes
+    each returns its share, to be summed over processes too. It must depend on the step's number alone; torch's global
+    generator is seeded by (seed, step) before each call. A parameter named logit_scale is kept in [0, ln 100], as CLIP
+    does. The curve has a row every `log_every` steps and at the end: phase (the label), step, lr, and the means of loss
+    and values since the row before. validate() adds its values to the last row, and to one every `validate_every`
+    steps. Listeners (components/series.py) are told each row with the gradient's norm before clipping, and the pace:
+    see components/pace.py; batch_size: samples a step, over all processes, for that.
 
-    With a checkpoint there, the run goes on from it; a finished one returns at once, its parameters restored. SIGTERM
-    or Ctrl-C: a checkpoint, then Interrupted. Raises PermanentError, naming the step, when the loss is not finite.
+    With a checkpoint there, the run goes on from it, in however many processes; a finished one returns at once, its
+    parameters restored. SIGTERM or Ctrl-C: a checkpoint, then Interrupted. Process 0 reads, writes and reports for all.
+    Raises PermanentError, naming the step, when the loss is not finite.
     """
     checked: Mapping[str, float] = {}
+    world = current()
     run = _Run(params, lr, weight_decay, betas, key=f"{label} {steps} {lr!r} {warmup} {weight_decay!r} {seed}")
-    if checkpoint is not None:
+    if checkpoint is not None and world.leads:
         run.load(checkpoint)
+    run.agree(world)
+    pace = Pace(batch_size)
     with (
         stop_on_sigterm() as stop,
-        progress(label, total=steps, start=run.step) as bar,
+        progress(label, total=steps, start=run.step, shown=world.leads) as bar,
     ):
         while run.step < steps:
             rate = learning_rate(run.step, steps=steps, peak=lr, warmup=warmup)
-            loss, values = _one_step(run, step_fn, rate=rate, clip_norm=clip_norm, seed=seed, label=label)
+            values, norm, stopping = _one_step(
+                run, step_fn, world, stop, rate=rate, clip_norm=clip_norm, seed=seed, label=label
+            )
             run.step += 1
-            for name, value in {"loss": loss, **values}.items():
+            pace.step(norm)
+            for name, value in values.items():
                 run.sums[name] = run.sums.get(name, 0.0) + value
             run.count += 1
             last = run.step == steps
@@ -209,46 +222,72 @@ def train(
             if last or validated or run.step % log_every == 0:
                 means = {name: total / run.count for name, total in run.sums.items()}
                 row: CurveRow = {"phase": label, "step": run.step, "lr": rate, **means}
+                measured = pace.measured()
                 if validated and validate is not None:
                     checked = validate()
                     row.update(checked)
                 run.rows.append(row)
                 run.sums, run.count = {}, 0
-                emit(label, run.step, {**figures(row), "steps_per_s": bar.rate()})
-            bar.advance(1, loss=loss, lr=rate, **checked)
-            _save_if_due(run, checkpoint, stop, steps)
+                pace.restart()
+                if world.leads:
+                    emit(label, run.step, {**figures(row), "steps_per_s": bar.rate(), **measured})
+            bar.advance(1, loss=values["loss"], lr=rate, **checked)
+            if world.size == 1:
+                stopping = stop.requested
+            elif stopping:
+                stop.request(stop.signal_name or "a signal to another process")
+            if checkpoint is not None and (stopping or last or run.step % checkpoint.every == 0):
+                if world.leads:
+                    run.save(checkpoint)
+                if stopping:
+                    world.wait()  # until it is saved
+            if stopping and checkpoint is not None:
+                stop.check(f"a checkpoint of step {run.step} of {steps} is saved; run the same command again to go on")
+            elif stopping:
+                stop.check("nothing was saved, as no checkpoint was asked for")
     return run.rows
 
 
 def _one_step(
-    run: _Run, step_fn: Callable[[int], StepResult], *, rate: float, clip_norm: float, seed: int, label: str
-) -> tuple[float, Mapping[str, float]]:
+    run: _Run,
+    step_fn: Callable[[int], StepResult],
+    world: World,
+    stop: Stop,
+    *,
+    rate: float,
+    clip_norm: float,
+    seed: int,
+    label: str,
+) -> tuple[dict[str, float], float, bool]:
+    """Make one step.
+
+    Returns loss and values, summed over parts and processes, the gradient's norm, and whether any process is to stop.
+    """
     for group in run.optimiser.param_groups:
         group["lr"] = rate
     torch.manual_seed(random.Random(f"{seed}/{run.step}").getrandbits(32))  # torch's CPU generator takes 32 bits
+    run.optimiser.zero_grad(set_to_none=True)
     result = step_fn(run.step)
-    loss, values = result if isinstance(result, tuple) else (result, {})
-    number = float(loss.detach())
-    if not math.isfinite(number):
+    values: dict[str, float] = {}
+    for part in result if isinstance(result, Iterator) else [result]:
+        loss, more = part if isinstance(part, tuple) else (part, {})
+        for name, value in {"loss": float(loss.detach()), **more}.items():
+            values[name] = values.get(name, 0.0) + value
+        if math.isfinite(values["loss"]):
+            with same_attention(loss.device):
+                torch.autograd.backward(loss)
+    *totals, stops = world.totals([*values.values(), float(stop.requested)])
+    values = dict(zip(values, totals, strict=True))
+    if not math.isfinite(values["loss"]):
         raise PermanentError(
-            f"{label}: the loss is {number} at step {run.step}; try a lower learning rate (now {rate:.3g}), "
+            f"{label}: the loss is {values['loss']} at step {run.step}; try a lower learning rate (now {rate:.3g}), "
             "more warm-up steps or a smaller clip_norm"
         )
-    run.optimiser.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
-    nn.utils.clip_grad_norm_(run.params.values(), clip_norm)
+    world.sum_into([p.grad for p in run.params.values() if p.grad is not None])
+    norm = nn.utils.clip_grad_norm_(run.params.values(), clip_norm)
     run.optimiser.step()
     with torch.no_grad():
         for name, p in run.params.items():
             if name.rpartition(".")[2] == "logit_scale":
                 p.clamp_(0.0, MAX_LOG_SCALE)
-    return number, values
-
-
-def _save_if_due(run: _Run, checkpoint: Checkpoint | None, stop: Stop, steps: int) -> None:
-    due = stop.requested or run.step == steps or (checkpoint is not None and run.step % checkpoint.every == 0)
-    if checkpoint is not None and due:
-        run.save(checkpoint)
-        stop.check(f"a checkpoint of step {run.step} of {steps} is saved; run the same command again to go on")
-    else:
-        stop.check("nothing was saved, as no checkpoint was asked for")
+    return values, float(norm), stops > 0

@@ -6,8 +6,9 @@ with the same texts.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from components.device import mixed_precision
+from components.distributed import World, current
 from components.openclip import normalize_images
 from components.progress import progress
 from components.signals import Stop
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from components.openclip import LoadedTeacher
     from components.texts import TextBank, TextBatch
 
+ALONE = World()
 MAX_CACHED_BYTES = 2 << 30  # of teacher embeddings; above it they are computed batch by batch
 MAX_CACHED_TEXTS = 100_000
 TEXT_CHUNK = 64
@@ -36,7 +39,8 @@ class Given:
     """One augmented batch.
 
     images [B, 3, H, W], normalised, and splats: on the device, both mirrored where flip [B] says so.
-    batch: what it was made of, on the CPU, not mirrored.
+    batch: what it was made of, on the CPU, not mirrored. share: how much of the step's batch it is, 1 but for the parts
+    of several processes or of accumulated gradients: a mean over it times its share adds up to the batch's mean.
     """
 
     batch: Batch
@@ -44,12 +48,32 @@ class Given:
     flip: Tensor
     images: Tensor
     splats: SplatBatch
+    share: float = 1.0
+
+    def parts(self, count: int) -> list[Given]:
+        """The same samples in `count` contiguous parts, as views."""
+        if count == 1:
+            return [self]
+        size = len(self.batch)
+        rows = [slice(i * size // count, (i + 1) * size // count) for i in range(count)]
+        return [
+            replace(
+                self,
+                batch=self.batch.part(part),
+                flip=self.flip[part],
+                images=self.images[part],
+                splats=self.splats.part(part),
+                share=self.share * (part.stop - part.start) / size,
+            )
+            for part in rows
+        ]
 
 
 class Stream:
     """A split's batches by step number; each epoch is a new order, decided by (seed, epoch).
 
-    picture: width in pixels of the pictures that the splats were fitted to.
+    picture: width in pixels of the pictures that the splats were fitted to. batch_size: over all processes of `world`,
+    each of which is given its part.
     """
 
     def __init__(
@@ -62,12 +86,14 @@ class Stream:
         batch_size: int,
         seed: int,
         flips: bool,
+        world: World = ALONE,
     ) -> None:
         self._pictures, self._teacher, self._device = pictures, teacher, device
         self._picture, self._seed, self._flips = picture, seed, flips
-        batch_size = min(batch_size, len(pictures))
-        self.steps_per_epoch = pictures.steps_per_epoch(batch_size)
-        self._feed = pictures.feed(batch_size, seed=seed)
+        self.world = world
+        self.batch_size = min(batch_size, len(pictures))
+        self.steps_per_epoch = pictures.steps_per_epoch(self.batch_size)
+        self._feed = pictures.feed(self.batch_size, seed=seed, world=world)
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -80,6 +106,12 @@ class Stream:
             flip = coins(batch.keys, seed=self._seed, epoch=epoch)
         return self._given(batch, epoch, flip)
 
+    def alone(self) -> Stream:
+        """The same batches, each whole in the process that asks."""
+        made = copy.copy(self)
+        made.world, made._feed = ALONE, self._pictures.feed(self.batch_size, seed=self._seed)
+        return made
+
     def in_order(self, batch_size: int) -> Iterator[Given]:
         """All pictures once, in the set's order, none mirrored."""
         for batch in self._pictures.batches(batch_size, shuffle=False, drop_last=False):
@@ -90,7 +122,7 @@ class Stream:
         pixels = flip_images(batch.pixels.to(self._device), chosen)
         images = normalize_images(pixels, self._teacher.mean, self._teacher.std)
         splats = flip_splats(batch.gaussians.to(self._device), chosen, self._picture)
-        return Given(batch, epoch, flip, images, splats)
+        return Given(batch, epoch, flip, images, splats, len(batch) / len(batch.labels.keys))
 
 
 def embed(clip: Any, images: Tensor) -> Tensor:
@@ -139,18 +171,26 @@ class TextFeatures:
         self._known: dict[str, Tensor] = {}
 
     def draw(self, given: Given) -> tuple[TextBatch, Tensor]:
-        """The batch's texts and their L2-normalised features [U, D]."""
-        text = self.bank.draw(given.batch, epoch=given.epoch).to(given.images.device)
+        """The whole batch's texts and their L2-normalised features [U, D]; several processes compute a part each."""
+        world = ALONE if given.batch.whole is None else current()
+        text = self.bank.draw(given.batch.labels, epoch=given.epoch).to(given.images.device)
         missing = [place for place, name in enumerate(text.texts) if name not in self._known]
         if len(self._known) + len(missing) > MAX_CACHED_TEXTS:
             self._known.clear()
             missing = list(range(len(text.texts)))
         # Chunks of one size, filled up: a text's features then do not depend on the texts beside it.
-        for start in range(0, len(missing), TEXT_CHUNK):
-            places = missing[start : start + TEXT_CHUNK]
-            padded = places + places[:1] * (TEXT_CHUNK - len(places))
-            with torch.no_grad(), mixed_precision(text.tokens.device):
-                features = self._clip.encode_text(text.tokens[padded])
-            features = F.normalize(features.float(), dim=-1)
-            self._known.update({text.texts[place]: features[row] for row, place in enumerate(places)})
+        chunks = [missing[start : start + TEXT_CHUNK] for start in range(0, len(missing), TEXT_CHUNK)]
+        mine = world.part(len(chunks))
+        parts = [self._features(text.tokens[chunk + chunk[:1] * (TEXT_CHUNK - len(chunk))]) for chunk in chunks[mine]]
+        if chunks:
+            dim = self._clip.visual.output_dim
+            own = torch.stack(parts) if parts else torch.empty(0, TEXT_CHUNK, dim, device=text.tokens.device)
+            for chunk, features in zip(chunks, world.gather(own, len(chunks)), strict=True):
+                self._known.update({text.texts[place]: features[row] for row, place in enumerate(chunk)})
         return text, torch.stack([self._known[name] for name in text.texts])
+
+    @torch.no_grad()
+    def _features(self, tokens: Tensor) -> Tensor:
+        with mixed_precision(tokens.device):
+            features = self._clip.encode_text(tokens)
+        return F.normalize(features.float(), dim=-1)

@@ -11,13 +11,14 @@ of the three tries the same learning rates and keeps the one that scores best on
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from components.adapter import (
     SplatClip,
@@ -120,6 +121,7 @@ class Phases:
             seed=params.seed,
             checkpoint=Checkpoint(store=self.checkpoints, name=name, every=params.checkpoint_steps),
             label=name,
+            batch_size=params.batch_size,
             validate=(lambda: self.validation.of(model, encode)) if encode is not None else None,
         )
         self.rows += rows
@@ -129,6 +131,7 @@ class Phases:
     def stage1(self, student: SplatClip) -> Mapping[str, float]:
         """Distil: only the stem trains. Returns the validation values after it."""
         params, clip = self.params, student.clip
+        student.set_grad_checkpointing(params.checkpoint_activations)
         apply_freeze_policy(student, "stem")
         scale = torch.tensor(student.config.tokens.std, device=clip.logit_scale.device)
 
@@ -137,23 +140,23 @@ class Phases:
                 patches = patch_embeddings(clip, given.images)
             return token_loss(latents, patches, scale)
 
-        def token_step(step: int) -> Tensor:
-            given = self.stream.at(step)
-            with mixed_precision(given.images.device):
-                latents = student.patch_latents(given.splats)
-            return tokens(latents, given)
+        def token_step(step: int) -> Iterator[Tensor]:
+            for given in self._parts(step):
+                with mixed_precision(given.images.device):
+                    latents = student.patch_latents(given.splats)
+                yield given.share * tokens(latents, given)
 
-        def cls_step(step: int) -> tuple[Tensor, dict[str, float]]:
-            given = self.stream.at(step)
-            with mixed_precision(given.images.device):
-                latents = student.patch_latents(given.splats)
-                features = encode_patches(clip, latents)
-            distance = embedding_distance(features, self._targets().of(given))
-            values = {"distance": float(distance.detach())}
-            if self._matches_patches(student):
-                token = tokens(latents, given)
-                return distance + token, {**values, "tokens": float(token.detach())}
-            return distance, values
+        def cls_step(step: int) -> Iterator[tuple[Tensor, dict[str, float]]]:
+            for given in self._parts(step):
+                with mixed_precision(given.images.device):
+                    latents = student.patch_latents(given.splats)
+                    features = encode_patches(clip, latents)
+                loss = given.share * embedding_distance(features, self._targets().of(given))
+                values = {"distance": float(loss.detach())}
+                if self._matches_patches(student):
+                    token = given.share * tokens(latents, given)
+                    loss, values = loss + token, {**values, "tokens": float(token.detach())}
+                yield loss, values
 
         count, rate = self.steps(params.stage1_token_epochs), params.stage1_token_learning_rate
         self._run("stage1_tokens", student, token_step, steps=count, lr=rate, encode=None)
@@ -164,19 +167,37 @@ class Phases:
         rows, columns = student.config.grid
         return student.config.num_latents == rows * columns
 
+    def _parts(self, step: int) -> list[Given]:
+        return self.stream.at(step).parts(self.params.accumulate_steps)
+
+    def _features(self, model: Any, encode: Encode, given: Given) -> Tensor:
+        """Image features of this process's part of a batch, [b, D], not normalised.
+
+        With accumulate_steps, those of one part after the other, whose activations are dropped and computed again when
+        the gradient of the whole batch's loss has come back to it (as GradCache does, arXiv 2101.06983).
+        """
+
+        def encoded(part: Given) -> Tensor:
+            with mixed_precision(part.images.device):
+                return encode(model, part)
+
+        if self.params.accumulate_steps == 1:
+            return encoded(given)
+        parts = given.parts(self.params.accumulate_steps)
+        return torch.cat([checkpoint(encoded, part, use_reentrant=False) for part in parts])
+
     def _contrastive(self, model: Any, encode: Encode) -> Callable[[int], tuple[Tensor, dict[str, float]]]:
         scale = model.logit_scale.detach()
 
         def step_fn(step: int) -> tuple[Tensor, dict[str, float]]:
             given = self.stream.at(step)
-            with mixed_precision(given.images.device):
-                features = encode(model, given)
+            features = self._features(model, encode, given)
             text, text_features = self.texts.draw(given)
             contrast = clip_loss(F.normalize(features.float(), dim=-1), text_features, scale, text.positives)
             values = {"contrastive": float(contrast.detach())}
             if self.params.anchor_weight == 0:
                 return contrast, values
-            distance = embedding_distance(features, self._targets().of(given))
+            distance = given.share * embedding_distance(features, self._targets().of(given))
             return contrast + self.params.anchor_weight * distance, {**values, "distance": float(distance.detach())}
 
         return step_fn
@@ -203,6 +224,7 @@ class Phases:
         """The fair control, with stage 1's steps added or not."""
         params = self.params
         clip = copy.deepcopy(self.teacher.model)
+        clip.set_grad_checkpointing(params.checkpoint_activations)
         apply_control_policy(clip, params.freeze_policy)
         steps = self.steps(params.stage2_epochs)
         if with_stage1:

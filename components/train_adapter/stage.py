@@ -23,6 +23,7 @@ from components.adapter import (
 from components.config import TrainAdapterParams, semantic
 from components.contrastive import prompt_classifier
 from components.device import pick_device
+from components.distributed import World, joined
 from components.errors import PermanentError, UsageError
 from components.loader import ImageSet
 from components.manifest import Artifact, Commit, FileEntry, open_artifact
@@ -70,15 +71,17 @@ def run(params: TrainAdapterParams, *, images: str, teacher: str, splats: str, s
             f"{have}; give the images it was fitted to, or fit these"
         )
     commit = Commit(root, stage=STAGE, version=VERSION, params=semantic(params), inputs=inputs)
-    finished = commit.finished()
-    if finished is not None:
-        delete_checkpoints(commit.store)  # a stop between the manifest and this left them
-        return _report(finished, started, cached=True)
-    device = pick_device(params.device, params.threads)
-    with stop_on_sigterm() as stop:
-        artifact = _train(params, inputs, commit, device, stop)
-    delete_checkpoints(commit.store)
-    return _report(artifact, started, cached=False)
+    with stop_on_sigterm() as stop, joined(params.device) as world:
+        cached = world.share(lambda: commit.finished() is not None)
+        if not cached:
+            _train(params, inputs, commit, stop, world)
+            world.wait()  # for process 0's manifest
+        if world.leads:
+            delete_checkpoints(commit.store)  # also those that a stop between the manifest and this left
+        finished = commit.finished()
+    if finished is None:
+        raise PermanentError(f"{commit.url} has no manifest after its training; give all processes the same store")
+    return _report(finished, started, cached=cached)
 
 
 def _report(artifact: Artifact, started: float, *, cached: bool) -> Report:
@@ -96,12 +99,18 @@ def _report(artifact: Artifact, started: float, *, cached: bool) -> Report:
 
 
 def _train(
-    params: TrainAdapterParams, inputs: dict[str, Artifact], commit: Commit, device: torch.device, stop: Stop
-) -> Artifact:
+    params: TrainAdapterParams,
+    inputs: dict[str, Artifact],
+    commit: Commit,
+    stop: Stop,
+    world: World,
+) -> None:
+    device = pick_device(params.device, params.threads)
+    world.check_batch("train_adapter", params.batch_size, params.accumulate_steps)
     teacher = load_teacher(inputs["teacher"], device)
     teacher.model.requires_grad_(False)
     check_teacher(teacher.model)
-    stream, val = _streams(params, inputs, teacher, device)
+    stream, val = _streams(params, inputs, teacher, device, world)
     prompts = load_prompts(inputs["images"])
     texts = TextFeatures(teacher.model, _bank(teacher, prompts, params.seed))
     classifier = None
@@ -124,7 +133,8 @@ def _train(
         checkpoints=commit.store,
         stop=stop,
     )
-    student = _student(params, teacher, stream, _side(inputs["images"]), device)
+    student = _student(params, teacher, stream.alone(), _side(inputs["images"]), device)
+    world.copy_from_first([*student.stem.parameters(), *student.stem.buffers()])
     after_stage1 = phases.stage1(student)
     share = apply_freeze_policy(student, params.freeze_policy)
     results = {"student": phases.stage2(student)}
@@ -151,12 +161,17 @@ def _train(
         metrics |= {f"{name}_{key}": value for key, value in trained.validation.items()}
     rates = {name: trained.learning_rate for name, trained in results.items()}
     description = describe(student.config, params.freeze_policy, teacher=teacher.model_name, learning_rates=rates)
-    files = _put(commit, results, phases.rows, description)
-    return commit.finalise(shards=[], files=files, metrics=metrics)
+    if world.leads:
+        files = _put(commit, results, phases.rows, description)
+        commit.finalise(shards=[], files=files, metrics=metrics)
 
 
 def _streams(
-    params: TrainAdapterParams, inputs: dict[str, Artifact], teacher: LoadedTeacher, device: torch.device
+    params: TrainAdapterParams,
+    inputs: dict[str, Artifact],
+    teacher: LoadedTeacher,
+    device: torch.device,
+    world: World,
 ) -> tuple[Stream, Stream | None]:
     """Training and validation batches; no validation stream where there is nothing to validate on."""
     images = inputs["images"]
@@ -171,7 +186,14 @@ def _streams(
     def stream(split: str, *, flips: bool) -> Stream:
         pictures = ImageSet(images, split, splats=inputs["splats"], image_size=teacher.image_size)
         return Stream(
-            pictures, teacher, device, picture=side, batch_size=params.batch_size, seed=params.seed, flips=flips
+            pictures,
+            teacher,
+            device,
+            picture=side,
+            batch_size=params.batch_size,
+            seed=params.seed,
+            flips=flips,
+            world=world,
         )
 
     return stream("train", flips=params.augment), stream("val", flips=False) if val else None

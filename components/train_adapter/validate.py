@@ -11,6 +11,7 @@ from torch import Tensor
 
 from components.contrastive import clip_loss, num_correct
 from components.device import mixed_precision
+from components.distributed import current
 
 if TYPE_CHECKING:
     from components.train_adapter.data import Given, Stream, TextFeatures
@@ -38,8 +39,11 @@ class Validation:
         """{"val_accuracy": share in 0 .. 1} or {"val_loss": ...} of the model; {} without a validation split."""
         if self._stream is None:
             return {}
+        world = current()
         correct, loss, count = 0, 0.0, 0
-        for given in self._stream.in_order(VAL_BATCH):
+        for place, given in enumerate(self._stream.in_order(VAL_BATCH)):
+            if place % world.size != world.rank:
+                continue
             with mixed_precision(given.images.device):
                 features = encode(model, given)
             features = F.normalize(features.float(), dim=-1)
@@ -50,7 +54,8 @@ class Validation:
             else:
                 text, text_features = self._texts.draw(given)
                 loss += size * float(clip_loss(features, text_features, model.logit_scale, text.positives))
-        return {"val_accuracy": correct / count} if self._classifier is not None else {"val_loss": loss / count}
+        hits, loss, total = world.totals([correct, loss, count])
+        return {"val_accuracy": hits / total} if self._classifier is not None else {"val_loss": loss / total}
 
     def better(self, values: Mapping[str, float], than: Mapping[str, float]) -> bool:
         """Whether one model's values beat another's."""

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from components.augment import crop_and_flip
+from components.batches import Batch
 from components.config import TrainTeacherParams, semantic
 from components.contrastive import clip_loss, num_correct, prompt_classifier
 from components.device import mixed_precision, pick_device, precision
+from components.distributed import World, joined
+from components.errors import PermanentError
 from components.loader import ImageSet
 from components.manifest import Artifact, Commit, FileEntry, canonical, open_artifact, sha256_bytes
 from components.openclip import (
@@ -51,10 +56,12 @@ CROP_PADDING = 8  # a crop moves by up to 1/8 of the side
 class Training:
     """A fresh CLIP, the pictures and texts it learns from, and its step and validation."""
 
-    def __init__(self, params: TrainTeacherParams, images: Artifact, device: torch.device) -> None:
-        self.params, self.device = params, device
+    def __init__(self, params: TrainTeacherParams, images: Artifact, device: torch.device, world: World) -> None:
+        self.params, self.device, self.world = params, device, world
+        world.check_batch("train_teacher", params.batch_size, params.accumulate_steps)
         torch.manual_seed(params.seed)
         self.model = build(params.model, device=device)
+        self.model.set_grad_checkpointing(params.checkpoint_activations)
         self.mean, self.std = preprocess_stats(self.model)
         self.side = image_side(self.model)
         self.prompts: Prompts | None = load_prompts(images)
@@ -66,7 +73,7 @@ class Training:
         self.val_set = ImageSet(images, "val", image_size=self.side) if validates else None
         self.steps_per_epoch = self.train_set.steps_per_epoch(params.batch_size)
         self.steps = num_steps(params.epochs, self.steps_per_epoch)
-        self._feed = self.train_set.feed(params.batch_size, seed=params.seed)
+        self._feed = self.train_set.feed(params.batch_size, seed=params.seed, world=world)
 
     def _image_features(self, images: torch.Tensor) -> torch.Tensor:
         pixels = normalize_images(images.to(self.device), self.mean, self.std)
@@ -74,18 +81,35 @@ class Training:
             features: torch.Tensor = self.model.encode_image(pixels, normalize=True)
         return features
 
+    def _text_features(self, tokens: torch.Tensor) -> torch.Tensor:
+        with mixed_precision(self.device):
+            features: torch.Tensor = self.model.encode_text(tokens, normalize=True)
+        return features
+
+    def _in_parts(self, encode: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+        """Features in accumulate_steps parts, whose activations are computed again in the backward pass."""
+        if self.params.accumulate_steps == 1:
+            return encode(rows)
+        parts = rows.tensor_split(self.params.accumulate_steps)
+        return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in parts if len(part)])
+
     def step(self, number: int) -> tuple[torch.Tensor, Mapping[str, float]]:
-        """The contrastive loss of one training step."""
+        """The share of one training step's contrastive loss that is this process's."""
         batch, epoch = self._feed(number)
-        texts = self.bank.draw(batch, epoch=epoch).to(self.device)
+        count = len(batch.labels.keys)
+        texts = self.bank.draw(batch.labels, epoch=epoch).to(self.device)
         images = batch.pixels
         if self.params.augment:
-            images = crop_and_flip(images, self.side // CROP_PADDING)
-        image_features = self._image_features(images)
-        with mixed_precision(self.device):
-            text_features = self.model.encode_text(texts.tokens, normalize=True)
+            start = self.world.part(count).start
+            images = crop_and_flip(images, self.side // CROP_PADDING, of=count, start=start)
+        self.world.part_ways(number, self.params.seed)
+        image_features = self._in_parts(self._image_features, images)
+        mine = self.world.part(len(texts.tokens))
+        own = texts.tokens[mine] if mine.stop > mine.start else texts.tokens[:1]  # a process without texts joins in
+        text_features = self._in_parts(self._text_features, own)[: mine.stop - mine.start]
+        text_features = self.world.gather(text_features.float(), len(texts.tokens))
         loss = clip_loss(image_features, text_features, self.model.logit_scale, texts.positives)
-        return loss, {"logit_scale": float(self.model.logit_scale.detach())}
+        return loss, {"logit_scale": float(self.model.logit_scale.detach()) / self.world.size}
 
     @torch.no_grad()
     def validate(self) -> Mapping[str, float]:
@@ -103,20 +127,23 @@ class Training:
             classifier = prompt_classifier(self.model, self.tokenizer, prompts.class_names, prompts.templates)
         correct = sum(
             num_correct(self._image_features(batch.pixels), classifier, batch.classes.to(self.device))
-            for batch in val_set.batches(self.params.batch_size, shuffle=False, drop_last=False)
+            for batch in self._my_batches(val_set)
         )
-        return {"val_accuracy": correct / len(val_set)}
+        return {"val_accuracy": self.world.totals([correct])[0] / len(val_set)}
+
+    def _my_batches(self, val_set: ImageSet) -> Iterator[Batch]:
+        batches = val_set.batches(self.params.batch_size, shuffle=False, drop_last=False)
+        return islice(batches, self.world.rank, None, self.world.size)
 
     def _loss(self, val_set: ImageSet) -> Mapping[str, float]:
         total = 0.0
-        for batch in val_set.batches(self.params.batch_size, shuffle=False, drop_last=False):
-            texts = self.bank.draw(batch, epoch=0).to(self.device)
+        for batch in self._my_batches(val_set):
+            texts = self.bank.draw(batch.labels, epoch=0).to(self.device)
             image_features = self._image_features(batch.pixels)
-            with mixed_precision(self.device):
-                text_features = self.model.encode_text(texts.tokens, normalize=True)
+            text_features = self._text_features(texts.tokens)
             loss = clip_loss(image_features, text_features, self.model.logit_scale, texts.positives)
             total += float(loss) * len(batch)
-        return {"val_loss": total / len(val_set)}
+        return {"val_loss": self.world.totals([total])[0] / len(val_set)}
 
     def run(self, checkpoint: Checkpoint) -> list[CurveRow]:
         """Train, resumed from the checkpoint if there is one."""
@@ -134,6 +161,7 @@ class Training:
             label="train_teacher",
             validate=self.validate,
             validate_every=self.steps_per_epoch,
+            batch_size=self.params.batch_size,
         )
         self.model.eval()
         return rows
@@ -183,7 +211,6 @@ def run(params: TrainTeacherParams, *, images: str, store: str) -> Report:
     SIGTERM.
     """
     started = time.monotonic()
-    device = pick_device(params.device, params.threads)
     root = open_store(store)
     artifact = open_artifact(images, root)
     commit = Commit(
@@ -194,32 +221,23 @@ def run(params: TrainTeacherParams, *, images: str, store: str) -> Report:
         inputs={"images": artifact},
         source=_source(params),
     )
-    done = commit.finished()
     speeds: dict[str, float] = {}
-    if done is None:
-        model: Any
-        rows: list[CurveRow] = []
-        class_names: tuple[str, ...] = ()
-        metrics: dict[str, Any] = {"steps": 0}
-        if params.pretrained:
-            model = build(params.model, params.pretrained)
-        else:
-            model, rows, class_names, metrics, speeds = _train(params, artifact, device, commit)
-        counted = {
-            "num_parameters": _count(model),
-            "num_parameters_vision": _count(model.visual),
-            "num_parameters_token_table": _count(model.token_embedding),
-        }
-        files = _commit(commit, model, _config(params, model, class_names), rows)
-        finished = commit.finalise(shards=[], files=files, metrics={**metrics, **counted})
-    else:
-        finished = done
-    delete_checkpoints(commit.store)  # of this call, or of one that was killed between its manifest and this
+    with joined(params.device) as world:
+        device = pick_device(params.device, params.threads)
+        cached = world.share(lambda: commit.finished() is not None)
+        if not cached:
+            speeds = _make(params, artifact, device, commit, world)
+            world.wait()  # for process 0's manifest
+        if world.leads:
+            delete_checkpoints(commit.store)  # of this call, or of one that was killed between its manifest and this
+        finished = commit.finished()
+    if finished is None:
+        raise PermanentError(f"{commit.url} has no manifest after its training; give all processes the same store")
     return Report(
         stage="train_teacher",
         url=finished.url,
         manifest_sha256=finished.manifest.sha256,
-        cached=done is not None,
+        cached=cached,
         metrics=finished.manifest.metrics,
         seconds=time.monotonic() - started,
         speeds=speeds,
@@ -231,14 +249,44 @@ def _count(module: Any) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+def _make(
+    params: TrainTeacherParams, artifact: Artifact, device: torch.device, commit: Commit, world: World
+) -> dict[str, float]:
+    """Import or train the model; process 0 commits it. Returns the speeds."""
+    model: Any
+    rows: list[CurveRow] = []
+    class_names: tuple[str, ...] = ()
+    metrics: dict[str, Any] = {"steps": 0}
+    speeds: dict[str, float] = {}
+    if not params.pretrained:
+        training = Training(params, artifact, device, world)
+        model = training.model
+        rows, metrics, speeds = _train(params, training, commit)
+        class_names = training.prompts.class_names if training.prompts else ()
+    elif world.leads:
+        model = build(params.model, params.pretrained)
+    if world.leads:
+        counted = {
+            "num_parameters": _count(model),
+            "num_parameters_vision": _count(model.visual),
+            "num_parameters_token_table": _count(model.token_embedding),
+        }
+        files = _commit(commit, model, _config(params, model, class_names), rows)
+        commit.finalise(shards=[], files=files, metrics={**metrics, **counted})
+    return speeds
+
+
 def _train(
-    params: TrainTeacherParams, artifact: Artifact, device: torch.device, commit: Commit
-) -> tuple[Any, list[CurveRow], tuple[str, ...], dict[str, Any], dict[str, float]]:
-    training = Training(params, artifact, device)
+    params: TrainTeacherParams, training: Training, commit: Commit
+) -> tuple[list[CurveRow], dict[str, Any], dict[str, float]]:
     started = time.monotonic()
     rows = training.run(Checkpoint(store=commit.store, name="teacher", every=params.checkpoint_steps))
     seconds = time.monotonic() - started
     last = {name: value for name, value in rows[-1].items() if name.startswith(("val_", "loss"))}
-    metrics = {"steps": training.steps, "num_train": len(training.train_set), "precision": precision(device), **last}
-    names = training.prompts.class_names if training.prompts else ()
-    return training.model, rows, names, metrics, {"images_per_s": training.steps * params.batch_size / seconds}
+    metrics = {
+        "steps": training.steps,
+        "num_train": len(training.train_set),
+        "precision": precision(training.device),
+        **last,
+    }
+    return rows, metrics, {"images_per_s": training.steps * params.batch_size / seconds}

@@ -1,0 +1,242 @@
+"""Training in two processes (gloo) is training in one: the same losses and weights, stops, failures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import distributed_work as work
+import pytest
+import torch
+from flows import PARAMS, make_flow
+from safetensors.torch import load_file
+from test_train_teacher import TINY, commit_images, sample
+from torch import Tensor
+
+from components import launch
+from components.config import TrainTeacherParams
+from components.distributed import World
+from components.errors import UsageError
+from components.processes import only_training
+
+ADAPTER = replace(
+    PARAMS, stage1_token_epochs=1, stage2_epochs=2, stage2_learning_rates=(1e-3,), control_with_stage1=False
+)
+TOLERANCE = 1e-5  # of each tensor's norm, and of each loss; sums over two slices are rounded otherwise
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A flow for train_adapter, and images and a model for train_teacher."""
+    folder = tmp_path_factory.mktemp("flow")
+    flow = make_flow(folder)
+    samples = {"train": [sample(i) for i in range(48)], "val": [sample(i) for i in range(1000, 1019)]}
+    config = {**TINY, "vision_cfg": {**TINY["vision_cfg"], "patch_dropout": 0.0}}  # type: ignore[dict-item]
+    (folder / "tiny.json").write_text(json.dumps(config))
+    teacher = TrainTeacherParams(
+        model=str(folder / "tiny.json"), epochs=2, batch_size=15, warmup_steps=2, device="cpu", threads=1
+    )
+    return {"flow": flow, "images": commit_images(folder / "pictures", samples).url, "teacher": teacher}
+
+
+def adapter_call(inputs: dict[str, Any], store: Path, **changes: Any) -> list[Any]:
+    return ["train_adapter", asdict(replace(ADAPTER, **changes)), {**inputs["flow"], "store": str(store)}]
+
+
+def teacher_call(inputs: dict[str, Any], store: Path, **changes: Any) -> list[Any]:
+    params = asdict(replace(inputs["teacher"], **changes))
+    return ["train_teacher", params, {"images": inputs["images"], "store": str(store)}]
+
+
+@pytest.fixture(scope="module")
+def trained(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Stores of the same training: alone, in two processes, in parts, with activations computed again."""
+    folder = tmp_path_factory.mktemp("stores")
+    stores = {name: folder / name for name in ("alone", "two", "parts", "again", "two_parts")}
+
+    def calls(name: str, **changes: Any) -> list[Any]:
+        return [call(inputs, stores[name], **changes) for call in (adapter_call, teacher_call)]
+
+    again = calls("again", checkpoint_activations=True)
+    work.run("stages", {"calls": [*calls("alone"), *calls("parts", accumulate_steps=3), *again]}, 1)
+    two_parts = calls("two_parts", accumulate_steps=2, checkpoint_activations=True)
+    work.run("stages", {"calls": [*calls("two"), *two_parts]}, 2)
+    return stores
+
+
+def output(store: Path, stage: str) -> Path:
+    (manifest,) = store.glob(f"{stage}/*/manifest.json")
+    return manifest.parent
+
+
+def without_key_bias(name: str, tensor: Tensor) -> Tensor:
+    """Attention does not feel a bias of its keys: that gradient is nothing but rounding, and AdamW scales it up."""
+    if not name.endswith("attn.in_proj_bias"):
+        return tensor
+    width = len(tensor) // 3
+    return torch.cat([tensor[:width], tensor[2 * width :]])
+
+
+def check_same(one: Path, other: Path) -> None:
+    files = sorted(path.name for path in one.glob("*.safetensors"))
+    assert files == sorted(path.name for path in other.glob("*.safetensors"))
+    assert files
+    for file in files:
+        expected, found = load_file(one / file), load_file(other / file)
+        assert expected.keys() == found.keys()
+        for name in expected:
+            a, b = (without_key_bias(name, tensors[name]) for tensors in (expected, found))
+            assert torch.linalg.vector_norm(a - b) <= TOLERANCE * torch.linalg.vector_norm(a), (file, name)
+    rows = [list(csv.DictReader((folder / "curve.csv").read_text().splitlines())) for folder in (one, other)]
+    assert len(rows[0]) == len(rows[1]) > 0
+    for expected_row, found_row in zip(*rows, strict=True):
+        assert expected_row.keys() == found_row.keys()
+        for name, value in expected_row.items():
+            if name == "phase" or not value:
+                assert value == found_row[name]
+            else:
+                assert float(found_row[name]) == pytest.approx(float(value), rel=TOLERANCE), name
+
+
+@pytest.mark.parametrize("stage", ["train_adapter", "train_teacher"])
+@pytest.mark.parametrize("how", ["two", "parts", "again", "two_parts"])
+def test_however_it_is_computed_it_is_the_same_training(trained: dict[str, Path], stage: str, how: str) -> None:
+    check_same(output(trained["alone"], stage), output(trained[how], stage))
+
+
+def test_activations_computed_again_change_nothing_at_all(trained: dict[str, Path]) -> None:
+    for stage in ("train_adapter", "train_teacher"):
+        for path in output(trained["alone"], stage).glob("*.safetensors"):
+            assert path.read_bytes() == (output(trained["again"], stage) / path.name).read_bytes()
+
+
+def test_the_loss_across_processes_is_the_whole_batchs(tmp_path: Path) -> None:
+    """Its gradients too, also of slices of unlike sizes (7 pictures, 5 texts)."""
+    work.loss(str(tmp_path / "one.pt"))
+    work.run("loss", {"out": str(tmp_path / "two.pt")}, 2)
+    expected, found = (torch.load(tmp_path / f"{name}.pt") for name in ("one", "two"))
+    assert len(expected) == 6
+    for a, b in zip(expected, found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_one_that_fails_ends_the_others_with_its_code(inputs: dict[str, Any], tmp_path: Path) -> None:
+    calls = [adapter_call(inputs, tmp_path)]
+    (code, err), (other_code, other) = work.ended(work.start("stages", {"calls": calls, "fails": 1}, 2))
+    assert (code, other_code) == (42, 42)
+    assert "PermanentError: process 1 of this training ended first: this batch is damaged" in err
+    assert "PermanentError: this batch is damaged" in other
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
+def saved(store: Path, pattern: str, started: list[subprocess.Popen[str]]) -> None:
+    """Wait until a checkpoint is there."""
+    deadline = time.monotonic() + work.LONGEST_S
+    while not list(store.rglob(f"_checkpoint/{pattern}.safetensors")):
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in started)
+        time.sleep(0.005)
+
+
+def test_a_signal_to_one_stops_both_and_one_alone_can_go_on(
+    inputs: dict[str, Any], trained: dict[str, Path], tmp_path: Path
+) -> None:
+    started = work.start("stages", {"calls": [adapter_call(inputs, tmp_path)]}, 2)
+    saved(tmp_path, "stage1_cls", started)
+    started[1].send_signal(signal.SIGTERM)
+    for code, err in work.ended(started):
+        assert code == 143, err
+        assert "run the same command again" in err
+    assert not list(tmp_path.rglob("train_adapter/*/manifest.json"))
+    work.run("stages", {"calls": [adapter_call(inputs, tmp_path)]}, 1)
+    check_same(output(trained["alone"], "train_adapter"), output(tmp_path, "train_adapter"))
+
+
+@pytest.mark.full
+def test_killed_in_mid_epoch_two_go_on_to_the_same_bytes(inputs: dict[str, Any], tmp_path: Path) -> None:
+    """Of a streamed set too: the one that is killed without a word ends the other with 75, try again."""
+    for streamed in (False, True):
+        calls = {name: [adapter_call(inputs, tmp_path / f"{name}{streamed}")] for name in ("whole", "killed")}
+        work.run("stages", {"calls": calls["whole"], "streamed": streamed}, 2)
+        for phase, victim in (("stage1_tokens", 1), ("stage2*", 0)):
+            started = work.start("stages", {"calls": calls["killed"], "streamed": streamed}, 2)
+            saved(tmp_path / f"killed{streamed}", phase, started)
+            started[victim].kill()
+            codes = [code for code, _ in work.ended(started)]
+            assert codes[victim] == -signal.SIGKILL
+            assert codes[1 - victim] == 75
+        work.run("stages", {"calls": calls["killed"], "streamed": streamed}, 2)
+        one, other = (output(tmp_path / f"{name}{streamed}", "train_adapter") for name in ("whole", "killed"))
+        for path in one.iterdir():
+            if path.is_file():
+                assert path.read_bytes() == (other / path.name).read_bytes(), path.name
+
+
+def command(inputs: dict[str, Any], folder: Path, *changes: str) -> list[str]:
+    """The arguments of train-adapter for the command line."""
+    params = folder / "params.yaml"
+    params.write_text(json.dumps({"train_adapter": asdict(ADAPTER)}))
+    given = [f"--{name}={inputs['flow'][name]}" for name in ("images", "teacher", "splats")]
+    return ["train-adapter", f"--params={params}", f"--store={folder}/store", *given, *changes]
+
+
+@pytest.mark.full
+def test_torchrun_and_its_exit_codes(inputs: dict[str, Any], tmp_path: Path) -> None:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    how: dict[str, Any] = {"cwd": work.ROOT, "env": env, "capture_output": True, "text": True, "timeout": 120}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "components"]
+    done = subprocess.run([*torchrun, *command(inputs, tmp_path)], check=False, **how)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(output(tmp_path / "store", "train_adapter")), "one process speaks for all"
+    assert done.stderr.count("train_adapter: ") == 1
+
+    ours = [sys.executable, "-m", "components.launch", "--nproc-per-node=2"]
+    wrong = command(inputs, tmp_path, "--set", "train_adapter.batch_size=1")
+    refused = subprocess.run([*ours, *wrong], check=False, **how)
+    assert refused.returncode == 2
+    assert "a batch of 1 cannot be dealt to 2 processes" in refused.stderr
+
+    long = command(inputs, tmp_path, "--set", "train_adapter.stage1_cls_epochs=500")
+    process = subprocess.Popen([*ours, *long], cwd=work.ROOT, env=env, text=True, stderr=subprocess.PIPE)
+    saved(tmp_path / "store", "stage1_cls", [])
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "run the same command again to go on" in err
+
+
+def test_the_launcher_finds_the_command_among_torchruns_options() -> None:
+    assert launch.split(["--nproc-per-node=2", "train-teacher", "--params", "p"]) == (
+        ["--nproc-per-node=2"],
+        ["train-teacher", "--params", "p"],
+    )
+    assert launch.main(["--nproc-per-node=2"]) == 2
+
+
+def test_batches_are_dealt_whole() -> None:
+    worlds = [World(rank, 3) for rank in range(3)]
+    for count in range(12):
+        dealt = [i for world in worlds for i in range(count)[world.part(count)]]
+        assert dealt == list(range(count))
+    worlds[0].check_batch("train_adapter", 6, 2)
+    with pytest.raises(UsageError, match="a batch of 5 cannot be dealt to 3 processes in 2 parts each"):
+        worlds[0].check_batch("train_adapter", 5, 2)
+
+
+def test_only_training_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    only_training("splat_fit")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    only_training("train_teacher")
+    with pytest.raises(UsageError, match="2 processes of splat-fit, which runs in one"):
+        only_training("splat_fit")
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(UsageError, match="WORLD_SIZE is 'two'"):
+        only_training("splat_fit")
