@@ -147,7 +147,7 @@ class Commit:
         self.key = output_key(stage, version, params, sums, source)
         self.params_hash = sha256_bytes(canonical(params))
         self.path = f"{stage}/{self.key}"
-        self.store = store.sub(self.path)
+        self.root, self.store = store, store.sub(self.path)
         self.url = self.store.url
 
     def finished(self) -> Artifact | None:

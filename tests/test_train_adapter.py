@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from components.adapter import apply_freeze_policy, load_adapter, load_control
 from components.config import DownloadParams, SplatFitParams
 from components.contrastive import clip_loss
+from components.distributed import World
 from components.download.stage import run as download
 from components.errors import Interrupted, PermanentError, UsageError
 from components.loader import ImageSet
@@ -176,7 +177,8 @@ def test_flips_agree_in_splats_pixels_and_targets(flow: dict[str, str]) -> None:
     assert torch.equal(a.images[~a.flip], b.images[~a.flip])
     assert torch.equal(a.splats.means[a.flip][..., 0], 15 - b.splats.means[a.flip][..., 0])
     assert torch.equal(a.splats.means[~a.flip], b.splats.means[~a.flip])
-    targets = TeacherEmbeddings(flipped, teacher.model, len(pictures), 24, flips=True, stop=Stop())
+    images, given = open_artifact(flow["images"], store), open_artifact(flow["teacher"], store)
+    targets = TeacherEmbeddings(images, given, teacher, store, flips=True, stop=Stop(), world=World())
     with torch.no_grad():
         assert torch.allclose(targets.of(a), embed(teacher.model, a.images), atol=0.02)
     again = Stream(pictures, teacher, torch.device("cpu"), **made, flips=True).at(4)

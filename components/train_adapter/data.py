@@ -18,20 +18,18 @@ from torch import Tensor
 from components.device import mixed_precision
 from components.distributed import World, current
 from components.openclip import normalize_images
-from components.progress import progress
-from components.signals import Stop
 from components.train_adapter.augment import coins, flip_images, flip_splats
+from components.train_adapter.targets import TeacherEmbeddings, embed
 
 if TYPE_CHECKING:
     from components.loader import Batch, ImageSet, SplatBatch
     from components.openclip import LoadedTeacher
     from components.texts import TextBank, TextBatch
 
+__all__ = ["Given", "Stream", "TeacherEmbeddings", "TextFeatures", "embed"]
 ALONE = World()
-MAX_CACHED_BYTES = 2 << 30  # of teacher embeddings; above it they are computed batch by batch
 MAX_CACHED_TEXTS = 100_000
 TEXT_CHUNK = 64
-EMBED_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -123,44 +121,6 @@ class Stream:
         images = normalize_images(pixels, self._teacher.mean, self._teacher.std)
         splats = flip_splats(batch.gaussians.to(self._device), chosen, self._picture)
         return Given(batch, epoch, flip, images, splats, len(batch) / len(batch.labels.keys))
-
-
-def embed(clip: Any, images: Tensor) -> Tensor:
-    """L2-normalised image features in float32: images [B, 3, H, W], normalised -> [B, D]."""
-    with mixed_precision(images.device):
-        features = clip.encode_image(images)
-    return F.normalize(features.float(), dim=-1)
-
-
-class TeacherEmbeddings:
-    """The teacher's embedding of every picture of a set and of its mirror image, computed once where memory allows."""
-
-    def __init__(self, stream: Stream, clip: Any, size: int, dim: int, *, flips: bool, stop: Stop) -> None:
-        self._clip = clip
-        self._rows: dict[str, int] = {}
-        sides = 2 if flips else 1
-        self._cached = torch.empty(0)
-        if size * dim * sides * 4 > MAX_CACHED_BYTES:
-            return
-        self._cached = torch.empty(sides, size, dim)
-        with progress("teacher's embeddings", total=size, unit="pictures") as bar:
-            for given in stream.in_order(EMBED_BATCH):
-                start, count = len(self._rows), len(given.batch)
-                self._rows.update(zip(given.batch.keys, range(start, start + count), strict=True))
-                for side in range(sides):
-                    images = given.images.flip(3) if side else given.images
-                    with torch.no_grad():
-                        self._cached[side, start : start + count] = embed(clip, images).cpu()
-                bar.advance(count)
-                stop.check("finished phases are kept; run the same command again to go on")
-
-    def of(self, given: Given) -> Tensor:
-        """[B, D] L2-normalised, of the pictures as they are mirrored."""
-        if not self._rows:
-            with torch.no_grad():
-                return embed(self._clip, given.images)
-        rows = torch.tensor([self._rows[key] for key in given.batch.keys])
-        return self._cached[given.flip.long(), rows].to(given.images.device)
 
 
 class TextFeatures:

@@ -41,7 +41,7 @@ from components.train_adapter.validate import Validation
 from components.trainer import CurveRow, curve_csv, delete_checkpoints, has_validation
 
 STAGE = "train_adapter"
-VERSION = 1
+VERSION = 2
 STATS_PICTURES = 10_000  # that the normalisation statistics are taken from: the first ones of the first epoch
 
 
@@ -120,8 +120,15 @@ def _train(
 
     @functools.cache
     def targets() -> TeacherEmbeddings:
-        dim = teacher.config["embed_dim"]
-        return TeacherEmbeddings(stream, teacher.model, len(stream), dim, flips=params.augment, stop=stop)
+        return TeacherEmbeddings(
+            inputs["images"],
+            inputs["teacher"],
+            teacher,
+            commit.root,
+            flips=params.augment,
+            stop=stop,
+            world=world,
+        )
 
     phases = Phases(
         params=params,
