@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import site
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from worlds import make_world
+from worlds import World, make_world
 
 from components.store import open_store
 
@@ -39,7 +40,7 @@ import json, sys
 import torch
 from components.openclip import import_open_clip
 import_open_clip()
-from clip_benchmark.metrics.zeroshot_classification import accuracy
+from clip_benchmark.metrics.zeroshot_classification import accuracy, average_precision_per_class
 from clip_benchmark.metrics.zeroshot_retrieval import recall_at_k
 from sklearn.metrics import balanced_accuracy_score
 
@@ -47,12 +48,46 @@ given = json.load(sys.stdin)
 logits, classes = torch.tensor(given["logits"]), torch.tensor(given["classes"])
 acc1, acc5 = accuracy(logits, classes, topk=(1, 5))
 found = {"acc1": acc1, "acc5": acc5, "mean_per_class_recall": balanced_accuracy_score(classes, logits.argmax(1))}
+scores, truth = torch.tensor(given["scores"]), torch.tensor(given["truth"])
+found["mean_average_precision"] = average_precision_per_class(scores, truth).mean().item()
 similar, owners = torch.tensor(given["similarity"]), torch.tensor(given["owners"])
 positive = torch.zeros_like(similar, dtype=bool)
 positive[torch.arange(len(owners)), owners] = True
 for k in (1, 5):
     found[f"image_retrieval_recall@{k}"] = (recall_at_k(similar, positive, k) > 0).float().mean().item()
     found[f"text_retrieval_recall@{k}"] = (recall_at_k(similar.T, positive.T, k) > 0).float().mean().item()
+print(json.dumps(found))
+"""
+
+# its own loader of the layout, its own evaluation, our teacher's weights; pictures are of the teacher's size already
+EVALUATED = """
+import json, sys
+import numpy as np, torch
+from components.openclip import import_open_clip, load_teacher, normalize_images
+import_open_clip()
+from clip_benchmark.datasets.builder import build_wds_dataset
+from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
+from components.manifest import open_artifact
+from components.store import open_store
+
+given = json.load(sys.stdin)
+teacher = load_teacher(open_artifact(given["teacher"], open_store(given["store"])))
+
+def transform(picture):
+    pixels = torch.from_numpy(np.array(picture.convert("RGB")))
+    return normalize_images(pixels[None], teacher.mean, teacher.std)[0]
+
+found = {}
+for name, folder in given["sets"].items():
+    dataset = build_wds_dataset(name, transform, "test", folder)
+    loader = torch.utils.data.DataLoader(dataset.batched(256), batch_size=None, shuffle=False)
+    if dataset.classes is None:
+        ks = {"recall_k_list": [1, 5]}
+        found[name] = zeroshot_retrieval.evaluate(teacher.model, loader, teacher.tokenizer, "cpu", amp=False, **ks)
+    else:
+        texts = (dataset.classes, dataset.templates)
+        found[name] = zeroshot_classification.evaluate(
+            teacher.model, loader, teacher.tokenizer, *texts, "cpu", amp=False)
 print(json.dumps(found))
 """
 
@@ -129,7 +164,7 @@ def test_its_figures_are_ours(clip_benchmark: Path) -> None:
     """The same logits and similarities, counted by both."""
     import numpy as np
 
-    from components.zero_shot_eval.rows import classification_row, retrieval_row
+    from components.zero_shot_eval.rows import classification_row, multilabel_row, retrieval_row
 
     rng = np.random.default_rng(0)
     logits, classes = rng.normal(size=(200, 7)).astype(np.float32), rng.integers(0, 7, 200)
@@ -137,7 +172,12 @@ def test_its_figures_are_ours(clip_benchmark: Path) -> None:
     owners = np.sort(np.concatenate([np.arange(40), rng.integers(0, 40, 50)]))
     similarity = rng.normal(size=(90, 40)).astype(np.float32)
     similarity[np.arange(90), owners] += 1
+    truth = rng.random((500, 20)) < 0.1
+    truth[:, 7] = False
+    scores = (rng.normal(size=truth.shape) + 2 * truth).astype(np.float32)
     given = {
+        "scores": scores.tolist(),
+        "truth": truth.tolist(),
         "logits": logits.tolist(),
         "classes": classes.tolist(),
         "similarity": similarity.tolist(),
@@ -146,4 +186,93 @@ def test_its_figures_are_ours(clip_benchmark: Path) -> None:
     theirs = json.loads(ask(clip_benchmark, COUNTED, given=given).splitlines()[-1])
     ours = classification_row("splats", "", logits, classes).metrics
     ours |= retrieval_row("splats", "", similarity, owners).metrics
+    ours |= multilabel_row("splats", "", scores, truth).metrics
     assert theirs == pytest.approx(ours, abs=1e-6)
+
+
+def teacher_of(cifar: Path, folder: Path) -> World:
+    """A small teacher trained on a few of these pictures, and a reader of their splats that has seen nothing."""
+    from worlds import MODEL, put_adapter
+
+    from components.config import DownloadParams, SplatFitParams, TrainTeacherParams
+    from components.download.stage import run as download
+    from components.manifest import open_artifact
+    from components.splat_fit.stage import run as fit
+    from components.train_teacher.stage import run as train
+
+    place = str(folder / "store")
+    (folder / "model.json").write_text(json.dumps(MODEL), encoding="utf-8")
+    section = DownloadParams(
+        source="webdataset", path=str(cifar), dataset="training", image_size=32, num_train=2000, num_val=60, num_test=60
+    )
+    images = download(section, store=place).url
+    training = TrainTeacherParams(model=str(folder / "model.json"), epochs=4, warmup_steps=5, device="cpu", threads=1)
+    teacher = train(training, images=images, store=place).url
+    splats = fit(SplatFitParams(num_gaussians=4, num_iters=1, threads=1), images=images, store=place).url
+    made = [open_artifact(url, open_store(place)) for url in (images, teacher, splats)]
+    return World(folder / "store", *made, put_adapter(folder / "store", folder, *made), {}, {})
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, dict[str, str], Path]:
+    """A teacher, the folders of three sets of three kinds, and what `splatclip evaluate` made of them.
+
+    CIFAR-10 is the real one where its pictures are at hand, all 10,000 of the test split.
+    """
+    from downloads import balls
+    from test_evaluate import captions, several_classes
+
+    from components.__main__ import main
+
+    folder = tmp_path_factory.mktemp("evaluated")
+    real = Path(os.environ.get("SPLATCLIP_TEST_DATA", ROOT.parent / "shared" / "data")) / "cifar10"
+    cifar = real if real.is_dir() else balls(folder / "balls")
+    world = teacher_of(cifar, folder)
+    root = folder / "sets"
+    root.mkdir()
+    (root / "cifar10").symlink_to(cifar)
+    several_classes(root / "voc2007_multilabel")
+    captions(root / "flickr8k")
+    sets = {"vtab/cifar10": str(cifar), **{name: str(root / name) for name in ("voc2007_multilabel", "flickr8k")}}
+    for one in sets.values():
+        if not (Path(one) / "test/nshards.txt").exists():
+            (Path(one) / "test/nshards.txt").write_text("1\n", encoding="utf-8")
+    given = ["--params", str(ROOT / "tests/tiny.yaml"), "--store", str(world.store), "--root", str(root)]
+    refs = ["--teacher", world.teacher.url, "--adapter", world.adapter.url, "--out", str(folder / "out")]
+    changes = ["--set", "splat_fit.num_iters=1", "--set", "splat_fit.num_gaussians=4"]
+    assert main(["evaluate", *given, *refs, *changes, "--sets", *sets]) == 0
+    return world, sets, folder / "out"
+
+
+@pytest.mark.full
+def test_its_own_evaluation_gives_our_figures(
+    clip_benchmark: Path, evaluated: tuple[World, dict[str, str], Path]
+) -> None:
+    """The same pictures and the same teacher: top-1, top-5, mean per-class recall, average precision, recall@k."""
+    world, sets, out = evaluated
+    given = {"teacher": world.teacher.url, "store": str(world.store), "sets": sets}
+    theirs = json.loads(ask(clip_benchmark, EVALUATED, given=given).splitlines()[-1])
+    for name, metrics in theirs.items():
+        ours = json.loads((out / "benchmark" / f"{name.replace('/', '-')}_teacher.json").read_text(encoding="utf-8"))
+        assert (ours["dataset"], ours["metrics"].keys()) == (name, metrics.keys())
+        if name == "vtab/cifar10" and sets[name].endswith("balls"):  # three classes: it has no top-5, ours is of all
+            assert ours["metrics"].pop("acc5") == 1.0
+            assert math.isnan(metrics.pop("acc5"))
+        assert ours["metrics"] == pytest.approx(metrics, abs=1e-6)
+    assert theirs["vtab/cifar10"]["acc1"] > 0.2, "better than guessing, so that classes are told apart"
+
+
+@pytest.mark.full
+def test_build_reads_the_summary_of_many_sets(
+    clip_benchmark: Path, evaluated: tuple[World, dict[str, str], Path], tmp_path: Path
+) -> None:
+    _, sets, out = evaluated
+    ask(clip_benchmark, PROGRAM, "build", str(out / "benchmark"), "--output", str(tmp_path / "benchmark.csv"))
+    with (tmp_path / "benchmark.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 4 * len(sets)
+    for path in (out / "benchmark").iterdir():
+        one = json.loads(path.read_text(encoding="utf-8"))
+        name = f"{one['model']} {one['pretrained']}"
+        (row,) = [row for row in rows if (row["dataset"], row["model_fullname"]) == (one["dataset"], name)]
+        assert {metric: float(row[metric]) for metric in one["metrics"]} == one["metrics"]

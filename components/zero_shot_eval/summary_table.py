@@ -26,6 +26,7 @@ SHORT = {
     "text_retrieval_recall@5": "to caption @5",
     "score": "mean",
 }
+UNDEFINED = "the base cannot be told from 0 (or from guessing) on these pictures; a mean of ratios leaves such sets out"
 READINGS = {
     "ratio_of_means": "ratio of the means",
     "mean_of_ratios": "mean of the sets' ratios",
@@ -62,19 +63,20 @@ def _table(budget: Mapping[str, Any]) -> Table:
 
 
 def _relative(budget: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Both readings of the relative score, for all that was averaged."""
+    """Both readings of the relative score over the sets of classes, and in which sense the sets were tested."""
     lines = []
-    for group, found in budget["means"].items():
-        for metric, mean in found["metrics"].items():
-            what = "classes" if group == "classification" else f"captions, {SHORT[metric]}"
-            for base, figures in mean["relative"]["splats"].items():
-                told = f"{what}: splats {base.replace('_', ' ')}"
-                for reading, words in READINGS.items():
-                    count = figures["mean_of_ratios_sets"]
-                    over = f" ({count} of {found['sets']})" if reading == "mean_of_ratios" else ""
-                    lines.append((told, f"{ratio(figures[reading])}  {words}{over}"))
-                    told = ""
-    return lines
+    found = budget["means"].get("classification")
+    for base, figures in found["metrics"]["score"]["relative"]["splats"].items() if found else ():
+        told = f"splats {base.replace('_', ' ')}, classes"
+        for reading, words in READINGS.items():
+            over = f" ({figures['mean_of_ratios_sets']} of {found['sets']})" if reading == "mean_of_ratios" else ""
+            lines.append((told, f"{ratio(figures[reading])}  {words}{over}"))
+            told = ""
+    settings: dict[str, list[str]] = {}
+    for one in budget["sets"]:
+        settings.setdefault(one["settings"]["splats"], []).append(one["set"])
+    lines += [("setting", f"{setting}: {', '.join(names)}") for setting, names in settings.items()]
+    return [*lines, ("undefined", UNDEFINED)]
 
 
 def show_summary(summary: Mapping[str, Any]) -> None:
