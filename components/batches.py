@@ -5,6 +5,7 @@ Letters: B samples, N Gaussians (rows past a picture's own are masked), H = W pi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -48,6 +49,13 @@ class Labels:
     keys: list[str]
     captions: list[list[str]]
     classes: Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence[Labels]) -> Labels:
+        """The labels of a batch from those of its parts, in order."""
+        keys = [key for part in parts for key in part.keys]
+        captions = [texts for part in parts for texts in part.captions]
+        return cls(keys, captions, torch.cat([part.classes for part in parts]))
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,14 @@ class World:
         result: T = held[0]
         return result
 
+    def collect(self, value: T) -> list[T]:
+        """The values of all processes, by rank."""
+        if self.size == 1:
+            return [value]
+        held: list[Any] = [None] * self.size
+        dist.all_gather_object(held, value)
+        return held
+
     def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
         """Overwrite tensors with process 0's."""
         if self.size > 1:

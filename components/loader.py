@@ -14,6 +14,7 @@ from torch import Tensor
 from components.batches import Batch, Labels, SplatBatch, labels_at, room_for, tensors_of
 from components.distributed import World
 from components.errors import PermanentError, UsageError
+from components.lanes import ShuffledEpoch
 from components.manifest import Artifact
 from components.pace import waiting
 from components.records import Decoder, Record, ShardPairs
@@ -33,7 +34,8 @@ class ImageSet:
     image_size: side of the pictures served, others are resized and cropped as open_clip does; 0: as they are.
 
     What fits max_cached_bytes is decoded once and kept; else shards are read in turn, in an order shuffled by
-    (seed, epoch), through a buffer of a few thousand samples. The two give different orders, each the same every time.
+    (seed, epoch), through buffers of a few thousand samples (components/lanes.py). The two give different orders, each
+    the same every time.
     Raises PermanentError for a split that is missing or empty, or a picture that cannot be decoded.
     """
 
@@ -127,8 +129,8 @@ class ImageSet:
     ) -> Iterator[Batch]:
         """One epoch from its batch number `start_step` on; the same batches for the same arguments.
 
-        Without shuffle: in the shards' order. world: several processes get their parts of each batch, with the labels
-        of the whole.
+        Without shuffle: in the shards' order. world: several processes get their parts of each batch; where shards are
+        read in turn, without the labels of the whole, which `feed` adds.
         """
         steps = self.steps_per_epoch(batch_size, drop_last)
         if self._whole is not None:
@@ -143,12 +145,18 @@ class ImageSet:
     def _streamed(
         self, batch_size: int, steps: int, start_step: int, world: World, order: tuple[int, int] | None
     ) -> Iterator[Batch]:
-        records = self._shards.stream(self._limit, buffer=SHUFFLE_BUFFER if order else 0, order=order)
+        if order is not None:
+            epoch = ShuffledEpoch(
+                self._shards, limit=self._limit, batch_size=batch_size, order=order, buffer=SHUFFLE_BUFFER
+            )
+            for group in islice(epoch.batches(start_step, world.rank, world.size), steps - start_step):
+                yield self._collate(group)
+            return
+        records = self._shards.stream(self._limit, buffer=0, order=None)
         for step in range(steps):
             group = list(islice(records, batch_size))
             if step >= start_step:
-                part = self._collate(group[world.part(len(group))])
-                yield part if world.size == 1 else replace(part, whole=_labels_of(group))
+                yield self._collate(group[world.part(len(group))])
 
     def feed(self, batch_size: int, *, seed: int, world: World = ALONE) -> Callable[[int], tuple[Batch, int]]:
         """A function from a training step's number to its batch (this process's part) and epoch.
@@ -167,7 +175,10 @@ class ImageSet:
                 current = batches if self.cached else _ahead(batches)
             expected = step + 1
             with waiting():
-                return next(current), epoch
+                batch = next(current)
+                if batch.whole is None and world.size > 1:  # here, as processes meet in their main threads alone
+                    batch = replace(batch, whole=Labels.joined(world.collect(batch.labels)))
+            return batch, epoch
 
         return batch_of
 
@@ -185,11 +196,3 @@ def _permutation(count: int, seed: int, epoch: int) -> Tensor:
     """An order of `count` samples that depends on (seed, epoch) alone."""
     generator = torch.Generator().manual_seed(random.Random(f"{seed}/{epoch}").getrandbits(63))
     return torch.randperm(count, generator=generator)
-
-
-def _labels_of(records: Sequence[Record]) -> Labels:
-    return Labels(
-        [record.key for record in records],
-        [record.captions for record in records],
-        torch.tensor([record.number for record in records], dtype=torch.int64),
-    )

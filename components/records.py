@@ -177,6 +177,20 @@ class ShardPairs:
         before = sum(self._promised(other) for other in self._image_shards if other.index < entry.index)
         return records[: max(0, limit - before)]
 
+    def portions(self, limit: int) -> list[tuple[ShardEntry, int]]:
+        """The shards in their order and how many of each one's records are served, `limit` at most in all (0: all)."""
+        found, left = [], limit or self.num_samples
+        for entry in self._image_shards:
+            count = min(left, self._promised(entry))
+            left -= count
+            if count:
+                found.append((entry, count))
+        return found
+
+    def checked(self, entry: ShardEntry, limit: int) -> list[Record]:
+        """The records of a shard that are served; PermanentError where they are not what its manifest promises."""
+        return self._checked(entry, limit)
+
     def read_all(self, limit: int) -> Iterator[list[Record]]:
         """Record lists of shard after shard, until `limit` records are read (0: all)."""
         count = 0

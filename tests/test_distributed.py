@@ -178,6 +178,9 @@ def test_killed_in_mid_epoch_two_go_on_to_the_same_bytes(inputs: dict[str, Any],
         for path in one.iterdir():
             if path.is_file():
                 assert path.read_bytes() == (other / path.name).read_bytes(), path.name
+        alone = [adapter_call(inputs, tmp_path / f"alone{streamed}")]
+        work.run("stages", {"calls": alone, "streamed": streamed}, 1)
+        check_same(output(tmp_path / f"alone{streamed}", "train_adapter"), one)
 
 
 def command(inputs: dict[str, Any], folder: Path, *changes: str) -> list[str]:

@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from components import loader
+from components.distributed import World
+from components.entries import ShardEntry
 from components.errors import PermanentError, UsageError
 from components.images import encode
 from components.loader import Batch, ImageSet
 from components.manifest import Artifact, Commit
+from components.records import Record, ShardPairs
 from components.shards import Sample, ShardIndex, write_shard
 from components.splats import Splats
 from components.store import open_store
@@ -141,6 +145,54 @@ def test_feed_maps_steps_to_batches(images: Artifact, room: int) -> None:
     resumed = data.feed(10, seed=3)
     assert [resumed(step)[0].keys for step in (4, 5, 6)] == [batch.keys for batch, _ in whole[4:]]
     assert resumed(1)[0].keys == whole[1][0].keys
+
+
+@pytest.mark.parametrize("room", [CACHED, STREAMED])
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_share_the_same_batches(images: Artifact, room: int, size: int) -> None:
+    data = ImageSet(images, "train", max_cached_bytes=room)
+    for start in (0, 2):
+        whole = list(data.batches(7, seed=1, epoch=3, start_step=start))
+        worlds = [World(rank, size) for rank in range(size)]
+        parts = [list(data.batches(7, seed=1, epoch=3, start_step=start, world=world)) for world in worlds]
+        for step, batch in enumerate(whole):
+            mine = [part[step] for part in parts]
+            assert [key for part in mine for key in part.keys] == batch.keys
+            assert [len(part) for part in mine] == [len(range(7)[world.part(7)]) for world in worlds]
+            assert all(part.whole is None or part.labels.keys == batch.keys for part in mine)
+            for part in mine:
+                check(part)
+
+
+def many(tmp_path: Path, count: int, per_shard: int) -> Artifact:
+    shards = [range(start, start + per_shard) for start in range(0, count, per_shard)]
+    return commit(tmp_path, "download", groups(shards), index=False)
+
+
+def test_a_streamed_epoch_goes_on_anywhere_without_reading_what_was_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = many(tmp_path, 192, 6)
+    monkeypatch.setattr(loader, "SHUFFLE_BUFFER", 48)  # three in each of 16 lanes of two shards
+    data = ImageSet(images, "train", max_cached_bytes=STREAMED)
+    whole = [batch.keys for batch in data.batches(16, seed=1)]
+    assert sorted(key for group in whole for key in group) == [f"s{i:04d}" for i in range(192)]
+    read = ShardPairs.read
+    seen: list[int] = []
+
+    def counted(self: ShardPairs, entry: ShardEntry) -> list[Record]:
+        seen.append(entry.index)
+        return read(self, entry)
+
+    monkeypatch.setattr(ShardPairs, "read", counted)
+    for start in range(len(whole)):
+        assert [batch.keys for batch in data.batches(16, seed=1, start_step=start)] == whole[start:]
+    seen.clear()
+    assert [batch.keys for batch in data.batches(16, seed=1, start_step=11)] == whole[11:]
+    assert len(seen) <= 16
+    seen.clear()
+    next(data.batches(16, seed=1, world=World(1, 4)))
+    assert len(set(seen)) <= 8, "a process reads the lanes of its own slots alone, and one shard ahead"
 
 
 def test_only_images_or_only_splats(images: Artifact, fitted: Artifact) -> None:
