@@ -6,7 +6,8 @@ import csv
 import io
 import os
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from components import trainer
 from components.errors import Interrupted, PermanentError
+from components.pace import waiting
+from components.series import listening
 from components.store import open_store
 from components.trainer import Checkpoint, curve_csv, delete_checkpoints, learning_rate, num_steps, train
 
@@ -83,6 +86,48 @@ def _fitted(**changes: Any) -> Toy:
     model = Toy()
     fit(model, steps=60, **changes)
     return model
+
+
+def test_a_step_in_parts_is_the_same_step() -> None:
+    """Its losses and values are summed, its gradients accumulated."""
+    whole, parted = Toy(), Toy()
+    for model in (whole, parted):
+        model.net[2] = nn.Identity()  # dropout would draw other numbers for each part
+
+    def loss_of(model: Toy, number: int, rows: slice) -> Tensor:
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(number))[rows]
+        return (model.net(model.frozen(x)).squeeze(1) - x.sum(dim=1)).pow(2).sum() / 8
+
+    def parts(number: int) -> Iterator[tuple[Tensor, dict[str, float]]]:
+        for rows in (slice(3), slice(3, 8)):
+            yield loss_of(parted, number, rows), {"samples": float(rows.stop - (rows.start or 0))}
+
+    expected = fit(whole, lambda number: loss_of(whole, number, slice(8)))
+    found = fit(parted, parts)
+    assert [row["samples"] for row in found] == [8.0] * len(found)
+    assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], rel=1e-5)
+    for name, p in whole.state_dict().items():
+        torch.testing.assert_close(parted.state_dict()[name], p, rtol=1e-5, atol=1e-6)
+
+
+def test_listeners_are_told_the_pace_which_no_curve_holds() -> None:
+    told: list[Mapping[str, float]] = []
+    model = Toy()
+
+    def step(number: int) -> Tensor:
+        with waiting():
+            time.sleep(0.002)
+        return model.logit_scale * 3.0
+
+    with listening(lambda phase, number, values: told.append(values)):
+        rows = fit(model, step, batch_size=8)
+    assert len(told) == len(rows)
+    for values, row in zip(told, rows, strict=True):
+        assert not {"step_s", "data_s", "samples_per_s", "memory_gib", "grad_norm", "steps_per_s"} & row.keys()
+        assert values["grad_norm"] == pytest.approx(3.0), "before clipping"
+        assert 0.002 <= values["data_s"] <= values["step_s"]
+        assert values["samples_per_s"] == pytest.approx(8 / values["step_s"])
+        assert 0.05 < values["memory_gib"] < 100
 
 
 def test_schedule() -> None:
