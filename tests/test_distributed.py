@@ -163,24 +163,29 @@ def test_a_signal_to_one_stops_both_and_one_alone_can_go_on(
 @pytest.mark.full
 def test_killed_in_mid_epoch_two_go_on_to_the_same_bytes(inputs: dict[str, Any], tmp_path: Path) -> None:
     """Of a streamed set too: the one that is killed without a word ends the other with 75, try again."""
+    stages = ("train_adapter", "train_teacher")
     for streamed in (False, True):
-        calls = {name: [adapter_call(inputs, tmp_path / f"{name}{streamed}")] for name in ("whole", "killed")}
-        work.run("stages", {"calls": calls["whole"], "streamed": streamed}, 2)
+        stores = {name: tmp_path / f"{name}{streamed}" for name in ("whole", "killed", "alone")}
+        calls = {
+            name: {"calls": [call(inputs, store) for call in (adapter_call, teacher_call)], "streamed": streamed}
+            for name, store in stores.items()
+        }
+        work.run("stages", calls["whole"], 2)
         for phase, victim in (("stage1_tokens", 1), ("stage2*", 0)):
-            started = work.start("stages", {"calls": calls["killed"], "streamed": streamed}, 2)
-            saved(tmp_path / f"killed{streamed}", phase, started)
+            started = work.start("stages", calls["killed"], 2)
+            saved(stores["killed"], phase, started)
             started[victim].kill()
             codes = [code for code, _ in work.ended(started)]
             assert codes[victim] == -signal.SIGKILL
             assert codes[1 - victim] == 75
-        work.run("stages", {"calls": calls["killed"], "streamed": streamed}, 2)
-        one, other = (output(tmp_path / f"{name}{streamed}", "train_adapter") for name in ("whole", "killed"))
-        for path in one.iterdir():
-            if path.is_file():
-                assert path.read_bytes() == (other / path.name).read_bytes(), path.name
-        alone = [adapter_call(inputs, tmp_path / f"alone{streamed}")]
-        work.run("stages", {"calls": alone, "streamed": streamed}, 1)
-        check_same(output(tmp_path / f"alone{streamed}", "train_adapter"), one)
+        work.run("stages", calls["killed"], 2)
+        work.run("stages", calls["alone"], 1)
+        for stage in stages:
+            one, other = output(stores["whole"], stage), output(stores["killed"], stage)
+            for path in one.iterdir():
+                if path.is_file():
+                    assert path.read_bytes() == (other / path.name).read_bytes(), path.name
+            check_same(output(stores["alone"], stage), one)
 
 
 def command(inputs: dict[str, Any], folder: Path, *changes: str) -> list[str]:

@@ -106,11 +106,11 @@ def _train(
     world: World,
 ) -> None:
     device = pick_device(params.device, params.threads)
-    world.check_batch("train_adapter", params.batch_size, params.accumulate_steps)
     teacher = load_teacher(inputs["teacher"], device)
     teacher.model.requires_grad_(False)
     check_teacher(teacher.model)
     stream, val = _streams(params, inputs, teacher, device, world)
+    world.check_batch("train_adapter", stream.batch_size, params.accumulate_steps)
     prompts = load_prompts(inputs["images"])
     texts = TextFeatures(teacher.model, _bank(teacher, prompts, params.seed))
     classifier = None
