@@ -95,10 +95,10 @@ def evaluate(args: argparse.Namespace) -> int:
     from components.zero_shot_eval.summary_table import show_summary
 
     sets, params = find_sets(args.sets), _params(args)
-    info = _info(args, params)
+    _info(args, params)  # every set becomes a run of its own; this only turns tracking off where that is asked for
     out = Path(args.out or Path("runs") / f"{Path(args.params).stem}-sets")
     job = Job(sets, args.root, args.teacher, args.adapter, args.num_gaussians, args.limit)
-    summary = run_sets(params, job, args.store, out, info and replace(info, id=""))
+    summary = run_sets(params, job, args.store, out)
     show_summary(summary)
     print(f"summary: {out / SUMMARY}")
     return exit_code(summary["failed"])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components import FLOW
+from components import FLOW, tracking
 from components.config import DownloadParams, Params, SplatFitParams
 from components.errors import Interrupted, PermanentError, SplatClipError, TransientError, UsageError
 from components.evalsets import EvalSet, location
@@ -89,11 +90,12 @@ def _check(job: Job, store: str) -> None:
         )
 
 
-def evaluate(params: Params, job: Job, store: str, out: Path, info: RunInfo | None) -> dict[str, Any]:
+def evaluate(params: Params, job: Job, store: str, out: Path) -> dict[str, Any]:
     """Evaluate all sets of `job`, and write summary.json, benchmark/*.json and sets/<set>/ into `out`.
 
-    What is finished is found in the store. A set that fails is named in the summary's `failed`, with its exit code, and
-    the others go on. Raises UsageError or PermanentError where nothing can be evaluated, Interrupted on a stop.
+    Each set, with each number of Gaussians, is a run of its own for the tracker. What is finished is found in the
+    store. A set that fails is named in the summary's `failed`, with its exit code, and the others go on. Raises
+    UsageError or PermanentError where nothing can be evaluated, Interrupted on a stop.
     """
     from components.zero_shot_eval.summary import FORMAT, NOTE, summarise
 
@@ -106,7 +108,8 @@ def evaluate(params: Params, job: Job, store: str, out: Path, info: RunInfo | No
         print(f"[{number}/{len(job.sets)}] {one.name}", file=sys.stderr, flush=True)
         try:
             for fit in fits:
-                done, made = _one(params, job, one, fit, store=store, out=out, info=info, several=len(fits) > 1)
+                with _tracked(params, store) as info:
+                    done, made = _one(params, job, one, fit, store=store, out=out, info=info, several=len(fits) > 1)
                 found.append(done)
                 files |= made
         except Interrupted:
@@ -129,6 +132,20 @@ def evaluate(params: Params, job: Job, store: str, out: Path, info: RunInfo | No
         write(out / name, data)
     write(out / SUMMARY, canonical(summary, indent=1))
     return summary
+
+
+@contextmanager
+def _tracked(params: Params, store: str) -> Iterator[RunInfo | None]:
+    """A run of its own; None where tracking is off."""
+    info, status = tracking.run_info(params.tracking), "FAILED"
+    try:
+        yield info
+        status = "FINISHED"
+    except BaseException as error:
+        status = tracking.status_of(error)
+        raise
+    finally:
+        tracking.close_run(info, store, status)
 
 
 def _one(

@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 from downloads import balls, download, notes, photo, samples
 from pages import Page
+from test_download_remote import served
 from worlds import World
 
 from components.__main__ import main
@@ -298,6 +299,36 @@ def test_what_does_not_belong_together_is_refused_first(
     assert main(words(world, root, tmp_path, "--sets", "imagnet1k")) == 2
     assert "did you mean 'imagenet1k'" in capsys.readouterr().err
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_set_behind_http(world: World, root: Path, tmp_path: Path) -> None:
+    """Found by nshards.txt, as on the hub; its bytes are those of the folder's, so nothing is scored again."""
+    for name in ("wds_voc2007_multilabel", "wds_flickr8k"):
+        (root / name / "test/nshards.txt").write_text("1\n")
+    with served(root) as url:
+        place = f"{url}/wds_{{dataset_cleaned}}"
+        assert main(words(world, root, tmp_path, "--sets", "voc2007_multilabel", "flickr8k", "--root", place)) == 0
+    (budget,) = summary_of(tmp_path)["budgets"]
+    assert [one["task"] for one in budget["sets"]] == ["multilabel", "retrieval"]
+    assert [one["num_pictures"] for one in budget["sets"]] == [12, 12]
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # MLflow's own use of SQLAlchemy
+def test_each_set_is_a_run_of_its_own(
+    world: World, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from components.runs import list_runs
+
+    monkeypatch.setenv("SPLATCLIP_TRACKING", "on")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    store = ("--store", str(tmp_path / "store"))
+    shutil.copytree(world.store, tmp_path / "store")
+    assert main(words(world, root, tmp_path / "out", "--sets", "cifar10", "mnist", "flickr8k", *store)) == 42
+    runs = list_runs()
+    assert sorted(run.status for run in runs) == ["FAILED", "FINISHED", "FINISHED"]
+    scored = {metric for run in runs for metric in run.metrics if metric.endswith("_splats")}
+    assert {"acc1_splats", "text_retrieval_recall_at_5_splats"} <= scored
 
 
 def scored_by_labels(world: World, out: Path) -> tuple[Artifact, dict[str, Any]]:

@@ -139,18 +139,20 @@ def classify(
         return array
 
     columns = text_features(readers, classifier)
-    logits = {reader.name: embedded.features[reader.name] @ columns[reader.name] for reader in readers}
+
+    def logits(reader: Reader) -> Features:  # one row's at a time: with 1,000 classes they are 200 MB
+        return embedded.features[reader.name] @ columns[reader.name]
+
     if labels is None:
         scored = [
-            rows.classification_row(one.name, _setting(one, found), logits[one.name], embedded.classes)
-            for one in readers
+            rows.classification_row(one.name, _setting(one, found), logits(one), embedded.classes) for one in readers
         ]
         chance = rows.classification_chance(len(prompts.class_names))
         return Judged("classification", scored, chance, {}, embedded.classes)
     truth = np.zeros((len(embedded.keys), len(prompts.class_names)), dtype=bool)
     for i, key in enumerate(embedded.keys):
         truth[i, list(labels[key])] = True
-    scored = [rows.multilabel_row(one.name, _setting(one, found), logits[one.name], truth) for one in readers]
+    scored = [rows.multilabel_row(one.name, _setting(one, found), logits(one), truth) for one in readers]
     return Judged("multilabel", scored, rows.multilabel_chance(truth), {}, truth)
 
 

@@ -76,7 +76,14 @@ def _relative(budget: Mapping[str, Any]) -> list[tuple[str, str]]:
     for one in budget["sets"]:
         settings.setdefault(one["settings"]["splats"], []).append(one["set"])
     lines += [("setting", f"{setting}: {', '.join(names)}") for setting, names in settings.items()]
-    return [*lines, ("undefined", UNDEFINED)]
+    ratios = [
+        rows["splats"]["ratio"].get("to_control", {})
+        for one in budget["sets"]
+        for rows in (found["rows"] for found in one["metrics"].values())
+    ]
+    if None in ratios or any(text.startswith("undefined") for _, text in lines):
+        lines.append(("undefined", UNDEFINED))
+    return lines
 
 
 def show_summary(summary: Mapping[str, Any]) -> None:
