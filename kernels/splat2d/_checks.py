@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ MAX_SIDE = 32768
 """Rows and columns are kept in 16 bits."""
 
 MAX_INT = 2**31 - 1
+MAX_METRIC = 1e4
+"""Of a metric's values: gradients stay finite."""
+
 MAX_COLOR = 1e4
 """Of splats to start from, in picture units: far beyond any fit, and squares stay finite."""
 
@@ -121,6 +125,21 @@ def start_of(
                 f"start: expected colors within {MAX_COLOR:g} (1 is white), got {brightest:g} in picture {b}"
             )
     return (*arrays, counts)
+
+
+def metric_of(metric: npt.ArrayLike, height: int, width: int) -> npt.NDArray[np.float32]:
+    """A metric on patches, contiguous float32 [K, 3 P^2], finite and within MAX_METRIC; P divides height and width."""
+    array = np.asarray(metric)
+    patch = math.isqrt(array.shape[1] // 3) if array.ndim == 2 else 0
+    if array.dtype.kind != "f" or array.ndim != 2 or not len(array) or not patch or array.shape[1] != 3 * patch**2:
+        raise ValueError(f"expected metric float [K, 3 P^2], K and P at least 1, got {described(array)}")
+    if height % patch or width % patch:
+        raise ValueError(f"metric: its patches of {patch} x {patch} pixels do not tile pictures of {height} x {width}")
+    floats = np.ascontiguousarray(array, dtype=np.float32)
+    largest = np.abs(floats).max()
+    if not largest <= MAX_METRIC:
+        raise ValueError(f"expected metric within {MAX_METRIC:g}, got {largest:g} among {described(array)}")
+    return floats
 
 
 def above_zero(value: Any, name: str) -> float:

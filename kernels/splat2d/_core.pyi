@@ -12,6 +12,7 @@ def fit(
     num_gaussians: int,
     numbers: _I | None,
     start: tuple[_F, _F, _F, _I] | None,
+    metric: _F | None,
     settings: dict[str, Any],
     threads: int,
     device: str,

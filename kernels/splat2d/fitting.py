@@ -12,6 +12,7 @@ from splat2d._checks import (
     device_of,
     gaussians_of,
     images_of,
+    metric_of,
     start_of,
     whole,
 )
@@ -32,6 +33,7 @@ def fit(
     device: str = "cpu",
     lambda_color: float | None = None,
     start: Sequence[npt.ArrayLike] | None = None,
+    metric: npt.ArrayLike | None = None,
     target_psnr: float | None = None,
     min_gaussians: int | None = None,
     plateau: float | None = None,
@@ -50,6 +52,11 @@ def fit(
     the recipe's init, such as the frame before; finite, colors within 1e4, l00 and l11 not 0 (a sign means nothing).
     Means and shapes are brought to where a fit keeps them. Of more than num_gaussians those are dropped whose loss says
     that they matter least; fewer are made up where the residual is large.
+
+    metric [K, 3 P^2]: the loss also sums |metric . r|^2 over the picture's patches of P x P pixels, r being a patch's
+    residual in picture units, flattened from [P, P, 3]. With sqrt(mu) times a model's linear patch embedding (of pixels
+    in [0, 1]) that is mu times the squared error of its patch tokens. Few rows cost little. P divides height and width;
+    device="cpu" only. Places for new Gaussians, the first colours, pruning and all PSNR go by pixels.
 
     target_psnr (dB): a picture is done as soon as it reaches this, after num_iters at the latest; `reached` of the
     result says whether it did. Where the recipe adds Gaussians as it goes, that may be before all are there.
@@ -87,7 +94,10 @@ def fit(
     if prune_to is not None:
         whole(prune_to, "prune_to", 1)
     splats = None if start is None else start_of(start, batch)
-    job = Job(pictures, chosen, seed, threads, device, target_psnr, plateau, prune_to, progress)
+    rows = None if metric is None else metric_of(metric, height, width)
+    if rows is not None and device == "cuda":
+        raise ValueError('metric: device="cuda" fits by pixels alone; leave it out or use device="cpu"')
+    job = Job(pictures, chosen, seed, threads, device, target_psnr, plateau, prune_to, progress, rows)
     if min_gaussians is None:
         return job.run(number, start=splats)
     others = {"start": start, "prune_to": prune_to, "prune_threshold": chosen.prune_threshold or None}

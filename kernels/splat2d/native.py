@@ -31,6 +31,7 @@ class Job:
     plateau: float | None
     prune_to: int | None
     progress: Callable[[int], None] | None
+    metric: Floats | None = None
 
     def run(self, num_gaussians: int, *, numbers: Counts | None = None, start: Start | None = None) -> FitResult:
         """One pass of the native fitter; numbers [B]: Gaussians of each picture, all at most num_gaussians."""
@@ -42,7 +43,15 @@ class Job:
             "prune_to": self.prune_to or 0,
         }
         arrays = _core.fit(
-            self.pictures, num_gaussians, numbers, start, settings, self.threads, self.device, self.progress
+            self.pictures,
+            num_gaussians,
+            numbers,
+            start,
+            self.metric,
+            settings,
+            self.threads,
+            self.device,
+            self.progress,
         )
         return FitResult(*arrays, self.recipe.num_iters, self.target_psnr)
 

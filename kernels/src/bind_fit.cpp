@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "bind_arrays.h"
 #include "bindings.h"
 #include "memory.h"
@@ -67,9 +69,10 @@ constexpr bool kBuiltWithCuda = false;
 #endif
 
 // start: None, or (means [B, M, 2], cholesky [B, M, 3], colors [B, M, 3], counts [B]). numbers: None, or [B].
+// metric: None, or [K, 3 P^2].
 py::tuple fit_arrays(const Array<std::uint8_t>& images, int num_gaussians, const py::object& numbers,
-                     const py::object& start, const py::dict& settings, int threads, const std::string& device,
-                     const py::object& progress) {
+                     const py::object& start, const py::object& metric, const py::dict& settings, int threads,
+                     const std::string& device, const py::object& progress) {
   const Fit run = fitter(device);
   expect(images, {-1, -1, -1, 3}, "images uint8 [B, H, W, 3]");
   const py::ssize_t batch = images.shape(0), n = num_gaussians;
@@ -101,6 +104,19 @@ py::tuple fit_arrays(const Array<std::uint8_t>& images, int num_gaussians, const
             static_cast<int>(start_arrays[0].shape(1))};
     input.start = &from;
   }
+  Array<float> metric_rows;
+  Metric weighing{};
+  if (!metric.is_none()) {
+    metric_rows = metric.cast<Array<float>>();
+    expect(metric_rows, {-1, -1}, "metric float32 [K, 3 P^2]");
+    const int patch = static_cast<int>(std::lround(std::sqrt(static_cast<double>(metric_rows.shape(1)) / 3.0)));
+    if (device != "cpu" || patch < 1 || metric_rows.shape(1) != 3 * patch * patch ||
+        input.shape.height % patch != 0 || input.shape.width % patch != 0) {
+      throw py::value_error("metric: not for this device, or its patches do not tile the pictures");
+    }
+    weighing = {metric_rows.data(), static_cast<int>(metric_rows.shape(0)), patch};
+    input.metric = &weighing;
+  }
   without_gil(progress, [&](const Poll& poll) { run(input, options, threads, out, poll); });
   return py::make_tuple(means, cholesky, colors, counts, psnr, iters);
 }
@@ -109,7 +125,8 @@ py::tuple fit_arrays(const Array<std::uint8_t>& images, int num_gaussians, const
 
 void register_fit(py::module_& module) {
   module.def("fit", &fit_arrays, py::arg("images"), py::arg("num_gaussians"), py::arg("numbers"),
-             py::arg("start"), py::arg("settings"), py::arg("threads"), py::arg("device"), py::arg("progress"));
+             py::arg("start"), py::arg("metric"), py::arg("settings"), py::arg("threads"), py::arg("device"),
+             py::arg("progress"));
   module.def("has_cuda", &has_cuda);
   module.attr("built_with_cuda") = kBuiltWithCuda;
   module.def("backend", &backend);

@@ -21,6 +21,10 @@ constexpr int kStartBytes = 192;
 constexpr int kScaleBits = 90;
 constexpr float kScale = 0x1p90f, kUnscale = 0x1p-90f;
 
+// Engine::multiply takes vectors and columns in multiples of these.
+constexpr int kMetricVectors = 8;
+constexpr int kMetricColumns = 32;
+
 // What the row loops read of one Gaussian: one cache line.
 struct alignas(64) Packed {
   float x, y, a, b, c;
@@ -99,6 +103,8 @@ struct Engine {
   void (*run)(Workspace&, const Pass&);   // needs pack and list
   void (*adam)(Workspace&, const StepArguments*);
   void (*natural)(Workspace&, const StepArguments*);
+  // out [count][columns] = vectors [count][rows] times matrix [rows][columns], all aligned to cache lines.
+  void (*multiply)(const float* vectors, int count, const float* matrix, int rows, int columns, float* out);
 };
 
 const Engine& engine_portable();

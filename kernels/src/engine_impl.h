@@ -3,6 +3,7 @@
 #pragma once
 
 #include "engine_lists.h"
+#include "engine_metric.h"
 #include "engine_rows.h"
 #include "splat2d/update.h"
 
@@ -46,7 +47,7 @@ void natural(Workspace& w, const StepArguments* s) {
 #define SPLAT2D_DEFINE_ENGINE(function, label)                                                        \
   namespace splat2d {                                                                                 \
   const Engine& function() {                                                                          \
-    static constexpr Engine table{label, kLanes, &pack, &list, &run, &adam, &natural};                \
+    static constexpr Engine table{label, kLanes, &pack, &list, &run, &adam, &natural, &multiply};     \
     return table;                                                                                     \
   }                                                                                                   \
   }

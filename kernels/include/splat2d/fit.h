@@ -50,12 +50,20 @@ struct Splats {
   int num_gaussians;
 };
 
+// Beside the squared error, the loss sums |F r|^2 over the patches of a picture, r [3 P^2] being a patch's residual in
+// rows of pixels, (red, green, blue) each. Height and width are multiples of P.
+struct Metric {
+  const float* rows;  // F [num_rows, 3 P^2]
+  int num_rows, patch;
+};
+
 struct FitInput {
   const std::uint8_t* images;  // [B, H, W, 3]
   PictureShape shape;
   int num_gaussians;           // N: rows of the output, and Gaussians a picture where counts is null
   const std::int32_t* counts = nullptr;  // [B] Gaussians of each picture, at most N
   const Splats* start = nullptr;         // what to start from instead of options.init
+  const Metric* metric = nullptr;        // of `fit` alone, not of `fit_cuda`
 };
 
 struct FitOutput {
