@@ -113,7 +113,10 @@ class World:
         """Overwrite tensors with process 0's."""
         if self.size > 1:
             for tensor in tensors:
-                dist.broadcast(tensor, src=0)
+                whole = tensor.contiguous()
+                dist.broadcast(whole, src=0)
+                if whole is not tensor:
+                    tensor.copy_(whole)
 
     def part_ways(self, step: int, seed: int) -> None:
         """From here on in a step, other processes than the first draw random numbers of their own."""
@@ -187,9 +190,10 @@ def joined(device: str) -> Iterator[World]:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise TransientError(f"the processes that torchrun started do not find each other: {error}") from error
-    world = World(rank, size)
+    world, failed = World(rank, size), True
     try:
         yield world
+        failed = False
     except BaseException as error:
         word = _word_of_another(store, world) if _lost(error) else None
         if word is None:
@@ -202,7 +206,8 @@ def joined(device: str) -> Iterator[World]:
             raise
         raise _same_error(word) from error
     finally:
-        dist.destroy_process_group()
+        if not (failed and cuda):  # NCCL would wait for those that are gone; the process ends with its error anyway
+            dist.destroy_process_group()
 
 
 def _lost(error: BaseException) -> bool:

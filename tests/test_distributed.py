@@ -30,7 +30,8 @@ from components.processes import only_training
 ADAPTER = replace(
     PARAMS, stage1_token_epochs=1, stage2_epochs=2, stage2_learning_rates=(1e-3,), control_with_stage1=False
 )
-TOLERANCE = 1e-5  # of each tensor's norm, and of each loss; sums over two slices are rounded otherwise
+# Sums over two slices are rounded otherwise, and AdamW scales the smallest gradients up most.
+LOSSES, WEIGHTS = 1e-5, 5e-5  # relative to each figure of the curve, to each tensor's norm
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def check_same(one: Path, other: Path) -> None:
         assert expected.keys() == found.keys()
         for name in expected:
             a, b = (without_key_bias(name, tensors[name]) for tensors in (expected, found))
-            assert torch.linalg.vector_norm(a - b) <= TOLERANCE * torch.linalg.vector_norm(a), (file, name)
+            assert torch.linalg.vector_norm(a - b) <= WEIGHTS * torch.linalg.vector_norm(a), (file, name)
     rows = [list(csv.DictReader((folder / "curve.csv").read_text().splitlines())) for folder in (one, other)]
     assert len(rows[0]) == len(rows[1]) > 0
     for expected_row, found_row in zip(*rows, strict=True):
@@ -103,7 +104,7 @@ def check_same(one: Path, other: Path) -> None:
             if name == "phase" or not value:
                 assert value == found_row[name]
             else:
-                assert float(found_row[name]) == pytest.approx(float(value), rel=TOLERANCE), name
+                assert float(found_row[name]) == pytest.approx(float(value), rel=LOSSES), name
 
 
 @pytest.mark.parametrize("stage", ["train_adapter", "train_teacher"])
