@@ -25,9 +25,10 @@ def clip_loss(image_features: Tensor, text_features: Tensor, logit_scale: Tensor
     image_features [B, D] and text_features [U, D], L2-normalised; logit_scale: a log, exponentiated here;
     positives [B, U] bool, at least one in each row and column. With one positive each this is CLIP's loss.
 
-    In several processes, where image_features are one's part of the B rows and text_features are all of them, this is
-    its share of the whole batch's loss: of its rows and of its part of the columns. Features are gathered with their
-    gradients, as open_clip's ClipLoss does with local_loss and gather_with_grad, so that no process holds all logits.
+    In several processes, where image_features are one's part of the B rows and text_features are all of them (gathered
+    with World.gather, or computed by each process), this is its share of the whole batch's loss: of its rows and of its
+    part of the columns. Image features are gathered with their gradients, as open_clip's ClipLoss does with local_loss
+    and gather_with_grad, so that no process holds all logits.
     """
     if len(image_features) != len(positives):
         return _share(image_features.float(), text_features.float(), logit_scale.exp(), positives, current())

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from components.processes import world_size
+
 INTERVAL_S = 10.0
 SHARE = 0.002  # of the time gone by: a week's run leaves some thousand points, not a hundred thousand
 QUERY = ("index", "utilization.gpu", "memory.used", "memory.total", "power.draw")
@@ -65,7 +67,7 @@ def _number(text: str) -> float | None:
 
 
 def gpus_held(device: str, backend: str = "") -> int:
-    """GPUs that the step keeps from others: all that its pod sees; elsewhere one if it computed on CUDA.
+    """GPUs that the step keeps from others: all that its pod sees; elsewhere one a process if it computed on CUDA.
 
     device: as its parameters say, "" if they say nothing; backend: of the kernels, as the output's manifest says.
     """
@@ -73,7 +75,7 @@ def gpus_held(device: str, backend: str = "") -> int:
         return len({name.split("_")[1] for name in gpu_values()})
     torch = sys.modules.get("torch")
     used = torch is not None and torch.cuda.is_initialized()
-    return int("cuda" in backend or (device in ("auto", "cuda") and used))
+    return world_size() * int("cuda" in backend or (device in ("auto", "cuda") and used))
 
 
 def forget_peak() -> None:
