@@ -17,7 +17,7 @@ SOURCES = ("sample", "folder", "webdataset")
 FORMATS = ("jpg", "png", "webp")
 RECIPES = ("paper", "default", "quality")  # splat2d.RECIPES, without loading it
 PRUNE_SCORES = ("", "luminance", "loss")
-STEMS = ("splat", "paper", "render")
+STEMS = ("splat", "paper", "render", "grid", "hilbert")
 FREEZE_POLICIES = ("stem", "paper")
 DEVICES = ("auto", "cpu", "cuda")
 

@@ -85,8 +85,8 @@ class CrossAttention(nn.Module):
         self.offsets, self.log_windows = nn.Parameter(spacing * offsets), nn.Parameter((spacing * windows).log())
 
     def _heads(self, values: Tensor) -> Tensor:
-        batch, count, _ = values.shape
-        return values.reshape(batch, count, self.heads, -1).transpose(1, 2)
+        batch, count, width = values.shape
+        return values.reshape(batch, count, self.heads, width // self.heads).transpose(1, 2)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, where: Tensor, mask: Tensor) -> Tensor:
         centres = self.centres + self.offsets[:, None]

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from components.errors import PermanentError
 from components.stem_config import StemConfig
+from components.stem_grid import GridStem
+from components.stem_hilbert import HilbertStem
 from components.stem_paper import PaperStem
 from components.stem_render import RenderStem
 from components.stem_splat import SplatStem
@@ -20,7 +22,13 @@ from components.tokens import SplatTensors
 
 __all__ = ["STEMS", "StemConfig", "build_stem", "start_stem"]
 
-STEMS: dict[str, Callable[[StemConfig], nn.Module]] = {"splat": SplatStem, "paper": PaperStem, "render": RenderStem}
+STEMS: dict[str, Callable[[StemConfig], nn.Module]] = {
+    "splat": SplatStem,
+    "paper": PaperStem,
+    "render": RenderStem,
+    "grid": GridStem,
+    "hilbert": HilbertStem,
+}
 
 
 def build_stem(config: StemConfig) -> nn.Module:
