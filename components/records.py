@@ -9,8 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,34 +18,50 @@ from components.errors import PermanentError
 from components.images import ImageError, decode_rgb, fit_square
 from components.manifest import Artifact, ShardEntry
 from components.shards import IndexedShard
-from components.splats import PaddedSplats, Splats, pad
+from components.splats import PaddedSplats, unpack_padded
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 SPLAT_EXTENSION = "gs2d"
 INDEX_SUFFIX = ".idx"
 DECODE_THREADS = 4
 SPLAT_BYTES = 8 * 4 + 1  # a Gaussian decoded: eight float32 and its place in the mask
+_raw_decode = json.JSONDecoder().raw_decode
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One sample, still encoded. image, splats: None where not asked for; number: its class, or -1.
 
     place: (its shard's index, its row in the image shard, or in the splat shard where pictures are not asked for).
+    The bytes lie in the shard's file, which stays mapped as long as a record of it is held; `alone` copies them.
     """
 
     key: str
-    image: bytes | None
-    splats: bytes | None
+    image: bytes | memoryview | None
+    splats: bytes | memoryview | None
     captions: list[str]
     number: int
     place: tuple[int, int]
+
+    def alone(self) -> Record:
+        """The same with bytes of its own."""
+        image = None if self.image is None else bytes(self.image)
+        return self._replace(image=image, splats=None if self.splats is None else bytes(self.splats))
+
+
+def _json(data: memoryview) -> Any:
+    """What json.loads gives, in two thirds of its time where the file is plain UTF-8."""
+    try:
+        text = str(data, "utf-8").rstrip()
+        value, end = _raw_decode(text)
+    except ValueError:
+        return json.loads(bytes(data))
+    return value if end == len(text) else json.loads(bytes(data))
 
 
 def _texts(shard: IndexedShard, i: int, where: str) -> tuple[list[str], int]:
     """A sample's captions and class number, from its json, txt and cls fields."""
     try:
-        values: dict[str, Any] = json.loads(bytes(shard.field(i, "json"))) if shard.has(i, "json") else {}
+        values: dict[str, Any] = _json(shard.field(i, "json")) if shard.has(i, "json") else {}
         captions = [str(caption) for caption in values.get("captions") or [] if caption]
         if not captions and shard.has(i, "txt"):
             captions = [text] if (text := bytes(shard.field(i, "txt")).decode("utf-8").strip()) else []
@@ -56,10 +71,10 @@ def _texts(shard: IndexedShard, i: int, where: str) -> tuple[list[str], int]:
     return captions, number
 
 
-def _image_field(shard: IndexedShard, i: int, where: str) -> bytes:
+def _image_field(shard: IndexedShard, i: int, where: str) -> memoryview:
     for extension in IMAGE_EXTENSIONS:
         if shard.has(i, extension):
-            return bytes(shard.field(i, extension))
+            return shard.field(i, extension)
     raise PermanentError(f"{where}: sample {shard.keys[i]!r} has no picture ({', '.join(IMAGE_EXTENSIONS)})")
 
 
@@ -117,7 +132,7 @@ class ShardPairs:
 
     def _record(self, index: int, images: IndexedShard | None, i: int, splats: IndexedShard | None, j: int) -> Record:
         wanted = splats if splats is not None and self._want_splats else None
-        data = None if wanted is None else bytes(wanted.field(j, SPLAT_EXTENSION))
+        data = None if wanted is None else wanted.field(j, SPLAT_EXTENSION)
         if images is not None:
             captions, number = _texts(images, i, self._images.url)
             return Record(images.keys[i], _image_field(images, i, self._images.url), data, captions, number, (index, i))
@@ -145,8 +160,11 @@ class ShardPairs:
                 records = ahead.result()
                 if position + 1 < len(shards):
                     ahead = pool.submit(self._checked, shards[position + 1], limit)
+                if not buffer:
+                    yield from records
+                    continue
                 for record in records:
-                    held.append(record)
+                    held.append(record.alone())  # else each shard stays mapped until its last sample is drawn
                     if len(held) > buffer:
                         yield _take(held, chance if order is not None else None)
         while held:
@@ -216,13 +234,14 @@ class Decoder:
     def __init__(self, *, image_size: int, num_gaussians: int) -> None:
         self._image_size, self._num_gaussians = image_size, num_gaussians
         self.bytes_per_sample = image_size * image_size * 3 + num_gaussians * SPLAT_BYTES
-        self._pool = ThreadPoolExecutor(min(DECODE_THREADS, os.cpu_count() or 1), thread_name_prefix="decode")
+        threads = min(DECODE_THREADS, len(os.sched_getaffinity(0)))
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     def _image(self, record: Record) -> npt.NDArray[np.uint8]:
         if record.image is None:
             raise PermanentError(f"sample {record.key!r} has no picture")
         try:
-            image = decode_rgb(record.image)
+            image = decode_rgb(bytes(record.image))
         except ImageError as error:
             raise PermanentError(f"sample {record.key!r}: {error}; run the download again") from error
         if image.shape[:2] != (self._image_size, self._image_size):
@@ -235,4 +254,5 @@ class Decoder:
 
     def splats(self, records: Sequence[Record]) -> PaddedSplats:
         """Padded to num_gaussians; PermanentError naming the sample whose bytes are damaged."""
-        return pad([Splats.unpack(r.splats or b"", f"sample {r.key!r}") for r in records], self._num_gaussians)
+        files = [record.splats or b"" for record in records]
+        return unpack_padded(files, self._num_gaussians, lambda i: f"sample {records[i].key!r}")

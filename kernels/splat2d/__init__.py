@@ -8,7 +8,7 @@ Letters: B pictures, N Gaussians, H rows, W columns. means [B, N, 2] in pixels (
 integers); cholesky [B, N, 3] = (l00, l10, l11) in pixels, Sigma = L L^T; colors [B, N, 3] in picture units (1 = white).
 """
 
-from splat2d._core import Decoded, decode, encode
+from splat2d._core import Decoded, DecodedBatch, decode, decode_batch, encode
 from splat2d.backends import backend, has_cuda
 from splat2d.fitting import fit
 from splat2d.recipe import RECIPES, Recipe
@@ -19,10 +19,12 @@ __version__ = "0.1.0"
 __all__ = [
     "RECIPES",
     "Decoded",
+    "DecodedBatch",
     "FitResult",
     "Recipe",
     "backend",
     "decode",
+    "decode_batch",
     "encode",
     "fit",
     "has_cuda",

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,3 +51,11 @@ def encode(
     means: npt.ArrayLike, cholesky: npt.ArrayLike, colors: npt.ArrayLike, width: int, height: int
 ) -> tuple[bytes, int]: ...
 def decode(data: bytes | memoryview) -> Decoded: ...
+
+class DecodedBatch(NamedTuple):
+    means: _F
+    cholesky: _F
+    colors: _F
+    counts: _I
+
+def decode_batch(files: Sequence[bytes | memoryview], num_gaussians: int) -> DecodedBatch: ...

@@ -1,11 +1,12 @@
 // Python's side of codec.h: arrays in, bytes out, and back.
-#include "splat2d/codec.h"
+#include "codec_read.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "bindings.h"
 
@@ -49,12 +50,69 @@ py::tuple decode(const py::buffer& data) {
     const py::buffer_info info = data.request();
     if (info.ndim != 1 || info.itemsize != 1 || (info.size > 1 && info.strides[0] != 1))
         throw std::invalid_argument("gs2d: expected a contiguous buffer of bytes");
-    const auto* bytes = static_cast<const std::uint8_t*>(info.ptr);
-    const codec::Header header = codec::read_header(bytes, static_cast<std::size_t>(info.size));
+    const codec::Reader& reader = codec::reader();
+    const codec::File file{static_cast<const std::uint8_t*>(info.ptr), static_cast<std::size_t>(info.size)};
+    const codec::Header header = reader.header(file);
     const auto n = static_cast<py::ssize_t>(header.count);
     Array means({n, py::ssize_t{2}}), cholesky({n, py::ssize_t{3}}), colors({n, py::ssize_t{3}});
-    codec::decode_values(bytes, header, {means.mutable_data(), cholesky.mutable_data(), colors.mutable_data()});
+    reader.values(file.data, header, {means.mutable_data(), cholesky.mutable_data(), colors.mutable_data()});
     return py::make_tuple(std::move(means), std::move(cholesky), std::move(colors), header.width, header.height);
+}
+
+// The bytes of Python objects, held while they are read.
+class Buffers {
+  public:
+    explicit Buffers(const py::sequence& objects) {
+        held_.reserve(objects.size());
+        for (const py::handle object : objects) {
+            held_.emplace_back();
+            if (PyObject_GetBuffer(object.ptr(), &held_.back(), PyBUF_SIMPLE) == 0) continue;
+            held_.pop_back();
+            release();
+            throw py::error_already_set();
+        }
+    }
+    Buffers(const Buffers&) = delete;
+    Buffers& operator=(const Buffers&) = delete;
+    ~Buffers() { release(); }
+
+    std::size_t size() const { return held_.size(); }
+    codec::File operator[](std::size_t i) const {
+        return {static_cast<const std::uint8_t*>(held_[i].buf), static_cast<std::size_t>(held_[i].len)};
+    }
+
+  private:
+    void release() {
+        for (Py_buffer& one : held_) PyBuffer_Release(&one);
+    }
+    std::vector<Py_buffer> held_;
+};
+
+py::tuple decode_batch(const py::sequence& files, py::ssize_t num_gaussians) {
+    if (num_gaussians < 0) throw std::invalid_argument("gs2d: num_gaussians must be at least 0");
+    const Buffers buffers(files);
+    const auto batch = static_cast<py::ssize_t>(buffers.size());
+    const auto rows = static_cast<std::size_t>(num_gaussians);
+    // one block for all three: malloc keeps one of this size for the next batch, of three it gives pages back each time
+    Array whole(batch * num_gaussians * 8);
+    float* start = whole.mutable_data();
+    const codec::MutableSplats all{start, start + 2 * batch * num_gaussians, start + 5 * batch * num_gaussians};
+    const auto part = [&](float* from, py::ssize_t columns) { return Array({batch, num_gaussians, columns}, from, whole); };
+    py::array_t<std::int32_t> counts(batch);
+    std::int32_t* count = counts.mutable_data();
+    {
+        const py::gil_scoped_release released;
+        for (std::size_t i = 0; i < buffers.size(); ++i) {
+            const std::size_t at = i * rows;
+            try {
+                count[i] = static_cast<std::int32_t>(codec::decode_padded(
+                    buffers[i], rows, {all.means + 2 * at, all.cholesky + 3 * at, all.colors + 3 * at}));
+            } catch (const std::invalid_argument& error) {
+                throw std::invalid_argument("file " + std::to_string(i) + ": " + error.what());
+            }
+        }
+    }
+    return py::make_tuple(part(all.means, 2), part(all.cholesky, 3), part(all.colors, 3), std::move(counts));
 }
 
 }  // namespace
@@ -72,4 +130,16 @@ void splat2d::register_codec(py::module_& m) {
         "decode", [decoded](const py::buffer& data) { return decoded(*decode(data)); }, py::arg("data"),
         "Read .gs2d version 1 from bytes, a memoryview or an mmap: Decoded(means, cholesky, colors, width, height).\n\n"
         "ValueError, saying what and where, on anything that is not exactly such a file (docs/splat-format.md).");
+    const py::object batch = py::module_::import("collections").attr("namedtuple")(
+        "DecodedBatch", py::make_tuple("means", "cholesky", "colors", "counts"), py::arg("module") = "splat2d");
+    m.attr("DecodedBatch") = batch;
+    m.def(
+        "decode_batch",
+        [batch](const py::sequence& files, py::ssize_t num_gaussians) {
+            return batch(*decode_batch(files, num_gaussians));
+        },
+        py::arg("files"), py::arg("num_gaussians"),
+        "Read B .gs2d files into arrays of one size: DecodedBatch(means [B, num_gaussians, 2], cholesky [B, .., 3],\n"
+        "colors [B, .., 3], counts [B] int32); rows from counts[b] on are zero. One call without the GIL, one thread.\n\n"
+        "ValueError, naming the file by its place, on one that decode refuses or that has more Gaussians.");
 }

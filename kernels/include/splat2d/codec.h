@@ -222,8 +222,10 @@ inline std::size_t encode(const ConstSplats& splats, const Header& header, std::
     return num_clamped;
 }
 
+using Crc32 = std::uint32_t (*)(const std::uint8_t* data, std::size_t size, std::uint32_t crc);
+
 // Everything but the values: magic, version, encoding, sizes, length, CRC. Throws std::invalid_argument.
-inline Header read_header(const std::uint8_t* data, std::size_t size) {
+inline Header read_header(const std::uint8_t* data, std::size_t size, Crc32 crc = crc32) {
     using detail::refuse;
     if (size < kHeaderBytes)
         refuse("truncated: " + std::to_string(size) + " bytes, the header alone has " + std::to_string(kHeaderBytes));
@@ -240,7 +242,7 @@ inline Header read_header(const std::uint8_t* data, std::size_t size) {
         refuse((size < expected ? "truncated: " : "too long: ") + std::to_string(size) + " bytes; " +
                std::to_string(header.count) + " Gaussians take " + std::to_string(expected));
     const std::uint32_t stored = detail::get32(data + 20);
-    const std::uint32_t computed = crc32(data + kHeaderBytes, size - kHeaderBytes, crc32(data, 20));
+    const std::uint32_t computed = crc(data + kHeaderBytes, size - kHeaderBytes, crc(data, 20, 0));
     if (stored != computed) {
         char text[160];
         std::snprintf(text, sizeof text, "CRC-32 at byte 20 is %08x, the content's is %08x: the file is damaged",
@@ -251,13 +253,14 @@ inline Header read_header(const std::uint8_t* data, std::size_t size) {
 }
 
 // Read the values of a file that read_header has accepted. Throws std::invalid_argument on a value no writer writes:
-// not finite, or l00 or l11 not a positive normal number.
-inline void decode_values(const std::uint8_t* data, const Header& header, const MutableSplats& splats) {
+// not finite, or l00 or l11 not a positive normal number. first: the Gaussian to begin with.
+inline void decode_values(const std::uint8_t* data, const Header& header, const MutableSplats& splats,
+                          std::size_t first = 0) {
     const std::size_t n = header.count;
     const std::uint8_t* plane_at = data + kHeaderBytes;
     for (int plane = 0; plane < 2; ++plane, plane_at += 2 * n) {
         const double side = plane == 0 ? header.width : header.height;
-        for (std::size_t i = 0; i < n; ++i)
+        for (std::size_t i = first; i < n; ++i)
             splats.means[2 * i + plane] = position_from_fixed(detail::get16(plane_at + 2 * i), side);
     }
     for (int plane = 2; plane < 8; ++plane, plane_at += 2 * n) {
@@ -265,13 +268,13 @@ inline void decode_values(const std::uint8_t* data, const Header& header, const 
         const unsigned least = plane == 2 || plane == 4 ? kHalfMinNormal : 0;
         const unsigned mask = least ? 0xFFFFu : 0x7FFFu;  // the sign counts on the diagonal only
         unsigned bad = 0;
-        for (std::size_t i = 0; i < n; ++i) {
+        for (std::size_t i = first; i < n; ++i) {
             const std::uint16_t half = detail::get16(plane_at + 2 * i);
             const unsigned magnitude = half & mask;
             bad |= static_cast<unsigned>(magnitude < least) | static_cast<unsigned>(magnitude > kHalfMax);
             to[3 * i] = float_from_half(half);
         }
-        for (std::size_t i = 0; bad && i < n; ++i) {
+        for (std::size_t i = first; bad && i < n; ++i) {
             const unsigned half = detail::get16(plane_at + 2 * i), magnitude = half & mask;
             if (magnitude >= least && magnitude <= kHalfMax) continue;
             char text[160];
