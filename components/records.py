@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from components.errors import PermanentError
 from components.images import ImageError, decode_rgb, fit_square
@@ -25,7 +26,6 @@ SPLAT_EXTENSION = "gs2d"
 INDEX_SUFFIX = ".idx"
 DECODE_THREADS = 4
 SPLAT_BYTES = 8 * 4 + 1  # a Gaussian decoded: eight float32 and its place in the mask
-_raw_decode = json.JSONDecoder().raw_decode
 
 
 class Record(NamedTuple):
@@ -49,23 +49,22 @@ class Record(NamedTuple):
 
 
 def _json(data: memoryview) -> Any:
-    """What json.loads gives, in two thirds of its time where the file is plain UTF-8."""
+    """What json.loads gives, in a fifth of its time where the file is strict JSON in UTF-8."""
     try:
-        text = str(data, "utf-8").rstrip()
-        value, end = _raw_decode(text)
+        return orjson.loads(data)
     except ValueError:
         return json.loads(bytes(data))
-    return value if end == len(text) else json.loads(bytes(data))
 
 
 def _texts(shard: IndexedShard, i: int, where: str) -> tuple[list[str], int]:
     """A sample's captions and class number, from its json, txt and cls fields."""
     try:
-        values: dict[str, Any] = _json(shard.field(i, "json")) if shard.has(i, "json") else {}
-        captions = [str(caption) for caption in values.get("captions") or [] if caption]
-        if not captions and shard.has(i, "txt"):
-            captions = [text] if (text := bytes(shard.field(i, "txt")).decode("utf-8").strip()) else []
-        number = int(bytes(shard.field(i, "cls"))) if shard.has(i, "cls") else int(values.get("class", -1))
+        about, written = shard.get(i, "json"), shard.get(i, "cls")
+        values: dict[str, Any] = {} if about is None else _json(about)
+        captions = [str(caption) for caption in values.get("captions") or () if caption]
+        if not captions and (alone := shard.get(i, "txt")) is not None:
+            captions = [text] if (text := str(alone, "utf-8").strip()) else []
+        number = int(values.get("class", -1)) if written is None else int(bytes(written))
     except (ValueError, AttributeError, TypeError) as error:
         raise PermanentError(f"{where}: sample {shard.keys[i]!r}: its json, txt or cls is damaged: {error}") from error
     return captions, number
@@ -73,8 +72,8 @@ def _texts(shard: IndexedShard, i: int, where: str) -> tuple[list[str], int]:
 
 def _image_field(shard: IndexedShard, i: int, where: str) -> memoryview:
     for extension in IMAGE_EXTENSIONS:
-        if shard.has(i, extension):
-            return shard.field(i, extension)
+        if (data := shard.get(i, extension)) is not None:
+            return data
     raise PermanentError(f"{where}: sample {shard.keys[i]!r} has no picture ({', '.join(IMAGE_EXTENSIONS)})")
 
 

@@ -188,6 +188,12 @@ class IndexedShard:
         spans = self.index.fields.get(ext)
         return spans is not None and spans[i] is not None
 
+    def get(self, i: int, ext: str) -> memoryview | None:
+        """As `field`, None where the sample has no such field."""
+        spans = self.index.fields.get(ext)
+        span = None if spans is None else spans[i]
+        return None if span is None else self._view[span[0] : span[0] + span[1]]
+
     def field(self, i: int, ext: str) -> memoryview:
         """The bytes of field `ext` of sample `i`, valid while the shard is open; KeyError if it has none."""
         span = self.index.fields[ext][i]

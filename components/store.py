@@ -143,6 +143,27 @@ def _make_folder(folder: Path) -> None:
     _fsync_folder(folder.parent)
 
 
+_SETTLED_NS = 2_000_000_000  # a file written to later than this gets another time, on any file system's clock
+_verified: dict[str, tuple[tuple[int, ...], str]] = {}
+
+
+def _verify(path: Path, sha256: str) -> None:
+    """Check a file's content, once in a process as long as the file system says that it is the same file.
+
+    A file that was written to a moment ago is not remembered: a second write might leave its time as it is.
+    """
+    found = path.stat()
+    state = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    name = os.path.abspath(path)
+    if _verified.get(name) == (state, sha256):
+        return
+    now = time.time_ns()  # before the content is read
+    if (content := sha256_file(path)) != sha256:
+        raise mismatch(str(path), sha256, content)
+    if now - max(found.st_mtime_ns, found.st_ctime_ns) > _SETTLED_NS:
+        _verified[name] = (state, sha256)
+
+
 class FolderStore(Store):
     """A store in a folder, made at the first write."""
 
@@ -203,12 +224,12 @@ class FolderStore(Store):
 
     @contextmanager
     def local(self, name: str, sha256: str | None = None) -> Iterator[Path]:
-        """See Store; the path is the file itself: do not write to it."""
+        """See Store; the path is the file itself: do not write to it. What was checked once is not read again."""
         path = self._path(name)
         if not path.is_file():
             raise self.not_found(name)
-        if sha256 is not None and (found := sha256_file(path)) != sha256:
-            raise mismatch(str(path), sha256, found)
+        if sha256 is not None:
+            _verify(path, sha256)
         yield path
 
     def exists(self, name: str) -> bool:

@@ -336,3 +336,35 @@ def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(components.store_s3, "BACKOFF_S", 0.001)
     with s3_environment("http://127.0.0.1:9"), pytest.raises(TransientError, match="no answer"):
         open_store("s3://bucket/x").put_bytes("a", b"")
+
+
+def test_a_folder_checks_a_file_again_only_when_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    whole = components.store.sha256_file
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return whole(path)
+
+    monkeypatch.setattr(components.store, "sha256_file", counted)
+    place = open_store(str(tmp_path))
+    place.put_bytes("a", b"content")
+
+    def look(data: bytes) -> None:
+        with place.local("a", sha256(data)):
+            pass
+
+    for _ in range(2):  # written a moment ago: a second write might leave its time as it is
+        look(b"content")
+    assert len(read) == 2
+    monkeypatch.setattr(components.store, "_SETTLED_NS", -1)
+    for _ in range(3):
+        look(b"content")
+    assert len(read) == 3
+    with pytest.raises(PermanentError, match="sha256"):
+        look(b"another")
+    time.sleep(0.02)
+    (tmp_path / "a").write_bytes(b"CONTENT")
+    with pytest.raises(PermanentError, match="sha256"):
+        look(b"content")
+    look(b"CONTENT")
