@@ -37,9 +37,7 @@ def picture(seed: int, size: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
 
 
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_it_measures_and_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_core: None) -> None:
     images, originals = tmp_path / "images", tmp_path / "originals"
     images.mkdir()
