@@ -1,17 +1,14 @@
 """SplatClip: a CLIP teacher that reads splats.
 
-A stem's latents stand in for the patch embeddings; the rest is the teacher's own.
-
-What trains is named by a freeze policy; everything else stays bit for bit the teacher's, and only trained tensors are
-stored.
+A stem's latents stand in for the patch embeddings; the rest is the teacher's own. What trains is named by a freeze
+policy (freeze.py), and only trained tensors are stored.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from components.errors import PermanentError, UsageError
+from components.errors import PermanentError
+from components.freeze import FREEZE_POLICIES, LORA_RANK, apply_control_policy, apply_freeze_policy, check_teacher
+from components.lora import merge_lora
 from components.stems import StemConfig, build_stem
 from components.tokens import SplatTensors
 
@@ -31,25 +30,6 @@ if TYPE_CHECKING:
     from components.openclip import LoadedTeacher
 
 ADAPTER_FORMAT = 1
-PATCH_EMBEDDING = "visual.conv1."
-TOKEN_TABLE = "token_embedding.weight"  # noqa: S105 - the table of text tokens
-# What each policy frees in the teacher, as prefixes of parameter names; a stem always trains.
-FREEZE_POLICIES: dict[str, tuple[str, ...]] = {
-    "stem": (),
-    "paper": ("visual.transformer.resblocks.0.", "visual.transformer.resblocks.1.", "visual.ln_post.", "visual.proj"),
-}
-
-
-def check_teacher(clip: nn.Module) -> None:
-    """Raise PermanentError unless the vision tower is open_clip's VisionTransformer: its parts are used singly."""
-    visual = getattr(clip, "visual", None)
-    parts = ("conv1", "class_embedding", "positional_embedding", "ln_pre", "transformer", "ln_post", "proj")
-    missing = [name for name in parts if not hasattr(visual, name)]
-    if missing:
-        raise PermanentError(
-            f"the teacher's vision tower is {type(visual).__name__}, without {', '.join(missing)}; "
-            "splats can stand in for patches in open_clip's VisionTransformer only: choose a ViT model without timm"
-        )
 
 
 def patch_embeddings(clip: Any, images: Tensor) -> Tensor:
@@ -117,70 +97,6 @@ class SplatClip(nn.Module):
         return features
 
 
-@dataclass(frozen=True)
-class TrainedShare:
-    """How many parameters train, of how many.
-
-    total: vision tower, stem and text tower without its token table; vision_total: vision tower and stem; all_total:
-    everything, token table too: the paper's 9.7 % is of that.
-    """
-
-    trained: int
-    total: int
-    vision_total: int
-    all_total: int
-
-    @property
-    def share(self) -> float:
-        """Trained share without the token table."""
-        return self.trained / self.total
-
-    @property
-    def vision_share(self) -> float:
-        """Trained share of the vision side."""
-        return self.trained / self.vision_total
-
-    @property
-    def all_share(self) -> float:
-        """Trained share of all parameters."""
-        return self.trained / self.all_total
-
-
-def _free(model: nn.Module, prefixes: Iterable[str]) -> TrainedShare:
-    starts = tuple(prefixes)
-    counts = {"trained": 0, "vision": 0, "table": 0, "all": 0}
-    for name, parameter in model.named_parameters():
-        inner = name.removeprefix("clip.")
-        parameter.requires_grad_(bool(starts) and inner.startswith(starts))
-        size = parameter.numel()
-        counts["all"] += size
-        counts["trained"] += size if parameter.requires_grad else 0
-        counts["vision"] += size if inner.startswith(("visual.", "stem.")) else 0
-        counts["table"] += size if inner.endswith(TOKEN_TABLE) else 0
-    return TrainedShare(counts["trained"], counts["all"] - counts["table"], counts["vision"], counts["all"])
-
-
-def _policy(policy: str) -> tuple[str, ...]:
-    if policy not in FREEZE_POLICIES:
-        raise UsageError(f"unknown freeze policy {policy!r}; choose one of: {', '.join(FREEZE_POLICIES)}")
-    return FREEZE_POLICIES[policy]
-
-
-def apply_freeze_policy(model: SplatClip, policy: str) -> TrainedShare:
-    """Let the stem and what `policy` names train, freeze the rest (requires_grad), and count.
-
-    `stem`: the stem alone. `paper`: the stem, the first two blocks, the final norm and the projection (GaussianVision,
-    arXiv 2509.22615). Class token, positional embedding and text tower are frozen in both.
-    """
-    return _free(model, ("stem.", *_policy(policy)))
-
-
-def apply_control_policy(clip: nn.Module, policy: str) -> TrainedShare:
-    """The control's twin of apply_freeze_policy: the teacher's patch embedding trains in place of the stem."""
-    check_teacher(clip)
-    return _free(clip, (PATCH_EMBEDDING, *_policy(policy)))
-
-
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
     """Copies of the tensors that train, by name, on the CPU."""
     own = {name: p.detach().cpu().clone().contiguous() for name, p in model.named_parameters() if p.requires_grad}
@@ -212,9 +128,11 @@ def read_tensors(path: Path, where: str) -> dict[str, Tensor]:
     return tensors
 
 
-def describe(config: StemConfig, policy: str, **more: Any) -> bytes:
+def describe(config: StemConfig, policy: str, *, lora_rank: int = LORA_RANK, **more: Any) -> bytes:
     """adapter.json: what load_adapter needs, and `more` for the reader."""
     values = {"format": ADAPTER_FORMAT, "policy": policy, "stem": config.as_json(), **more}
+    if policy == "lora":
+        values["lora_rank"] = lora_rank
     return (json.dumps(values, indent=1, sort_keys=True) + "\n").encode()
 
 
@@ -230,6 +148,9 @@ def read_description(artifact: Artifact) -> dict[str, Any]:
         raise PermanentError(f"{where} is not of format {ADAPTER_FORMAT}; use the version that wrote it")
     if values.get("policy") not in FREEZE_POLICIES:
         raise PermanentError(f"{where}: unknown freeze policy {values.get('policy')!r}")
+    rank = values.setdefault("lora_rank", LORA_RANK)
+    if not isinstance(rank, int) or rank < 1:
+        raise PermanentError(f"{where}: lora_rank is {rank!r}; it must be an integer above 0")
     return values
 
 
@@ -240,12 +161,16 @@ def _load_file(model: nn.Module, artifact: Artifact, name: str) -> None:
 
 
 def load_adapter(artifact: Artifact, teacher: LoadedTeacher, device: torch.device | str = "cpu") -> SplatClip:
-    """The trained SplatClip of a train_adapter artifact, in eval mode, on a copy of its teacher."""
+    """The trained SplatClip of a train_adapter artifact, in eval mode, on a copy of its teacher.
+
+    Low-rank updates are merged into their weights.
+    """
     values = read_description(artifact)
     config = StemConfig.from_json(values.get("stem", {}), f"{artifact.url}/adapter.json")
     model = SplatClip(copy.deepcopy(teacher.model), config)
-    apply_freeze_policy(model, values["policy"])
+    apply_freeze_policy(model, values["policy"], lora_rank=values["lora_rank"])
     _load_file(model, artifact, "adapter.safetensors")
+    merge_lora(model.clip.visual)
     return model.to(device).eval()
 
 
@@ -259,7 +184,9 @@ def load_control(
     name = f"{which}.safetensors"
     if name not in {entry.name for entry in artifact.manifest.files}:
         raise PermanentError(f"{artifact.url} has no {name}: it was trained without this control")
+    values = read_description(artifact)
     model: nn.Module = copy.deepcopy(teacher.model)
-    apply_control_policy(model, read_description(artifact)["policy"])
+    apply_control_policy(model, values["policy"], lora_rank=values["lora_rank"])
     _load_file(model, artifact, name)
+    merge_lora(model.get_submodule("visual"))
     return model.to(device).eval()

@@ -18,7 +18,7 @@ FORMATS = ("jpg", "png", "webp")
 RECIPES = ("paper", "default", "quality")  # splat2d.RECIPES, without loading it
 PRUNE_SCORES = ("", "luminance", "loss")
 STEMS = ("splat", "paper", "render", "grid", "hilbert")
-FREEZE_POLICIES = ("stem", "paper")
+FREEZE_POLICIES = ("stem", "qkv", "paper", "paper+text", "lora")
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -167,9 +167,10 @@ class TrainAdapterParams:
     takes at most. resampler_layers, resampler_heads: of `paper`'s Perceiver resampler. num_latents: 0 takes one a patch
     of the teacher; others cannot match patches: stage1_token_epochs must then be 0.
     Stage 1 (only the stem trains): stage1_token_epochs matching the teacher's patch tokens, then stage1_cls_epochs
-    matching its image embedding (and, where there is one latent a patch, still the tokens). Stage 2 (freeze_policy):
-    stage2_epochs of contrastive loss with anchor_weight times the distance to the teacher's embedding; each of
-    stage2_learning_rates is tried and the best on validation kept, for the student and for the control alike.
+    matching its image embedding (and, where there is one latent a patch, still the tokens). Stage 2 (freeze_policy;
+    lora_rank: of `lora`): stage2_epochs of contrastive loss with anchor_weight times the distance to the teacher's
+    embedding; each of stage2_learning_rates is tried and the best on validation kept, for the student and for the
+    control alike. Under `paper+text` the text tower's part stays frozen for the first warmup_steps of stage 2.
     control: train the teacher with stage 2's steps, order, texts, loss and freed parts; control_with_stage1: once more
     with stage 1's steps added.
     What each draw of a picture may change, in splat space for the student and alike in the control's pixels: augment:
@@ -187,6 +188,7 @@ class TrainAdapterParams:
     resampler_heads: int = 8
     num_latents: int = 0
     freeze_policy: str = "paper"
+    lora_rank: int = 8
     stage1_token_epochs: float = 5.0
     stage1_cls_epochs: float = 1.0
     stage1_token_learning_rate: float = 3e-3
@@ -218,7 +220,7 @@ class TrainAdapterParams:
         one_of("train_adapter.device", self.device, DEVICES)
         seed_in_range("train_adapter", self.seed)
         at_least("train_adapter", self, 1, "stem_width", "resampler_layers", "resampler_heads", "batch_size")
-        at_least("train_adapter", self, 1, "stem_points", "stem_top_k")
+        at_least("train_adapter", self, 1, "stem_points", "stem_top_k", "lora_rank")
         at_least("train_adapter", self, 4, "stem_channels")
         at_least("train_adapter", self, 0, "num_latents", "stage1_token_epochs", "stage1_cls_epochs", "stage2_epochs")
         at_least("train_adapter", self, 0, "anchor_weight", "weight_decay", "warmup_steps", "threads")

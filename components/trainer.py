@@ -38,7 +38,7 @@ __all__ = [
     "train",
 ]
 MAX_LOG_SCALE = math.log(100.0)  # CLIP's bound of the logit scale
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # a parameter that joins late has a step of its own
 CurveRow = dict[str, float | int | str]
 
 
@@ -132,15 +132,14 @@ class _Run:
                 for name, p in self.params.items():
                     p.copy_(tensors[f"param/{name}"])
                     if f"exp_avg/{name}" in tensors:
-                        self._set_moments(p, int(state["step"]), [tensors[f"{m}/{name}"].to(p.device) for m in MOMENTS])
+                        self._set_moments(p, [tensors[f"{m}/{name}"].to(p.device) for m in MOMENTS])
             self.step, self.rows, self.sums = int(state["step"]), list(state["rows"]), dict(state["sums"])
             self.count = int(state["count"])
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             raise checkpoint.damaged(error) from error
 
-    def _set_moments(self, p: Tensor, step: int, moments: Sequence[Tensor]) -> None:
-        count = torch.tensor(float(step), device=p.device)
-        self.optimiser.state[p] = {"step": count, **dict(zip(MOMENTS, moments, strict=True))}
+    def _set_moments(self, p: Tensor, moments: Sequence[Tensor]) -> None:
+        self.optimiser.state[p] = dict(zip(MOMENTS, moments, strict=True))
 
     def agree(self, world: World) -> None:
         """Take over process 0's parameters, moments and curve, so that all go on from one state."""
@@ -154,9 +153,10 @@ class _Run:
             for name in known:
                 p = self.params[name]
                 held = self.optimiser.state[p]
-                moments = [held[m] if m in held else torch.zeros_like(p) for m in MOMENTS]
+                empty = {m: torch.zeros((), device=p.device) if m == "step" else torch.zeros_like(p) for m in MOMENTS}
+                moments = [held.get(m, empty[m]) for m in MOMENTS]
                 world.copy_from_first(moments)
-                self._set_moments(p, self.step, moments)
+                self._set_moments(p, moments)
 
 
 Part = Tensor | tuple[Tensor, Mapping[str, float]]

@@ -8,19 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from components.adapter import (
-    FREEZE_POLICIES,
-    SplatClip,
-    apply_control_policy,
-    apply_freeze_policy,
-    check_teacher,
-    encode_patches,
-    load_trained,
-    patch_embeddings,
-    trained_state,
-)
+from components.adapter import SplatClip, encode_patches, load_trained, patch_embeddings, trained_state
 from components.config import FREEZE_POLICIES as POLICY_NAMES
 from components.errors import PermanentError, UsageError
+from components.freeze import FREEZE_POLICIES, apply_control_policy, apply_freeze_policy, check_teacher
 from components.openclip import import_open_clip
 from components.stems import StemConfig
 from components.tokens import NUM_FEATURES, FeatureStats

@@ -73,8 +73,8 @@ def _watch(patch: pytest.MonkeyPatch, seen: Watched) -> None:
         seen.note("batch", step, given.batch.keys, given.flip.tolist())
         return given
 
-    def watched_draw(self: TextFeatures, given: Given) -> Any:
-        text, features = draw(self, given)
+    def watched_draw(self: TextFeatures, given: Given, model: Any = None) -> Any:
+        text, features = draw(self, given, model)
         seen.note("texts", text.texts, text.index.tolist(), features.tolist())
         return text, features
 

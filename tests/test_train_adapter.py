@@ -21,12 +21,13 @@ import torch
 from flows import PARAMS, make_flow
 from safetensors.torch import load_file
 
-from components.adapter import apply_freeze_policy, load_adapter, load_control
+from components.adapter import load_adapter, load_control
 from components.config import DownloadParams, SplatFitParams
 from components.contrastive import clip_loss
 from components.distributed import World
 from components.download.stage import run as download
 from components.errors import Interrupted, PermanentError, UsageError
+from components.freeze import apply_freeze_policy
 from components.loader import ImageSet
 from components.manifest import Commit, open_artifact
 from components.openclip import build, load_teacher

@@ -11,14 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from components.adapter import (
-    SplatClip,
-    apply_control_policy,
-    apply_freeze_policy,
-    describe,
-    trained_state,
-)
+from components.adapter import SplatClip, describe, trained_state
 from components.config import ZeroShotEvalParams
+from components.freeze import apply_control_policy, apply_freeze_policy
 from components.manifest import Artifact, Commit, canonical, open_artifact
 from components.openclip import build, load_teacher, save_model
 from components.shards import Sample, ShardIndex, write_shard

@@ -124,16 +124,24 @@ class Stream:
 
 
 class TextFeatures:
-    """Features of drawn texts from the frozen text tower, kept by text."""
+    """Features of drawn texts: of the teacher's text tower, kept by text, or of one that trains, worked out anew."""
 
     def __init__(self, clip: Any, bank: TextBank) -> None:
         self._clip, self.bank = clip, bank
         self._known: dict[str, Tensor] = {}
 
-    def draw(self, given: Given) -> tuple[TextBatch, Tensor]:
-        """The whole batch's texts and their L2-normalised features [U, D]; several processes compute a part each."""
+    def draw(self, given: Given, model: Any = None) -> tuple[TextBatch, Tensor]:
+        """The whole batch's texts and their L2-normalised features [U, D]; several processes compute a part each.
+
+        model: a CLIP or SplatClip whose text tower is not the teacher's (any more): gradients reach it, and each
+        process computes them all, as its share of the loss depends on all.
+        """
         world = ALONE if given.batch.whole is None else current()
         text = self.bank.draw(given.batch.labels, epoch=given.epoch).to(given.images.device)
+        if model is not None:
+            with mixed_precision(text.tokens.device):
+                features = model.encode_text(text.tokens, normalize=False)
+            return text, F.normalize(features.float(), dim=-1)
         missing = [place for place, name in enumerate(text.texts) if name not in self._known]
         if len(self._known) + len(missing) > MAX_CACHED_TEXTS:
             self._known.clear()

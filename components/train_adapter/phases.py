@@ -6,11 +6,15 @@ the untouched teacher, given stage 2's steps, batches, texts, losses and freed p
 in place of the stem. control_stage1: the same once more, with as many steps more as the student's stage 1 had; they
 are contrastive steps too, as a picture model has nothing to distil, and one schedule runs through all of them. Each
 of the three tries the same learning rates and keeps the one that scores best on the validation split.
+
+Where the policy frees a part of the text tower, that part joins after the warm-up steps, at the learning rate's peak:
+until then its features are the frozen ones, and its weights have neither gradient nor decay.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,17 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from components.adapter import (
-    SplatClip,
-    apply_control_policy,
-    apply_freeze_policy,
-    encode_patches,
-    patch_embeddings,
-    trained_state,
-)
+from components.adapter import SplatClip, encode_patches, patch_embeddings, trained_state
 from components.config import TrainAdapterParams
 from components.contrastive import clip_loss
 from components.device import mixed_precision
+from components.freeze import TrainedShare, apply_control_policy, apply_freeze_policy, trains_text
 from components.openclip import LoadedTeacher
 from components.signals import Stop
 from components.store import Store
@@ -188,11 +186,12 @@ class Phases:
 
     def _contrastive(self, model: Any, encode: Encode) -> Callable[[int], tuple[Tensor, dict[str, float]]]:
         scale = model.logit_scale.detach()
+        text_joins = self.params.warmup_steps if trains_text(model) else math.inf
 
         def step_fn(step: int) -> tuple[Tensor, dict[str, float]]:
             given = self.stream.at(step)
             features = self._features(model, encode, given)
-            text, text_features = self.texts.draw(given)
+            text, text_features = self.texts.draw(given, model if step >= text_joins else None)
             contrast = clip_loss(F.normalize(features.float(), dim=-1), text_features, scale, text.positives)
             values = {"contrastive": float(contrast.detach())}
             if self.params.anchor_weight == 0:
@@ -215,9 +214,19 @@ class Phases:
             raise RuntimeError("no learning rate to try")
         return best
 
+    def free(self, student: SplatClip) -> TrainedShare:
+        """Let train what stage 2 trains."""
+        params = self.params
+        return apply_freeze_policy(student, params.freeze_policy, lora_rank=params.lora_rank, seed=params.seed)
+
+    def free_control(self, clip: nn.Module) -> TrainedShare:
+        """The control's twin of `free`."""
+        params = self.params
+        return apply_control_policy(clip, params.freeze_policy, lora_rank=params.lora_rank, seed=params.seed)
+
     def stage2(self, student: SplatClip) -> Trained:
         """The student after stage 1, trained contrastively under the freeze policy."""
-        apply_freeze_policy(student, self.params.freeze_policy)
+        self.free(student)
         return self._choose("stage2", student, encode_splats, self.steps(self.params.stage2_epochs))
 
     def control(self, *, with_stage1: bool) -> Trained:
@@ -225,7 +234,7 @@ class Phases:
         params = self.params
         clip = copy.deepcopy(self.teacher.model)
         clip.set_grad_checkpointing(params.checkpoint_activations)
-        apply_control_policy(clip, params.freeze_policy)
+        self.free_control(clip)
         steps = self.steps(params.stage2_epochs)
         if with_stage1:
             steps += self.steps(params.stage1_token_epochs) + self.steps(params.stage1_cls_epochs)

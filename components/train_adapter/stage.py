@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,19 +13,13 @@ from typing import Any
 
 import torch
 
-from components.adapter import (
-    SplatClip,
-    apply_control_policy,
-    apply_freeze_policy,
-    check_teacher,
-    describe,
-    patch_embeddings,
-)
+from components.adapter import SplatClip, describe, patch_embeddings
 from components.config import TrainAdapterParams, semantic
 from components.contrastive import prompt_classifier
 from components.device import pick_device
 from components.distributed import World, joined
 from components.errors import PermanentError, UsageError
+from components.freeze import check_teacher
 from components.loader import ImageSet
 from components.manifest import Artifact, Commit, FileEntry, open_artifact
 from components.openclip import LoadedTeacher, load_teacher, save_model
@@ -37,7 +32,7 @@ from components.texts import TextBank
 from components.tokens import FeatureStats, feature_stats
 from components.train_adapter.data import Stream, TeacherEmbeddings, TextFeatures
 from components.train_adapter.phases import Phases, Trained, encode_images
-from components.train_adapter.validate import Validation
+from components.train_adapter.validate import Classifier, Validation
 from components.trainer import CurveRow, curve_csv, delete_checkpoints, has_validation
 
 STAGE = "train_adapter"
@@ -115,7 +110,8 @@ def _train(
     texts = TextFeatures(teacher.model, _bank(teacher, prompts, params.seed))
     classifier = None
     if prompts is not None:
-        classifier = prompt_classifier(teacher.model, teacher.tokenizer, prompts.class_names, prompts.templates)
+        names, templates = prompts.class_names, prompts.templates
+        classifier = Classifier(lambda model: prompt_classifier(model, teacher.tokenizer, names, templates))
     validation = Validation(val, texts, classifier)
 
     @functools.cache
@@ -143,20 +139,24 @@ def _train(
     student = _student(params, teacher, stream.alone(), _side(inputs["images"]), device)
     world.copy_from_first([*student.stem.parameters(), *student.stem.buffers()])
     after_stage1 = phases.stage1(student)
-    share = apply_freeze_policy(student, params.freeze_policy)
+    share = phases.free(student)
+    control_share = phases.free_control(copy.deepcopy(teacher.model))
+    if world.leads:
+        print(f"train_adapter, {params.freeze_policy}: {share}", file=sys.stderr)
+        print(f"its control, {params.freeze_policy}: {control_share}", file=sys.stderr, flush=True)
     results = {"student": phases.stage2(student)}
     if params.control:
         results["control"] = phases.control(with_stage1=False)
     if params.control_with_stage1:
         results["control_stage1"] = phases.control(with_stage1=True)
 
-    control_share = apply_control_policy(copy.deepcopy(teacher.model), params.freeze_policy)
     metrics: dict[str, Any] = {
         "trained": share.trained,
         "stem_parameters": sum(p.numel() for p in student.stem.parameters()),
         "trained_share": share.share,
         "trained_vision_share": share.vision_share,
         "trained_all_share": share.all_share,
+        "control_trained": control_share.trained,
         "control_trained_share": control_share.share,
         "stage1_steps": phases.steps(params.stage1_token_epochs) + phases.steps(params.stage1_cls_epochs),
         "stage2_steps": phases.steps(params.stage2_epochs),
@@ -167,7 +167,13 @@ def _train(
         metrics[f"{name}_learning_rate"] = trained.learning_rate
         metrics |= {f"{name}_{key}": value for key, value in trained.validation.items()}
     rates = {name: trained.learning_rate for name, trained in results.items()}
-    description = describe(student.config, params.freeze_policy, teacher=teacher.model_name, learning_rates=rates)
+    description = describe(
+        student.config,
+        params.freeze_policy,
+        lora_rank=params.lora_rank,
+        teacher=teacher.model_name,
+        learning_rates=rates,
+    )
     if world.leads:
         files = _put(commit, results, phases.rows, description)
         commit.finalise(shards=[], files=files, metrics=metrics)

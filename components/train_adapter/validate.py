@@ -12,6 +12,7 @@ from torch import Tensor
 from components.contrastive import clip_loss, num_correct
 from components.device import mixed_precision
 from components.distributed import current
+from components.freeze import trains_text
 
 if TYPE_CHECKING:
     from components.train_adapter.data import Given, Stream, TextFeatures
@@ -19,14 +20,33 @@ if TYPE_CHECKING:
 VAL_BATCH = 250
 
 
+class Classifier:
+    """The prompt classifier of a model's text tower, [D, C]; that of the teacher's tower is worked out once.
+
+    make: from a CLIP or SplatClip.
+    """
+
+    def __init__(self, make: Callable[[Any], Tensor]) -> None:
+        self._make = make
+        self._frozen: Tensor | None = None
+
+    def of(self, model: Any) -> Tensor:
+        """A model whose text tower trains has its own at every call; that of all others is the teacher's."""
+        if trains_text(model):
+            return self._make(model)
+        if self._frozen is None:
+            self._frozen = self._make(model)
+        return self._frozen
+
+
 class Validation:
     """Every choice is made here, never on the test split.
 
-    classifier [D, C]: scored by accuracy; None: by the contrastive loss in batches of VAL_BATCH, with the first
+    classifier: scored by accuracy; None: by the contrastive loss in batches of VAL_BATCH, with the first
     epoch's texts. stream None: the validation split is empty, and nothing is scored.
     """
 
-    def __init__(self, stream: Stream | None, texts: TextFeatures, classifier: Tensor | None) -> None:
+    def __init__(self, stream: Stream | None, texts: TextFeatures, classifier: Classifier | None) -> None:
         self._stream, self._texts, self._classifier = stream, texts, classifier
 
     @property
@@ -41,6 +61,8 @@ class Validation:
             return {}
         world = current()
         correct, loss, count = 0, 0.0, 0
+        own_texts = model if trains_text(model) else None
+        classifier = self._classifier.of(model) if self._classifier is not None else None
         for place, given in enumerate(self._stream.in_order(VAL_BATCH)):
             if place % world.size != world.rank:
                 continue
@@ -49,13 +71,13 @@ class Validation:
             features = F.normalize(features.float(), dim=-1)
             size = len(given.batch)
             count += size
-            if self._classifier is not None:
-                correct += num_correct(features, self._classifier, given.batch.classes.to(features.device))
+            if classifier is not None:
+                correct += num_correct(features, classifier, given.batch.classes.to(features.device))
             else:
-                text, text_features = self._texts.draw(given)
+                text, text_features = self._texts.draw(given, own_texts)
                 loss += size * float(clip_loss(features, text_features, model.logit_scale, text.positives))
         hits, loss, total = world.totals([correct, loss, count])
-        return {"val_accuracy": hits / total} if self._classifier is not None else {"val_loss": loss / total}
+        return {"val_accuracy": hits / total} if classifier is not None else {"val_loss": loss / total}
 
     def better(self, values: Mapping[str, float], than: Mapping[str, float]) -> bool:
         """Whether one model's values beat another's."""
