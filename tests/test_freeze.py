@@ -242,7 +242,8 @@ def test_gradients_reach_a_text_tower_that_trains() -> None:
     bank = TextBank(
         lambda texts: torch.tensor([[len(text) % 60 + 1] * 16 for text in texts]), ["cat", "horse"], ["a {c}"]
     )
-    batch = SimpleNamespace(keys=["a", "b", "c"], captions=[[], [], []], classes=torch.tensor([0, 1, 0]))
+    labels = SimpleNamespace(keys=["a", "b", "c"], captions=[[], [], []], classes=torch.tensor([0, 1, 0]))
+    batch = SimpleNamespace(labels=labels, whole=None)
     given: Any = SimpleNamespace(batch=batch, epoch=0, images=torch.zeros(3, 3, 32, 32))
     texts = TextFeatures(teacher, bank)
     _, frozen = texts.draw(given)
