@@ -87,7 +87,7 @@ class ShuffledEpoch:
             _take(waiting, chance)
         held = self._read_numbers(portions, waiting)
         for record in self._read_on(_cut_front(portions, entered)):
-            held.append(record)
+            held.append(record.alone())  # else each shard stays mapped until its last sample is drawn
             if len(held) > self._buffer:
                 yield _take(held, chance)
         while held:
@@ -101,7 +101,7 @@ class ShuffledEpoch:
             here = [number for number in numbers if start <= number < start + last - first]
             if here:
                 records = self._pairs.checked(entry, self._limit)
-                found.update({number: records[first + number - start] for number in here})
+                found.update({number: records[first + number - start].alone() for number in here})
             start += last - first
         return [found[number] for number in numbers]
 

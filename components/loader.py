@@ -152,7 +152,7 @@ class ImageSet:
             for group in islice(epoch.batches(start_step, world.rank, world.size), steps - start_step):
                 yield self._collate(group)
             return
-        records = self._shards.stream(self._limit, buffer=0, order=None)
+        records = self._shards.stream(self._limit)
         for step in range(steps):
             group = list(islice(records, batch_size))
             if step >= start_step:

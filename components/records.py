@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -140,49 +139,29 @@ class ShardPairs:
         captions, number = _texts(splats, j, self._splats.url)
         return Record(splats.keys[j], None, data, captions, number, (index, j))
 
-    def stream(self, limit: int, *, buffer: int, order: tuple[int, int] | None) -> Iterator[Record]:
-        """All records, the next shard read ahead; in the shards' order, or shuffled by order = (seed, epoch).
+    def stream(self, limit: int) -> Iterator[Record]:
+        """All records in the shards' order, the next shard read ahead; ShuffledEpoch (lanes.py) shuffles them.
 
-        Shuffled, the shards' order is, and records within a buffer of `buffer`. Raises PermanentError where a shard
-        does not hold what its manifest promises: epochs would differ in length.
+        Raises PermanentError where a shard does not hold what its manifest promises.
         """
-        shards = list(self._image_shards)
-        chance = random.Random(f"{order}")
-        if limit:
-            shards = self._first(shards, limit)
-        if order is not None:
-            chance.shuffle(shards)
-        held: list[Record] = []
+        shards = [entry for entry, _ in self.portions(limit)]
+        if not shards:
+            return
         with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(self._checked, shards[0], limit)
-            for position in range(len(shards)):
+            ahead = pool.submit(self.checked, shards[0], limit)
+            for place in range(len(shards)):
                 records = ahead.result()
-                if position + 1 < len(shards):
-                    ahead = pool.submit(self._checked, shards[position + 1], limit)
-                if not buffer:
-                    yield from records
-                    continue
-                for record in records:
-                    held.append(record.alone())  # else each shard stays mapped until its last sample is drawn
-                    if len(held) > buffer:
-                        yield _take(held, chance if order is not None else None)
-        while held:
-            yield _take(held, chance if order is not None else None)
+                if place + 1 < len(shards):
+                    ahead = pool.submit(self.checked, shards[place + 1], limit)
+                yield from records
 
     def _promised(self, entry: ShardEntry) -> int:
         if self._splats is None:
             return entry.ok
         return self._splat_shards[entry.index].ok if entry.index in self._splat_shards else 0
 
-    def _first(self, shards: Sequence[ShardEntry], limit: int) -> list[ShardEntry]:
-        kept, count = [], 0
-        for entry in shards:
-            if count < limit:
-                kept.append(entry)
-                count += self._promised(entry)
-        return kept
-
-    def _checked(self, entry: ShardEntry, limit: int) -> list[Record]:
+    def checked(self, entry: ShardEntry, limit: int) -> list[Record]:
+        """The records of a shard that are served; PermanentError where they are not what its manifest promises."""
         records = self.read(entry)
         if len(records) != self._promised(entry):
             raise PermanentError(
@@ -204,10 +183,6 @@ class ShardPairs:
                 found.append((entry, count))
         return found
 
-    def checked(self, entry: ShardEntry, limit: int) -> list[Record]:
-        """The records of a shard that are served; PermanentError where they are not what its manifest promises."""
-        return self._checked(entry, limit)
-
     def read_all(self, limit: int) -> Iterator[list[Record]]:
         """Record lists of shard after shard, until `limit` records are read (0: all)."""
         count = 0
@@ -217,14 +192,6 @@ class ShardPairs:
             count += len(records)
             if limit and count >= limit:
                 return
-
-
-def _take(held: list[Record], chance: random.Random | None) -> Record:
-    if chance is None:
-        return held.pop(0)
-    place = chance.randrange(len(held))
-    held[place], held[-1] = held[-1], held[place]
-    return held.pop()
 
 
 class Decoder:
