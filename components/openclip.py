@@ -183,7 +183,7 @@ def preprocess_stats(clip: CLIP) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def normalize_images(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W], as the model wants its pictures."""
+    """uint8 [B, H, W, 3], or float of the same units -> float32 [B, 3, H, W], as the model wants its pictures."""
     shift = torch.tensor(mean, device=images.device) * 255.0
     scale = torch.tensor(std, device=images.device) * 255.0
     return ((images.float() - shift) / scale).permute(0, 3, 1, 2)

@@ -20,6 +20,7 @@ from components.openclip import load_teacher
 from components.signals import Stop, stop_on_sigterm
 from components.store import open_store
 from components.train_adapter import targets
+from components.train_adapter.augment import Augmentation
 from components.train_adapter.data import Stream
 from components.train_adapter.targets import TeacherEmbeddings
 
@@ -43,7 +44,9 @@ class Setting:
     def stream(self, flips: bool = True) -> Stream:
         pictures = ImageSet(self.images, "train", splats=self.splats)
         cpu = torch.device("cpu")
-        return Stream(pictures, self.teacher, cpu, picture=16, batch_size=16, seed=3, flips=flips)
+        return Stream(
+            pictures, self.teacher, cpu, picture=16, batch_size=16, seed=3, augmentation=Augmentation(flips=flips)
+        )
 
 
 @pytest.fixture

@@ -35,7 +35,8 @@ from components.shards import write_shard
 from components.signals import Stop
 from components.splat_fit.stage import run as splat_fit
 from components.store import open_store
-from components.train_adapter.augment import coins
+from components.train_adapter import phases
+from components.train_adapter.augment import Augmentation, coins
 from components.train_adapter.data import Stream, TeacherEmbeddings, embed
 from components.train_adapter.loss import embedding_distance, token_loss
 from components.train_adapter.stage import run
@@ -169,8 +170,8 @@ def test_flips_agree_in_splats_pixels_and_targets(flow: dict[str, str]) -> None:
     teacher = load_teacher(open_artifact(flow["teacher"], store), "cpu")
     pictures = ImageSet(open_artifact(flow["images"], store), "train", splats=open_artifact(flow["splats"], store))
     made = {"picture": 16, "batch_size": 16, "seed": 3}
-    flipped = Stream(pictures, teacher, torch.device("cpu"), **made, flips=True)
-    plain = Stream(pictures, teacher, torch.device("cpu"), **made, flips=False)
+    flipped = Stream(pictures, teacher, torch.device("cpu"), **made, augmentation=Augmentation(flips=True))
+    plain = Stream(pictures, teacher, torch.device("cpu"), **made, augmentation=Augmentation())
     a, b = flipped.at(4), plain.at(4)
     assert a.batch.keys == b.batch.keys
     assert 0 < a.flip.sum() < 16
@@ -182,8 +183,66 @@ def test_flips_agree_in_splats_pixels_and_targets(flow: dict[str, str]) -> None:
     targets = TeacherEmbeddings(images, given, teacher, store, flips=True, stop=Stop(), world=World())
     with torch.no_grad():
         assert torch.allclose(targets.of(a), embed(teacher.model, a.images), atol=0.02)
-    again = Stream(pictures, teacher, torch.device("cpu"), **made, flips=True).at(4)
+    again = Stream(pictures, teacher, torch.device("cpu"), **made, augmentation=Augmentation(flips=True)).at(4)
     assert torch.equal(again.images, a.images)
+
+
+def test_what_is_augmented_goes_on_alike_and_is_not_validated_on(flow: dict[str, str]) -> None:
+    store = open_store(flow["store"])
+    teacher = load_teacher(open_artifact(flow["teacher"], store), "cpu")
+    pictures = ImageSet(open_artifact(flow["images"], store), "train", splats=open_artifact(flow["splats"], store))
+
+    def stream(**wanted: float) -> Stream:
+        cpu, augmentation = torch.device("cpu"), Augmentation(flips=True, **wanted)
+        return Stream(pictures, teacher, cpu, picture=16, batch_size=16, seed=3, augmentation=augmentation)
+
+    plain = stream()
+    for wanted in ({"crop_min": 0.4}, {"rotate_degrees": 30.0}, {"color_jitter": 0.5}, {"drop_gaussians": 0.5}):
+        made = stream(**wanted)
+        whole, given = plain.at(4), made.at(4)
+        drops = "drop_gaussians" in wanted
+        assert torch.equal(given.images, whole.images) == drops
+        assert torch.equal(given.flip, whole.flip)
+        assert torch.equal(given.batch.pixels, whole.batch.pixels)
+        assert bool((given.splats.mask.sum(1) < whole.splats.mask.sum(1)).any()) == ("color_jitter" not in wanted)
+        assert torch.equal(stream(**wanted).at(4).images, given.images), "a run that goes on sees the same"
+        validated = next(iter(made.in_order(16)))
+        assert torch.equal(validated.images, next(iter(plain.in_order(16))).images), "validation is not augmented"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kept"), [({"crop_min": 0.6}, False), ({"color_jitter": 0.5}, False), ({"drop_gaussians": 0.5}, True)]
+)
+def test_targets_are_of_the_augmented_pictures(
+    flow: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: dict[str, float], kept: bool
+) -> None:
+    """What is kept of whole pictures is not given out for their parts, nor for other colours."""
+    seen = []
+
+    def watched(features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        seen.append(targets)
+        return embedding_distance(features, targets)
+
+    given = []
+
+    def stepped(self: Stream, step: int) -> Any:
+        given.append(at(self, step))
+        return given[-1]
+
+    at = Stream.at
+    monkeypatch.setattr(Stream, "at", stepped)
+    monkeypatch.setattr(phases, "embedding_distance", watched)
+    params = replace(
+        PARAMS, **wanted, stage1_token_epochs=0, stage1_cls_epochs=0.5, stage2_epochs=0.5, control=False,
+        control_with_stage1=False, stage2_learning_rates=(1e-3,),
+    )  # fmt: skip
+    run(params, **{**flow, "store": str(tmp_path / "store")})
+    teacher = load_teacher(open_artifact(flow["teacher"], open_store(flow["store"])), "cpu")
+    for targets, batch in zip(seen, given[-len(seen) :], strict=True):
+        with torch.no_grad():
+            assert torch.allclose(targets, embed(teacher.model, batch.images), atol=2e-3 if kept else 1e-6)
+    assert len(seen) > 1
+    assert bool(list(tmp_path.rglob("teacher_embeddings"))) == kept
 
 
 def test_coins_are_fair_and_belong_to_key_and_epoch() -> None:

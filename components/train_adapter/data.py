@@ -1,7 +1,7 @@
 """What every phase trains on: augmented batches by step number, the teacher's embeddings, text features.
 
-Student and control draw from here with the same seed and so see the same pictures in the same order, mirrored alike,
-with the same texts.
+Student and control draw from here with the same seed and so see the same pictures in the same order, augmented alike,
+with the same texts. What is drawn is train_adapter/augment.py's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from components.device import mixed_precision
 from components.distributed import World, current
 from components.openclip import normalize_images
-from components.train_adapter.augment import coins, flip_images, flip_splats
+from components.train_adapter.augment import Augmentation, Draws, augment_images, augment_splats, draw
 from components.train_adapter.targets import TeacherEmbeddings, embed
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ TEXT_CHUNK = 64
 class Given:
     """One augmented batch.
 
-    images [B, 3, H, W], normalised, and splats: on the device, both mirrored where flip [B] says so.
-    batch: what it was made of, on the CPU, not mirrored. share: how much of the step's batch it is, 1 but for the parts
-    of several processes or of accumulated gradients: a mean over it times its share adds up to the batch's mean.
+    images [B, 3, H, W], normalised, and splats: on the device, both augmented alike; mirrored where flip [B] says so.
+    batch: what it was made of, on the CPU, not augmented. share: how much of the step's batch it is, 1 but for the
+    parts of several processes or of accumulated gradients: a mean over it times its share adds up to the batch's mean.
     """
 
     batch: Batch
@@ -83,11 +83,11 @@ class Stream:
         picture: int,
         batch_size: int,
         seed: int,
-        flips: bool,
+        augmentation: Augmentation,
         world: World = ALONE,
     ) -> None:
         self._pictures, self._teacher, self._device = pictures, teacher, device
-        self._picture, self._seed, self._flips = picture, seed, flips
+        self._picture, self._seed, self._augmentation = picture, seed, augmentation
         self.world = world
         self.batch_size = min(batch_size, len(pictures))
         self.steps_per_epoch = pictures.steps_per_epoch(self.batch_size)
@@ -99,10 +99,7 @@ class Stream:
     def at(self, step: int) -> Given:
         """The batch of a step: a function of the step alone; cheap when steps follow each other."""
         batch, epoch = self._feed(step)
-        flip = torch.zeros(len(batch), dtype=torch.bool)
-        if self._flips:
-            flip = coins(batch.keys, seed=self._seed, epoch=epoch)
-        return self._given(batch, epoch, flip)
+        return self._given(batch, epoch, draw(batch.keys, self._augmentation, seed=self._seed, epoch=epoch))
 
     def alone(self) -> Stream:
         """The same batches, each whole in the process that asks."""
@@ -111,16 +108,16 @@ class Stream:
         return made
 
     def in_order(self, batch_size: int) -> Iterator[Given]:
-        """All pictures once, in the set's order, none mirrored."""
+        """All pictures once, in the set's order, as they are."""
         for batch in self._pictures.batches(batch_size, shuffle=False, drop_last=False):
-            yield self._given(batch, 0, torch.zeros(len(batch), dtype=torch.bool))
+            yield self._given(batch, 0, Draws.none(len(batch)))
 
-    def _given(self, batch: Batch, epoch: int, flip: Tensor) -> Given:
-        chosen = flip.to(self._device)
-        pixels = flip_images(batch.pixels.to(self._device), chosen)
+    def _given(self, batch: Batch, epoch: int, draws: Draws) -> Given:
+        drawn = draws.to(self._device)
+        pixels = augment_images(batch.pixels.to(self._device), drawn)
         images = normalize_images(pixels, self._teacher.mean, self._teacher.std)
-        splats = flip_splats(batch.gaussians.to(self._device), chosen, self._picture)
-        return Given(batch, epoch, flip, images, splats, len(batch) / len(batch.labels.keys))
+        splats = augment_splats(batch.gaussians.to(self._device), drawn, self._picture)
+        return Given(batch, epoch, draws.flip, images, splats, len(batch) / len(batch.labels.keys))
 
 
 class TextFeatures:

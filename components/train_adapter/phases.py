@@ -32,8 +32,9 @@ from components.freeze import TrainedShare, apply_control_policy, apply_freeze_p
 from components.openclip import LoadedTeacher
 from components.signals import Stop
 from components.store import Store
-from components.train_adapter.data import Given, Stream, TeacherEmbeddings, TextFeatures
+from components.train_adapter.data import Given, Stream, TextFeatures
 from components.train_adapter.loss import embedding_distance, token_loss
+from components.train_adapter.targets import Targets
 from components.train_adapter.validate import Validation
 from components.trainer import Checkpoint, CurveRow, num_steps, train
 
@@ -77,7 +78,7 @@ class Phases:
         params: TrainAdapterParams,
         teacher: LoadedTeacher,
         stream: Stream,
-        targets: Callable[[], TeacherEmbeddings],
+        targets: Callable[[], Targets],
         texts: TextFeatures,
         validation: Validation,
         checkpoints: Store,

@@ -30,8 +30,10 @@ from components.stems import StemConfig, start_stem
 from components.store import open_store
 from components.texts import TextBank
 from components.tokens import FeatureStats, feature_stats
-from components.train_adapter.data import Stream, TeacherEmbeddings, TextFeatures
+from components.train_adapter.augment import Augmentation
+from components.train_adapter.data import Stream, TextFeatures
 from components.train_adapter.phases import Phases, Trained, encode_images
+from components.train_adapter.targets import EmbeddingsAsGiven, Targets, TeacherEmbeddings
 from components.train_adapter.validate import Classifier, Validation
 from components.trainer import CurveRow, curve_csv, delete_checkpoints, has_validation
 
@@ -115,7 +117,9 @@ def _train(
     validation = Validation(val, texts, classifier)
 
     @functools.cache
-    def targets() -> TeacherEmbeddings:
+    def targets() -> Targets:
+        if not Augmentation.of(params).keeps_pictures:
+            return EmbeddingsAsGiven(teacher)
         return TeacherEmbeddings(
             inputs["images"],
             inputs["teacher"],
@@ -196,7 +200,7 @@ def _streams(
         )
     side = _side(images)
 
-    def stream(split: str, *, flips: bool) -> Stream:
+    def stream(split: str, augmentation: Augmentation) -> Stream:
         pictures = ImageSet(images, split, splats=inputs["splats"], image_size=teacher.image_size)
         return Stream(
             pictures,
@@ -205,11 +209,11 @@ def _streams(
             picture=side,
             batch_size=params.batch_size,
             seed=params.seed,
-            flips=flips,
+            augmentation=augmentation,
             world=world,
         )
 
-    return stream("train", flips=params.augment), stream("val", flips=False) if val else None
+    return stream("train", Augmentation.of(params)), stream("val", Augmentation()) if val else None
 
 
 def _side(images: Artifact) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,25 @@ def embed(clip: Any, images: Tensor) -> Tensor:
     with mixed_precision(images.device):
         features = clip.encode_image(images)
     return F.normalize(features.float(), dim=-1)
+
+
+class Targets(Protocol):
+    """What the teacher says of the pictures of a batch."""
+
+    def of(self, given: Given) -> Tensor:
+        """[B, D] float32, L2-normalised, of the pictures as they are augmented."""
+
+
+class EmbeddingsAsGiven:
+    """The teacher's embeddings of pictures that no two epochs see alike (windows, colour jitter): each batch anew."""
+
+    def __init__(self, loaded: LoadedTeacher) -> None:
+        self._clip = loaded.model
+
+    @torch.no_grad()
+    def of(self, given: Given) -> Tensor:
+        """[B, D] float32, L2-normalised, of the pictures as they are augmented."""
+        return embed(self._clip, given.images)
 
 
 class TeacherEmbeddings:
