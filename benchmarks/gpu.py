@@ -38,7 +38,12 @@ from torch_fit import iterations_per_second
 ROOT = Path(__file__).resolve().parent.parent
 LADDER = (20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120, 135, 150, 165, 180, 200, 230, 260, 300, 400, 600)
 # Seconds a section may end after the start, if the whole may take 500.
-SECTIONS = {"tests": 200, "control": 370, "batches": 430, "sorted": 455, "torch": 485, "gsplat": 500}
+SECTIONS = {
+    "tests": 190, "control": 340, "batches": 390, "sorted": 410, "torch": 435, "adapter": 490, "gsplat": 500
+}  # fmt: skip
+
+
+ADAPTER_CPU = "components/train_teacher/models/vit_32.json"  # the model of --cpu
 
 
 def figures(row: Row) -> str:
@@ -242,6 +247,22 @@ class Bench:
 
             self.once({"kind": "torch", "N": number}, rate)
 
+    def adapter(self) -> None:
+        """Stage 2's training step with splats read by a ViT-B-16, and the control's on pictures."""
+        self.begin("adapter")
+        model, batch, steps = ("ViT-B-16", 128, 10) if self.device == "cuda" else (ADAPTER_CPU, 2, 1)
+
+        def work(stem: str, number: int) -> Row:
+            from gpu_adapter import measured  # needs open_clip
+
+            if self.device == "cuda":
+                torch.cuda.empty_cache()
+            return measured(model, stem, number, batch, self.device, steps=steps)
+
+        for stem, number in (("", 0), *((stem, n) for stem in ("splat", "paper") for n in self.args.adapter)):
+            key: Row = {"kind": "adapter", "model": Path(model).stem, "stem": stem, "N": number, "batch": batch}
+            self.once(key, partial(work, stem, number))
+
     def gsplat(self) -> None:
         """Where that package is installed: its 2D part renders one picture, forward and backward."""
         self.begin("gsplat")
@@ -280,6 +301,7 @@ def main() -> None:
         (32, 16, 200) if args.cpu else (224, 1024, splat2d.RECIPES["paper"].num_iters)
     )
     args.num_gaussians = [16, 40] if args.cpu else [400, 3136, 900, 1600]
+    args.adapter = [16, 40] if args.cpu else [400, 3136]
     args.batches = [1, 4, 16] if args.cpu else [1, 4, 16, 64, 256, 1024, 4096]
 
     name = "cpu" if args.cpu else torch.cuda.get_device_name(0)
@@ -306,6 +328,7 @@ def main() -> None:
         bench.batches()
         bench.sorted(program)
         bench.torch()
+        bench.adapter()
         bench.gsplat()
     bench.write()
     print(f"written: {out.with_suffix('.md')}, {out} ({time.time() - args.started:.0f} s in all)")

@@ -35,6 +35,7 @@ def markdown(journal: Journal) -> str:
     parts += ["## At the control's PSNR", _control(journal, peak)]
     parts += ["## By batch size", _batches(journal, peak)]
     parts += ["## One picture: against a sort-based rasteriser and plain PyTorch", _others(journal)]
+    parts += ["## A training step of the adapter", _adapter(journal)]
     parts += ["## Every fit", _fits(peak, rows_of(journal, kind="fit"))]
     left = [[_named(row["key"]["what"]), row["reason"].replace("\n", " ")] for row in rows_of(journal, kind="left out")]
     left = [one for one, row in zip(left, rows_of(journal, kind="left out"), strict=True) if not _made(journal, row)]
@@ -101,6 +102,21 @@ def _fits(peak: float | None, found: list[Row]) -> str:
         cells = [f"`{key['recipe']}`", key["N"], key["num_iters"], key["batch"], f"{row['psnr_db_mean']:.2f}"]
         rows.append([*cells, f"{row['file_loss_db']:.3f}", *_cells(row, peak)])
     return table(header, rows) if rows else "Not measured."
+
+
+def _adapter(journal: Journal) -> str:
+    found = rows_of(journal, kind="adapter")
+    rgb = {row["key"]["model"]: row for row in found if not row["key"]["stem"]}
+    rows = []
+    for row in found:
+        key, base = row["key"], rgb.get(row["key"]["model"])
+        name = f"stem `{key['stem']}`, N {key['N']}" if key["stem"] else "pictures (the control)"
+        against = f"{row['samples_per_s'] / base['samples_per_s']:.2f}" if base else "-"
+        cells = [f"{row['samples_per_s']:.0f}", against, f"{row['step_ms']:.0f}", f"{row['memory_bytes'] / 1e9:.2f}"]
+        rows.append([key["model"], name, key["batch"], *cells])
+    header = ["model", "reads", "batch", "samples/s", "of pictures'", "step, ms", "memory, GB"]
+    text = "Stage 2's step under the policy `paper`, optimiser included, random weights; the text tower is not run."
+    return text + "\n\n" + (table(header, rows) if rows else "Not measured.")
 
 
 def _others(journal: Journal) -> str:

@@ -27,7 +27,7 @@ def call(folder: Path, *more: str) -> list[dict[str, Any]]:
     command = ["adapter.py", "--images", str(folder), "--params", str(ROOT / "tests" / "tiny.yaml"), "--grid", "final"]
     command += ["--num-gaussians", "12", "--store", str(folder / "store"), "--out", str(folder / "out")]
     command += ["--set", "train_teacher.epochs=0.4", "--set", "train_adapter.control_with_stage1=false"]
-    command += ["--set", "train_adapter.stage1_token_epochs=0.3", "--set", "train_adapter.freeze_policy=qkv"]
+    command += ["--set", "train_adapter.stage1_token_epochs=0.3"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [*command, *more])
         script.main()
