@@ -206,7 +206,9 @@ def teacher_of(cifar: Path, folder: Path) -> World:
         source="webdataset", path=str(cifar), dataset="training", image_size=32, num_train=2000, num_val=60, num_test=60
     )
     images = download(section, store=place).url
-    training = TrainTeacherParams(model=str(folder / "model.json"), epochs=4, warmup_steps=5, device="cpu", threads=1)
+    training = TrainTeacherParams(
+        model=str(folder / "model.json"), epochs=4, batch_size=32, warmup_steps=5, device="cpu", threads=1
+    )
     teacher = train(training, images=images, store=place).url
     splats = fit(SplatFitParams(num_gaussians=4, num_iters=1, threads=1), images=images, store=place).url
     made = [open_artifact(url, open_store(place)) for url in (images, teacher, splats)]
