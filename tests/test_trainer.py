@@ -192,6 +192,30 @@ def test_resume_is_bit_identical(tmp_path: Path) -> None:
     assert store.list() == []
 
 
+def test_a_parameter_that_joins_late_goes_on_bit_by_bit(tmp_path: Path) -> None:
+    def late(model: Toy, until: int = 99) -> Callable[[int], Tensor]:
+        def step(number: int) -> Tensor:
+            if number == until:
+                raise KeyError("power cut")
+            return model.step(number)[0]
+
+        return step
+
+    class Joining(Toy):
+        def step(self, number: int) -> tuple[Tensor, dict[str, float]]:
+            x = torch.randn(8, 4, generator=torch.Generator().manual_seed(number))
+            hidden = self.net(x).squeeze(1) if number >= 10 else self.net(x).squeeze(1).detach()
+            return (hidden - self.logit_scale).pow(2).mean(), {}
+
+    whole, stopped, resumed = Joining(), Joining(), Joining()
+    expected = fit(whole, late(whole))
+    checkpoint = Checkpoint(store=open_store(str(tmp_path)), name="toy", every=4)
+    with pytest.raises(KeyError):
+        fit(stopped, late(stopped, 17), checkpoint=checkpoint)
+    assert fit(resumed, late(resumed), checkpoint=checkpoint) == expected
+    assert same(whole, resumed)
+
+
 def test_sigterm_saves_then_interrupts(tmp_path: Path) -> None:
     whole = Toy()
     expected = fit(whole)
