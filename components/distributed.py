@@ -113,10 +113,11 @@ class World:
         """Overwrite tensors with process 0's."""
         if self.size > 1:
             for tensor in tensors:
-                whole = tensor.contiguous()
+                own = tensor.detach()
+                whole = own.contiguous()
                 dist.broadcast(whole, src=0)
-                if whole is not tensor:
-                    tensor.copy_(whole)
+                if whole is not own:
+                    own.copy_(whole)
 
     def part_ways(self, step: int, seed: int) -> None:
         """From here on in a step, other processes than the first draw random numbers of their own."""

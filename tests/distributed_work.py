@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-LONGEST_S = 120
+LONGEST_S = 400  # on a machine that does much else
 
 
 def start(name: str, arguments: dict[str, Any], processes: int) -> list[subprocess.Popen[str]]:
