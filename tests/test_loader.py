@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from components.distributed import World
 from components.entries import ShardEntry
 from components.errors import PermanentError, UsageError
 from components.images import encode
+from components.lanes import LANES
 from components.loader import Batch, ImageSet
 from components.manifest import Artifact, Commit
 from components.records import Record, ShardPairs
@@ -193,6 +195,22 @@ def test_a_streamed_epoch_goes_on_anywhere_without_reading_what_was_before(
     seen.clear()
     next(data.batches(16, seed=1, world=World(1, 4)))
     assert len(set(seen)) <= 8, "a process reads the lanes of its own slots alone, and one shard ahead"
+
+
+def test_a_streamed_set_is_never_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most the shuffle buffer, the batch in hand and the next are held as bytes of their own, from any step on."""
+    buffer, batch_size = 16, 4
+    monkeypatch.setattr(loader, "SHUFFLE_BUFFER", buffer)
+    many = commit(tmp_path, "download", groups([range(i, i + 10) for i in range(0, 200, 10)]))
+    data = ImageSet(many, "train", max_cached_bytes=STREAMED)
+    for start in (0, 20):
+        held = []
+        for batch in data.batches(batch_size, seed=1, epoch=0, start_step=start):
+            records = (thing for thing in gc.get_objects() if type(thing) is Record)
+            held.append(sum(isinstance(record.image, bytes) for record in records))
+            assert len(set(batch.keys)) == batch_size
+        assert len(held) == 50 - start
+        assert buffer <= max(held) <= buffer + 2 * batch_size + LANES, "each lane holds one more while it draws"
 
 
 def test_only_images_or_only_splats(images: Artifact, fitted: Artifact) -> None:
