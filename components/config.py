@@ -179,11 +179,11 @@ class TrainAdapterParams:
     leave out so large a share of the student's Gaussians at most.
     """
 
-    stem: str = "paper"
+    stem: str = "splat"
     stem_width: int = 96
     stem_points: int = 4
     stem_channels: int = 12
-    stem_top_k: int = 128
+    stem_top_k: int = 256
     resampler_layers: int = 1
     resampler_heads: int = 8
     num_latents: int = 0

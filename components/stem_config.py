@@ -42,7 +42,7 @@ class StemConfig:
     tokens: FeatureStats
     points: int = 4
     channels: int = 12
-    top_k: int = 128
+    top_k: int = 256
     pixels: FeatureStats = AS_THEY_ARE
     patch: int = 0
 
