@@ -200,6 +200,8 @@ def test_draws_belong_to_seed_epoch_and_key() -> None:
     assert 0.97 < float(area.max()) <= 1
     assert 0.62 < float(area.mean()) < 0.68
     turned = draw(keys, Augmentation(rotate_degrees=20), seed=0, epoch=0).theta[..., :2]
+    square = turned.mT @ turned
+    assert torch.allclose(square, square[:, :1, :1] * torch.eye(2), atol=1e-12), "turned and not sheared"
     angle = torch.atan2(turned[:, 1, 0], turned[:, 0, 0]).rad2deg()
     assert 19 < float(angle.abs().max()) <= 20
     assert abs(float(angle.mean())) < 2
