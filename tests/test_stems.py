@@ -159,6 +159,34 @@ def test_splatting_is_its_definition() -> None:
         assert torch.allclose(seen[:, 6, start : start + len(points.offsets)].double(), wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("side", "cells", "longest", "thinnest"),
+    [(224, 14, 102.8, 0.2), (1024, 16, 462.8, 0.2), (2048, 16, 923.6, 0.2), (224, 14, 3000.0, 0.3)],
+)
+def test_needles_are_exact_and_finite(side: int, cells: int, longest: float, thinnest: float) -> None:
+    """Gaussians as long and thin as a fit's limits allow, or another tool's: weights, and the values' gradient."""
+    g = torch.Generator().manual_seed(3)
+    cholesky = torch.tensor([longest, longest, thinnest]).repeat(1, 8, 1)
+    cholesky[..., 1] *= torch.linspace(-1, 1, 8)
+    given = SimpleNamespace(
+        means=side * torch.rand(1, 8, 2, generator=g), cholesky=cholesky, colors=None, mask=torch.ones(1, 8).bool()
+    )
+    values = torch.rand(1, 8, 3, generator=g, requires_grad=True)
+    cell = side / cells
+    line = cell * (torch.arange(cells) + 0.5) - 0.5
+    centres = torch.stack([line.repeat(cells), line.repeat_interleave(cells)], dim=-1)
+    for points in (square_points(8, 0.0, 0.125), square_points(4, 0.125, 0.25), square_points(3, 0.3125, 0.75)):
+        at = (centres[:, None] + cell * points.offsets).reshape(-1, 2)
+        wanted = by_definition(given, values.detach(), at, (cell * points.blur, cell * points.blur))
+        assert wanted.max() > 1e-3  # the points do meet the needles
+        seen = splat_to_points(
+            given, values, picture=(side, side), cells=(cells, cells), points=[points], top_k=128
+        ).reshape(wanted.shape)
+        assert (seen.detach().double() - wanted).abs().max() < 5e-4 * wanted.max(), points.blur
+        (gradient,) = torch.autograd.grad(seen.sum(), values)
+        assert gradient.isfinite().all()
+
+
 def test_without_blur_splatting_renders() -> None:
     given = splats()
     pixels = torch.stack(torch.meshgrid(torch.arange(24.0), torch.arange(32.0), indexing="ij")[::-1], dim=-1)
@@ -191,6 +219,23 @@ def test_batches_in_parts_give_the_same(monkeypatch: pytest.MonkeyPatch, top_k: 
         results.append([tokens.detach(), *(p.grad for p in module.parameters())])
     for whole, parts in zip(*results, strict=True):
         assert torch.allclose(whole, parts, atol=1e-5)
+
+
+def test_parts_count_what_looking_for_the_nearest_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many Gaussians of which few are taken: the parts are cut by the many."""
+    sizes = []
+    original = stem_points._nearest
+
+    def noted(shapes: stem_points._Shapes, centres: torch.Tensor, count: int) -> torch.Tensor:
+        sizes.append(len(shapes.means) * len(centres) * shapes.means.shape[1])
+        return original(shapes, centres, count)
+
+    monkeypatch.setattr(stem_points, "_nearest", noted)
+    monkeypatch.setattr(stem_points, "MAX_WEIGHTS", 40_000)
+    given = splats(batch=9, count=400)
+    splat_to_points(given, given.colors, picture=PICTURE, cells=(3, 4), points=[square_points(2, 0.2, 0.3)], top_k=4)
+    assert len(sizes) == 5  # two pictures at a time, one at the end
+    assert max(sizes) <= 40_000 / 4
 
 
 def test_render_starts_as_the_teacher_on_the_rendered_picture() -> None:
