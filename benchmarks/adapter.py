@@ -4,9 +4,10 @@
     python benchmarks/adapter.py --images ../shared/data/cifar10 --grid ablation
 
 Everything goes through the stages' own run(): what the store holds already is found by its hash. The control depends
-neither on the stem nor on the number of Gaussians: one run a seed and policy trains it, for all students. All
-students are trained before any of them sees the test split, which is scored for final rows only, once. Tables are
-written after every row; a second call goes on where the first stopped.
+neither on the stem nor on the number of Gaussians: one run a seed and policy trains it, for all students. A call trains
+all its students before it scores one; the test split is for final rows alone. A row that was scored there is not
+trained with other parameters, unless --again says why, and the report repeats it. Tables are written after every row; a
+second call goes on where the first stopped.
 """
 
 from __future__ import annotations
@@ -16,21 +17,20 @@ import csv
 import hashlib
 import json
 import os
-import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from adapter_grid import GRIDS, Spec, control_fields
+from adapter_clock import Clock
+from adapter_grid import GRIDS, Spec, chosen, control_fields
 from adapter_report import markdown, packed
 from records import Journal, Row, processor
 
 from components import series
 from components.config import Params, semantic
 from components.download.stage import run as download
-from components.errors import Interrupted, PermanentError, UsageError
+from components.errors import Interrupted, UsageError
 from components.manifest import Artifact, open_artifact
 from components.params import load_params
 from components.splat_fit.stage import run as splat_fit
@@ -48,33 +48,12 @@ def digest(*values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
-class Clock:
-    """Wall and processor time by phase of training, from one thing told to the next."""
-
-    def __init__(self, spent: Mapping[str, list[float]] | None = None) -> None:
-        self.spent: dict[str, list[float]] = {phase: list(times) for phase, times in (spent or {}).items()}
-        self._last = (time.perf_counter(), time.process_time())
-
-    def __call__(self, phase: str, step: int, values: Mapping[str, float]) -> None:
-        """Count the time since the last call for this phase."""
-        now = (time.perf_counter(), time.process_time())
-        total = self.spent.setdefault(phase, [0.0, 0.0])
-        for place in range(2):
-            total[place] += now[place] - self._last[place]
-        self._last = now
-
-    def of(self, *starts: str) -> dict[str, float | None]:
-        """Of phases whose names start so; None where nothing was measured, as all was found."""
-        found = [spent for phase, spent in self.spent.items() if phase.startswith(starts)]
-        wall, cpu = (sum(spent[place] for spent in found) if found else None for place in range(2))
-        return {"seconds": wall, "cpu_seconds": cpu}
-
-
 class Grid:
     """Makes what rows need, and the rows."""
 
-    def __init__(self, params: Params, store: str, journal: Journal, title: str) -> None:
-        self.params, self.store, self.journal, self.title = params, store, journal, title
+    def __init__(self, params: Params, store: str, journal: Journal, title: str, again: str = "") -> None:
+        self.params, self.store, self.journal, self.title, self.again = params, store, journal, title, again
+        self._went: set[tuple[int, int]] = set()
         self.images = download(params.download, store=store).url
 
     def teacher(self, seed: int) -> str:
@@ -103,17 +82,45 @@ class Grid:
 
     def control_key(self, spec: Spec) -> str:
         """The same for students that share a control."""
-        wanted = control_fields(semantic(spec.params(self.params.train_adapter, 0)))
+        base = self.params.train_adapter
+        wanted = control_fields(base, spec.params(base, 0))
         return digest(wanted, semantic(replace(self.params.train_teacher, seed=0)))
 
     def train(self, spec: Spec, seed: int) -> bool:
-        """Train a student and keep its figures on validation; False where this version cannot.
+        """Train a student and keep its figures on validation; False where its own changes do not go.
 
-        The first student of a seed and policy trains the control of all.
+        The first student of a seed and policy trains the control of all. An error in the inputs is raised, and so is
+        one in the parameters before a row of this seed and number of Gaussians went: it may be the profile's.
         """
-        own, control = self.key(spec, seed), {"control": self.control_key(spec), "seed": seed}
-        key, base = {"kind": "trained", **own}, self.params.train_adapter
-        hosts = self.journal.find(key) is None and self.journal.find({"kind": "control trained", **control}) is None
+        name, place = f"{spec.name}, N {spec.num_gaussians}, seed {seed}", (seed, spec.num_gaussians)
+        try:
+            spec.params(self.params.train_adapter, seed)
+        except UsageError as error:  # the profile alone was valid
+            return self._leave_out(spec, seed, error)
+        try:
+            row = self._trained(spec, seed)
+        except UsageError as error:
+            if place not in self._went:
+                raise
+            return self._leave_out(spec, seed, error)
+        self._went.add(place)
+        self._keep_control(row, self.control_key(spec), seed)
+        self.write()
+        print(f"{name}: {row['student_val_accuracy']} on validation", flush=True)
+        return True
+
+    def _leave_out(self, spec: Spec, seed: int, error: UsageError) -> bool:
+        key = {"kind": "left out", "row": spec.name, "N": spec.num_gaussians, "seed": seed}
+        reason = str(error)
+        self.journal.once({**key, "params": digest(semantic(self.params.train_adapter))}, lambda: {"reason": reason})
+        print(f"{spec.name}, N {spec.num_gaussians}, seed {seed}: left out: {reason}", flush=True)
+        self.write()
+        return False
+
+    def _trained(self, spec: Spec, seed: int) -> Row:
+        """The row of a trained student."""
+        own, control, base = self.key(spec, seed), self.control_key(spec), self.params.train_adapter
+        hosts = self.journal.find({"kind": "control trained", "control": control, "seed": seed}) is None
         given = {"images": self.images, "teacher": self.teacher(seed), "splats": self.splats(spec.num_gaussians)}
         changes: dict[str, Any] = {"control": True, "control_with_stage1": base.control_with_stage1} if hosts else {}
         earlier = [row["spent"] for row in self.journal.rows() if row["key"].get("stopped") == own]
@@ -128,31 +135,72 @@ class Grid:
                 **{name: metrics.get(name) for name in kept},
                 "steps": metrics["stage1_steps"] + metrics["stage2_steps"],
                 "learning_rate": metrics["student_learning_rate"],
-                "control": control["control"],
+                "control": control,
                 "policy": spec.params(base, seed).freeze_policy,
+                "final": spec.final,
                 "artifact": self._path(url),
                 "given": {name: self._path(one) for name, one in given.items()},
                 **clock.of("stage1", "stage2"),
+                **({"control_spent": clock.of("control_lr")} if hosts else {}),
+                **({"again": self.again} if self.scored_before(spec, seed) else {}),
             }
 
-        name = f"{spec.name}, N {spec.num_gaussians}, seed {seed}"
         try:
-            row = self.journal.once(key, work)
-        except (UsageError, PermanentError) as error:
-            reason = str(error)
-            self.journal.once({"kind": "left out", **own}, lambda: {"reason": reason})
-            print(f"{name}: left out: {error}", flush=True)
-            return False
+            return self.journal.once({"kind": "trained", **own}, work)
         except Interrupted:
             stop = {"kind": "stopped", "stopped": own, "count": len(earlier)}
             self.journal.once(stop, lambda: {"spent": clock.spent})
             raise
-        if hosts:
-            self.journal.once(
-                {"kind": "control trained", **control}, lambda: {"by": row["key"], **clock.of("control_lr")}
+
+    def _keep_control(self, trained: Row, control: str, seed: int) -> None:
+        """The row of the control that a student's run trained, if it did; also after a kill between the two rows."""
+        if trained["control"] != control:
+            raise UsageError(
+                f"{self.journal.path}: {trained['key']['row']!r}, seed {seed}, was trained beside another control than "
+                "this call's (control_with_stage1 differs, or the journal is of an earlier version); give another --out"
             )
-        print(f"{name}: {row['student_val_accuracy']} on validation", flush=True)
-        return True
+        key = {"kind": "control trained", "control": control, "seed": seed}
+        if self.journal.find(key) is not None:
+            return
+        made = self._open(trained["artifact"])
+        wanted = ["control", "control_stage1"] if self.params.train_adapter.control_with_stage1 else ["control"]
+        if not all(made.has(f"{name}.safetensors") for name in wanted):
+            return
+        spent = trained.get("control_spent", {"seconds": None, "cpu_seconds": None})
+        values = {f"{name}_val_accuracy": made.manifest.metrics.get(f"{name}_val_accuracy") for name in wanted}
+        self.journal.once(key, lambda: {"by": trained["key"], **spent, **values})
+
+    def scored_before(self, spec: Spec, seed: int) -> bool:
+        """Whether a final row of this name, N and seed, but of other parameters, has been scored on the test split.
+
+        Rows of other machines count: they saw the same pictures.
+        """
+        if not spec.final:
+            return False
+        own = self.key(spec, seed)
+        return any(
+            row["key"]["kind"] == "student"
+            and row["key"]["split"] == "test"
+            and row["origin"]["pictures"] == self.journal.origin["pictures"]
+            and all(row["key"][name] == own[name] for name in ("row", "N", "seed"))
+            and row["key"]["params"] != own["params"]
+            for row in self.journal.everything()
+        )
+
+    def _check_again(self, specs: list[Spec], seeds: list[int]) -> None:
+        """UsageError where a row would be trained anew after the test split had judged it, and nobody says why."""
+        names = [
+            f"{spec.name}, N {spec.num_gaussians}, seed {seed}"
+            for seed in seeds
+            for spec in specs
+            if self.scored_before(spec, seed) and self.journal.find({"kind": "trained", **self.key(spec, seed)}) is None
+        ]
+        if names and not self.again:
+            raise UsageError(
+                f"{self.journal.path}: already scored on the test split, with other parameters: {'; '.join(names)}. "
+                "Parameters are chosen on validation (--grid ablation); --again REASON trains them all the same, and "
+                "the report prints the reason"
+            )
 
     def _answers(self, trained: Row, split: str) -> tuple[Row, dict[str, str]]:
         """Figures of an evaluation of what was trained, and hits by model, packed."""
@@ -167,7 +215,8 @@ class Grid:
         metrics = done.manifest.metrics
         figures = {"psnr_db": metrics["psnr_db_mean"], "compression": metrics["compression_paper"]}
         classes = int(self._open(self.images).manifest.metrics["num_classes"])
-        return {"n": len(answers), "num_classes": classes, **figures}, hits
+        pictures = digest([line["key"] for line in answers])
+        return {"n": len(answers), "num_classes": classes, "pictures": pictures, **figures}, hits
 
     def control(self, name: str, seed: int, split: str) -> None:
         """Score a control, once a split."""
@@ -219,6 +268,7 @@ class Grid:
 
     def run(self, specs: list[Spec], seeds: list[int]) -> None:
         """All rows: students first, then scores."""
+        self._check_again([spec for spec in specs if spec.final], seeds)
         ready = [(spec, seed) for seed in seeds for spec in specs if self.train(spec, seed)]
         for spec, seed in ready:
             self.score(spec, seed)
@@ -235,32 +285,17 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rows", nargs="+", default=[], help="only rows whose name contains one of these")
     parser.add_argument("--num-gaussians", type=int, nargs="+", default=[], help="only rows of these budgets")
+    parser.add_argument("--again", default="", metavar="REASON", help="train rows anew that the test split has judged")
     parser.add_argument("--store", default="runs/store", help="where artifacts are found and put (default runs/store)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "adapter_cifar10")
     return parser
-
-
-def chosen(args: argparse.Namespace, params: Params) -> list[Spec]:
-    """The rows that are asked for; UsageError where there are none."""
-    specs = [
-        spec
-        for spec in GRIDS[args.grid](params.train_adapter)
-        if (not args.rows or any(part in spec.name for part in args.rows))
-        and (not args.num_gaussians or spec.num_gaussians in args.num_gaussians)
-    ]
-    if not specs:
-        names = sorted({spec.name for spec in GRIDS[args.grid](params.train_adapter)})
-        raise UsageError(
-            f"--rows, --num-gaussians: no row is left of the grid {args.grid!r}; it has: {', '.join(names)}"
-        )
-    return specs
 
 
 def main() -> None:
     """Make the grid."""
     args = arguments().parse_args()
     params = load_params(args.params, [f"download.path={args.images}", *args.set])
-    specs = chosen(args, params)
+    specs = chosen(args.grid, params.train_adapter, args.rows, args.num_gaussians)
     images = download(params.download, store=args.store)
     origin = {
         "pictures": f"{params.download.dataset} (manifest {images.manifest_sha256[:12]})",
@@ -268,7 +303,7 @@ def main() -> None:
     }
     journal = Journal(args.out.with_suffix(".json"), origin)
     title = f"Students and their control: {params.download.dataset}"
-    Grid(params, args.store, journal, title).run(specs, args.seeds)
+    Grid(params, args.store, journal, title, args.again).run(specs, args.seeds)
     print(f"written: {args.out.with_suffix('.md')}, {args.out.with_suffix('.json')}")
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from components.config import STEMS, TrainAdapterParams
+from components.config import FREEZE_POLICIES, STEMS, TrainAdapterParams, semantic
+from components.errors import UsageError
 
 BUDGETS = (64, 24, 12)
-POLICY = "qkv"  # trains no more than 10 % of a teacher as small as params/cifar10.yaml's; `paper` a quarter of it
 PLAIN = {"crop_min": 1.0, "rotate_degrees": 0.0, "color_jitter": 0.0, "drop_gaussians": 0.0}
 # What only the student has: models that differ in nothing else are measured against one and the same control.
 STUDENT_ONLY = ("stem", "stem_", "resampler_", "num_latents", "stage1_", "drop_gaussians", "control")
@@ -32,27 +32,54 @@ class Spec:
         return replace(base, **{**self.changes, "seed": seed, "control": False, "control_with_stage1": False})
 
 
-def control_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What of train_adapter's semantic parameters decides the control."""
-    return {name: value for name, value in values.items() if not name.startswith(STUDENT_ONLY)}
+def control_fields(base: TrainAdapterParams, student: TrainAdapterParams) -> dict[str, Any]:
+    """What of a student's semantic parameters decides the control that goes with it.
+
+    base: the profile, which says whether there is a control_stage1. Where there is, its steps are those of the
+    student's stage 1 as well: whole epochs by their sum, others one by one, as steps are rounded in each phase.
+    """
+    values = {name: value for name, value in semantic(student).items() if not name.startswith(STUDENT_ONLY)}
+    if not base.control_with_stage1:
+        return values
+    epochs = [float(student.stage1_token_epochs), float(student.stage1_cls_epochs)]
+    whole = all(one.is_integer() for one in epochs)
+    return {**values, "control_with_stage1": True, "stage1_epochs": [sum(epochs)] if whole else epochs}
 
 
 def final_rows(base: TrainAdapterParams, budgets: tuple[int, ...] = BUDGETS) -> list[Spec]:
     """Each stem that is reported, at each number of Gaussians."""
     return [
-        Spec(f"{stem}, {POLICY}", number, True, {"stem": stem, "freeze_policy": POLICY})
+        Spec(f"{stem}, {base.freeze_policy}", number, True, {"stem": stem})
         for number in budgets
         for stem in ("splat", "paper", "render")
     ]
 
 
+def resampler_changes(base: TrainAdapterParams) -> dict[str, dict[str, Any]]:
+    """Stem `paper` with other layers, widths and heads than the profile's (those are row "stem paper")."""
+    tried: dict[str, tuple[str, int]] = {
+        "1 layer": ("resampler_layers", 1),
+        "2 layers": ("resampler_layers", 2),
+        "half the width": ("stem_width", base.stem_width // 2),
+        "twice the width": ("stem_width", 2 * base.stem_width),
+        "4 heads": ("resampler_heads", 4),
+        "16 heads": ("resampler_heads", 16),
+    }
+    return {
+        f"paper, {name}": {"stem": "paper", one: value}
+        for name, (one, value) in tried.items()
+        if value != getattr(base, one)
+    }
+
+
 def ablation_rows(base: TrainAdapterParams, number: int = BUDGETS[0]) -> list[Spec]:
-    """One change of the profile each, at one number of Gaussians."""
+    """One change of the profile each, at one number of Gaussians; the profile itself first."""
     both = base.stage1_token_epochs + base.stage1_cls_epochs
     half = {"num_latents": 8, "stage1_token_epochs": 0.0, "stage1_cls_epochs": both}
     changes: dict[str, dict[str, Any]] = {
         "as the profile": {},
         **{f"stem {stem}": {"stem": stem} for stem in STEMS if stem != base.stem},
+        **resampler_changes(base),
         "8 latents, no tokens": half,
         "no token distillation": {"stage1_token_epochs": 0.0, "stage1_cls_epochs": both},
         "no augmentation": {"augment": False, **PLAIN},
@@ -60,10 +87,9 @@ def ablation_rows(base: TrainAdapterParams, number: int = BUDGETS[0]) -> list[Sp
         "crops, rotation, colour": {"crop_min": 0.7, "rotate_degrees": 10.0, "color_jitter": 0.2},
         "Gaussians dropped": {"drop_gaussians": 0.2},
         "no anchor": {"anchor_weight": 0.0},
+        **{f"policy {one}": {"freeze_policy": one} for one in FREEZE_POLICIES if one != base.freeze_policy},
     }
-    policies = ("stem", "qkv", "paper", "paper+text", "lora")
-    changes |= {f"policy {policy}": {"freeze_policy": policy} for policy in policies if policy != POLICY}
-    return [Spec(name, number, False, {"freeze_policy": POLICY, **made}) for name, made in changes.items()]
+    return [Spec(name, number, False, made) for name, made in changes.items()]
 
 
 def quick_rows(base: TrainAdapterParams, number: int = BUDGETS[0]) -> list[Spec]:
@@ -76,3 +102,20 @@ GRIDS: dict[str, Callable[[TrainAdapterParams], list[Spec]]] = {
     "ablation": ablation_rows,
     "quick": quick_rows,
 }
+
+
+def chosen(grid: str, base: TrainAdapterParams, names: Sequence[str], budgets: Sequence[int]) -> list[Spec]:
+    """The grid's rows whose name contains one of `names`, of these budgets (all where there are none to choose by).
+
+    UsageError where no row is left.
+    """
+    rows = GRIDS[grid](base)
+    specs = [
+        spec
+        for spec in rows
+        if (not names or any(part in spec.name for part in names)) and (not budgets or spec.num_gaussians in budgets)
+    ]
+    if not specs:
+        known = ", ".join(sorted({spec.name for spec in rows}))
+        raise UsageError(f"--rows, --num-gaussians: no row is left of the grid {grid!r}; it has: {known}")
+    return specs

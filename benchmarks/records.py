@@ -62,6 +62,10 @@ class Journal:
         """Rows of this origin."""
         return [row for row in self._all if row["origin"] == self.origin]
 
+    def everything(self) -> list[Row]:
+        """Rows of all origins."""
+        return list(self._all)
+
     @property
     def others(self) -> int:
         """How many rows of another origin the file holds."""
