@@ -32,13 +32,22 @@ def hilbert_index(x: Tensor, y: Tensor, order: int) -> Tensor:
 class HilbertStem(PooledStem):
     """A group is a stretch of the curve through the picture; a picture's Gaussians are shared out evenly."""
 
+    @torch.no_grad()
     def groups(self, splats: SplatTensors) -> Tensor:
-        """Rank along the curve times L over the picture's own number of Gaussians, rounded down."""
+        """Rank along the curve times L over the picture's own number of Gaussians, rounded down.
+
+        Gaussians at one place of the curve, as all are that lie beyond one corner, follow each other by their centres,
+        shapes and colours: the order in which they are given never matters.
+        """
         sides = splats.means.new_tensor(self.picture, dtype=torch.float32)
         where = torch.where(splats.mask.unsqueeze(-1), (splats.means.float() + 0.5) / sides, 0.0)
         place = (where * (1 << ORDER)).long().clamp(0, (1 << ORDER) - 1)
         index = hilbert_index(place[..., 0], place[..., 1], ORDER)
         index = torch.where(splats.mask, index, 1 << (2 * ORDER))  # padding comes last
-        rank = index.argsort(dim=1, stable=True).argsort(dim=1)
+        order = torch.arange(index.shape[1], device=index.device).expand_as(index)
+        ties = (*splats.colors.unbind(-1), *splats.cholesky.unbind(-1), *splats.means.unbind(-1))
+        for key in (*ties, index):  # stable sorts, the least important key first
+            order = order.gather(1, key.gather(1, order).argsort(dim=1, stable=True))
+        rank = order.argsort(dim=1)
         count = splats.mask.sum(1, keepdim=True).clamp_min(1)
         return (rank * self.num_latents // count).clamp_max(self.num_latents - 1)
