@@ -7,6 +7,7 @@ a Gaussian window whose centre and width are learned.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from components.errors import UsageError
 from components.tokens import fourier
 
 # How windows start, in spacings of the latents: half of the heads look closely at points on a ring around the latent's
@@ -22,15 +24,36 @@ from components.tokens import fourier
 RING, NARROW = 0.3, 0.35
 WIDE_FIRST, WIDE_LAST = 0.5, 2.0
 FUSED_FIRST = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+WIDEST = 4  # columns a row that a grid of latents may have
 NOTHING = -2.0  # first logit of looking at no Gaussian at all
 
 
 def grid_shape(num_latents: int, grid: tuple[int, int] | None = None) -> tuple[int, int]:
-    """(rows, columns) of num_latents places: `grid` where it has as many, else the most nearly square."""
+    """(rows, columns) of num_latents places: `grid` where it has as many, else the most nearly square.
+
+    Raises UsageError where that has more than WIDEST times as many columns as rows, as for a prime number.
+    """
     if grid is not None and grid[0] * grid[1] == num_latents:
         return grid
-    rows = next(n for n in range(math.isqrt(num_latents), 0, -1) if num_latents % n == 0)
-    return rows, num_latents // rows
+    rows, columns = _most_square(num_latents)
+    if _aspect(num_latents) > WIDEST:
+        fewer = next(n for n in range(num_latents - 1, 0, -1) if _aspect(n) <= WIDEST)
+        more = next(n for n in itertools.count(num_latents + 1) if _aspect(n) <= WIDEST)
+        raise UsageError(
+            f"train_adapter.num_latents is {num_latents}: places for the latents would be {rows} x {columns}; "
+            f"take {fewer} or {more}, whose grids are more nearly square"
+        )
+    return rows, columns
+
+
+def _most_square(count: int) -> tuple[int, int]:
+    rows = next(n for n in range(math.isqrt(count), 0, -1) if count % n == 0)
+    return rows, count // rows
+
+
+def _aspect(count: int) -> float:
+    rows, columns = _most_square(count)
+    return columns / rows
 
 
 def grid_centres(num_latents: int, grid: tuple[int, int] | None = None) -> Tensor:

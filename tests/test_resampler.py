@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from components.config import STEMS as STEM_NAMES
-from components.errors import PermanentError
-from components.resampler import CrossAttention, Resampler, grid_centres
+from components.errors import PermanentError, UsageError
+from components.resampler import CrossAttention, Resampler, grid_centres, grid_shape
 from components.stem_paper import PaperStem
 from components.stems import STEMS, StemConfig, build_stem
 from components.tokens import NUM_FEATURES, FeatureStats
@@ -117,7 +117,7 @@ def test_window_is_the_gaussian_it_says() -> None:
     assert torch.allclose(attention(latents, gaussians, where, mask), attention.out(pooled), atol=1e-5)
 
 
-@pytest.mark.parametrize(("num_latents", "shape"), [(98, (7, 14)), (12, (3, 4)), (7, (1, 7))])
+@pytest.mark.parametrize(("num_latents", "shape"), [(98, (7, 14)), (12, (3, 4)), (10, (2, 5))])
 def test_places_of_any_number_of_latents(num_latents: int, shape: tuple[int, int]) -> None:
     centres = grid_centres(num_latents)
     assert centres.shape == (num_latents, 2)
@@ -151,3 +151,13 @@ def test_config_survives_json() -> None:
 def test_width_must_divide_by_heads() -> None:
     with pytest.raises(ValueError, match="multiple"):
         Resampler(30, layers=1, heads=4, centres=grid_centres(4))
+
+
+def test_a_number_of_latents_without_a_grid_is_refused() -> None:
+    assert grid_shape(8) == (2, 4)
+    assert grid_shape(98, (14, 14)) == (7, 14)
+    assert grid_shape(7, (1, 7)) == (1, 7)  # the teacher's own
+    with pytest.raises(UsageError, match=r"num_latents is 97: .* 1 x 97; take 96 or 98"):
+        grid_shape(97, (14, 14))
+    with pytest.raises(UsageError, match="take 4 or 6"):
+        build_stem(config(5))
