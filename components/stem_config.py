@@ -20,14 +20,14 @@ AS_THEY_ARE = FeatureStats(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 class StemConfig:
     """What a stem is built from.
 
-    stem: its name in components.stems.STEMS. stem_width: channels a Gaussian (and a latent of the resampler's).
-    layers, heads: of the resampler. num_latents. grid: (rows, columns) of the teacher's patches; width: the teacher's.
-    picture: (width, height) in pixels of the pictures that the splats were fitted to. features: statistics of the
-    Gaussians' features over the training data; tokens: the same of the teacher's patch embeddings, a channel each: what
-    the output is scaled to. points, channels: of feature splatting, fine sample points a side of a patch and channels
-    at each. top_k: Gaussians that a patch takes at most, those nearest. pixels: mean and standard deviation of RGB in
-    [0, 1] that the teacher's pictures are normalised with. patch: side of the teacher's patches in its own pixels, 0:
-    unknown.
+    stem: its name in components.stems.STEMS. stem_width: channels a Gaussian (and a latent of the resampler's). layers,
+    heads: of the resampler. num_latents. grid: (rows, columns) of the teacher's patches; width: the teacher's. picture:
+    (width, height) in pixels of the pictures that the splats were fitted to. features: statistics of the Gaussians'
+    features over the first 10,000 pictures of one epoch of training, augmented as it is; tokens: the same of the
+    teacher's patch embeddings, a channel each: what the output is scaled to. points, channels: of feature splatting,
+    fine sample points a side of a patch and channels at each. top_k: Gaussians that a patch takes at most, those
+    nearest. pixels: mean and standard deviation of RGB in [0, 1] that the teacher's pictures are normalised with.
+    patch: side of the teacher's patches in its own pixels, 0: unknown.
     """
 
     stem: str
