@@ -14,7 +14,8 @@ from components.tokens import SplatTensors
 class RenderStem(nn.Module):
     """Splats rendered at the teacher's own pixels, then a patch embedding that starts as the teacher's and trains.
 
-    Before training this is the picture rendered, clamped to [0, 1] and shown to the teacher.
+    Before training this is the picture rendered and shown to the teacher. It is not clamped to [0, 1], as neither the
+    control's pictures nor the targets are where colours are jittered.
     """
 
     def __init__(self, config: StemConfig) -> None:
@@ -37,7 +38,7 @@ class RenderStem(nn.Module):
             splats, splats.colors, picture=self.picture, cells=self.cells, points=self.points, top_k=self.top_k
         )
         with torch.autocast(pixels.device.type, enabled=False):
-            embedded: Tensor = self.embedding(self.pixels(pixels.clamp(0.0, 1.0)).flatten(2))
+            embedded: Tensor = self.embedding(self.pixels(pixels).flatten(2))
         return embedded
 
     @torch.no_grad()

@@ -244,7 +244,8 @@ def test_render_starts_as_the_teacher_on_the_rendered_picture() -> None:
     start_stem(module, conv, [])
     pixels = torch.stack(torch.meshgrid(torch.arange(24.0), torch.arange(32.0), indexing="ij")[::-1], dim=-1)
     picture = by_definition(given, given.colors, pixels.reshape(-1, 2), (0.0, 0.0)).reshape(3, 24, 32, 3).float()
-    shown = (picture.clamp(0, 1) - torch.tensor([0.5, 0.4, 0.3])) / torch.tensor([0.2, 0.25, 0.3])
+    assert picture.min() < 0 < 1 < picture.max()  # and is shown as it is
+    shown = (picture - torch.tensor([0.5, 0.4, 0.3])) / torch.tensor([0.2, 0.25, 0.3])
     assert torch.allclose(module(given), conv(shown.permute(0, 3, 1, 2)).flatten(2).mT, atol=1e-4)
 
 
@@ -277,6 +278,21 @@ def test_hilbert_curve_visits_every_place_once_by_steps_of_one() -> None:
     assert torch.equal(index[order], torch.arange(256))
     steps = (x.flatten()[order].diff().abs() + y.flatten()[order].diff().abs()).tolist()
     assert set(steps) == {1}
+
+
+def test_hilbert_order_does_not_depend_on_the_order_given() -> None:
+    """Gaussians at one place, or beyond one corner of the picture, also where only the colours differ."""
+    module, given = made("hilbert"), splats()
+    given.means[0] = 11.0  # all at one place
+    given.means[1] = -5.0 - given.means[1].abs()  # all in one cell of the curve, once clamped
+    given.means[2], given.cholesky[2] = 3.0, given.cholesky[2, :1]
+    given.mask[1, 25:] = False
+    want = module(given)
+    for seed in range(3):
+        shuffled = picked(given, torch.randperm(30, generator=torch.Generator().manual_seed(seed)), 1)
+        assert torch.allclose(want, module(shuffled), atol=1e-4)
+    groups = module.groups(given)
+    assert torch.equal(groups[0].bincount(minlength=12).unique(), torch.tensor([2, 3]))  # 30 over 12, evenly
 
 
 def test_small_teachers_train_at_most_a_tenth() -> None:
