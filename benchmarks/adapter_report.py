@@ -29,7 +29,8 @@ training. Trained: share of vision tower, stem and text tower without its token 
 of trials for student and control, chosen on the validation split; the test split is for final rows alone. Compression:
 W H 3 bytes over 16 bytes a Gaussian. "Splats rendered": the teacher, as it is, looks at pictures drawn from the splats.
 Minutes and steps are of training: stem `splat` starts from a ridge regression on 10,000 pictures, which counts as
-minutes and as no step; the first student of a seed is charged for the teacher's embeddings, which the others find."""
+minutes and as no step; the first student of a seed is charged for the teacher's embeddings, which the others find.
+A control stands below the first student that is measured against it; others with the same training share it."""
 MODELS = {
     "rendered": "splats rendered, untouched teacher",
     "teacher": "RGB teacher, untouched",
@@ -155,35 +156,29 @@ def lines(rows: Sequence[Row]) -> list[list[Any]]:
 
 
 def validation_lines(rows: Sequence[Row]) -> list[list[Any]]:
-    """What training says of the validation split: each control once, then the students trained so far."""
-    made = []
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        if _is(row, "control trained"):
-            found.setdefault(row["key"]["control"], []).append(row)
-    trained = _grouped(rows, "trained")
-    policies = {row["control"]: row["policy"] for group in trained for row in group}
-    for control, runs in found.items():
-        for model in ("control", "control_stage1"):
-            name = f"{model}_val_accuracy"
-            if any(row.get(name) is not None for row in runs):
-                told = f"{MODELS[model]} ({policies.get(control, control)})"
-                minutes = _mean(runs, "seconds", 1, 1 / 60) if model == "control" else "-"
-                made.append([told, "-", _mean(runs, name, 1, 100), _each(runs, name), "-", "-", minutes, "-", "-"])
-    for group in trained:
+    """What training says of the validation split: students so far, each control below the first that it goes with."""
+    made: list[list[Any]] = []
+    shown = set()
+    tested = [(_own(row["key"]), row["key"]["split"]) for row in rows if _is(row, "student")]
+    for group in _grouped(rows, "trained"):
         name, key = "student_val_accuracy", group[0]["key"]
-        own = [row["key"] for row in group]
-        splits = {
-            row["key"]["split"]
-            for row in rows
-            if _is(row, "student") and any({"kind": "trained", **_own(row["key"])} == one for one in own)
-        }
+        own = [_own(row["key"]) for row in group]
+        splits = sorted({split for one, split in tested if one in own})
         rates = ", ".join(sorted({f"{row['learning_rate']:g}" for row in group}))
         made.append([
             key["row"], key["N"], _mean(group, name, 1, 100), _each(group, name), rates,
             _mean(group, "trained_share", 1, 100) + " %", _mean(group, "seconds", 1, 1 / 60), _mean(group, "steps", 0),
-            ", ".join(sorted(splits)) or "-",
+            ", ".join(splits) or "-",
         ])  # fmt: skip
+        control = group[0]["control"]
+        runs = [row for row in rows if _is(row, "control trained") and row["key"]["control"] == control]
+        for model in ("control", "control_stage1") if control not in shown else ():
+            name = f"{model}_val_accuracy"
+            if any(row.get(name) is not None for row in runs):
+                minutes = _mean(runs, "seconds", 1, 1 / 60) if model == "control" else "-"
+                told = f"{MODELS[model]} ({group[0]['policy']})"
+                made.append([told, "-", _mean(runs, name, 1, 100), _each(runs, name), "-", "-", minutes, "-", "-"])
+        shown.add(control)
     return made
 
 
