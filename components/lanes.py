@@ -1,9 +1,9 @@
 """One epoch of a split too large for memory: shards in a shuffled order, read in a few lanes side by side.
 
-The epoch's samples, in the shuffled order of their shards, are cut into lanes of contiguous samples, and each batch
-takes its slots from all of them: the first slots from lane 0, and so on. A process reads only the lanes of its own
-slots, so that several processes share the reading, and the batches do not depend on how many there are. Within a lane
-samples pass through a bounded shuffle buffer.
+The epoch's samples, in the shuffled order of their shards and from one among them on, are cut into lanes of contiguous
+samples, and each batch takes its slots from all of them: the first slots from lane 0, and so on. A process reads only
+the lanes of its own slots, so that several processes share the reading, and the batches do not depend on how many there
+are. Within a lane samples pass through a bounded shuffle buffer.
 """
 
 from __future__ import annotations
@@ -40,8 +40,12 @@ class ShuffledEpoch:
         count = sum(size for _, size in shards)
         self._full = count // batch_size
         self._rest = count - self._full * batch_size
+        samples = [(entry, 0, size) for entry, size in shards]
+        if self._rest:  # else one shard alone would have the same samples left over in every epoch
+            ahead = random.Random(f"{order} first").randrange(count)
+            samples = _cut_front(samples, ahead) + _cut(samples, [ahead])[0]
         sizes = [self._full * len(self._slots(lane)) for lane in range(self._lanes)]
-        self._portions = _cut(shards, [*sizes, self._rest])
+        self._portions = _cut(samples, [*sizes, self._rest])
 
     def _slots(self, lane: int) -> range:
         return range(lane * self._batch_size // self._lanes, (lane + 1) * self._batch_size // self._lanes)
@@ -123,9 +127,9 @@ def _overlap(one: range, other: range) -> range:
     return range(start, max(start, min(one.stop, other.stop)))
 
 
-def _cut(shards: Sequence[tuple[ShardEntry, int]], sizes: Sequence[int]) -> list[list[Portion]]:
-    """The shards' samples, one shard after the other, cut into contiguous runs of `sizes`."""
-    left = [(entry, 0, count) for entry, count in shards if count]
+def _cut(samples: Sequence[Portion], sizes: Sequence[int]) -> list[list[Portion]]:
+    """Samples, one portion after the other, cut into contiguous runs of `sizes`."""
+    left = list(samples)
     runs = []
     for size in sizes:
         run: list[Portion] = []

@@ -126,37 +126,44 @@ class ImageSet:
         drop_last: bool = True,
         start_step: int = 0,
         world: World = ALONE,
+        turns: World = ALONE,
     ) -> Iterator[Batch]:
         """One epoch from its batch number `start_step` on; the same batches for the same arguments.
 
         Without shuffle: in the shards' order. world: several processes get their parts of each batch; where shards are
-        read in turn, without the labels of the whole, which `feed` adds.
+        read in turn, without the labels of the whole, which `feed` adds. turns: several processes get whole batches in
+        turn, and decode no others'.
         """
         steps = self.steps_per_epoch(batch_size, drop_last)
+        mine = range(turns.rank, steps, turns.size)
         if self._whole is not None:
             order = _permutation(len(self), seed, epoch) if shuffle else torch.arange(len(self))
             for step in range(start_step, steps):
+                if step not in mine:
+                    continue
                 group = order[step * batch_size : (step + 1) * batch_size]
                 part = self._whole.select(group[world.part(len(group))])
                 yield part if world.size == 1 else replace(part, whole=labels_at(self._whole, group))
             return
-        yield from self._streamed(batch_size, steps, start_step, world, (seed, epoch) if shuffle else None)
+        streamed = self._streamed(batch_size, steps, start_step, world, (seed, epoch) if shuffle else None)
+        for step, records in enumerate(streamed, start_step):
+            if step in mine:
+                yield self._collate(records)
 
     def _streamed(
         self, batch_size: int, steps: int, start_step: int, world: World, order: tuple[int, int] | None
-    ) -> Iterator[Batch]:
+    ) -> Iterator[list[Record]]:
         if order is not None:
             epoch = ShuffledEpoch(
                 self._shards, limit=self._limit, batch_size=batch_size, order=order, buffer=SHUFFLE_BUFFER
             )
-            for group in islice(epoch.batches(start_step, world.rank, world.size), steps - start_step):
-                yield self._collate(group)
+            yield from islice(epoch.batches(start_step, world.rank, world.size), steps - start_step)
             return
         records = self._shards.stream(self._limit)
         for step in range(steps):
             group = list(islice(records, batch_size))
             if step >= start_step:
-                yield self._collate(group[world.part(len(group))])
+                yield group[world.part(len(group))]
 
     def feed(self, batch_size: int, *, seed: int, world: World = ALONE) -> Callable[[int], tuple[Batch, int]]:
         """A function from a training step's number to its batch (this process's part) and epoch.

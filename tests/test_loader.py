@@ -19,7 +19,7 @@ from components.images import encode
 from components.lanes import LANES
 from components.loader import Batch, ImageSet
 from components.manifest import Artifact, Commit
-from components.records import Record, ShardPairs
+from components.records import Decoder, Record, ShardPairs
 from components.shards import Sample, ShardIndex, write_shard
 from components.splats import Splats
 from components.store import open_store
@@ -213,6 +213,50 @@ def test_a_streamed_set_is_never_held_whole(tmp_path: Path, monkeypatch: pytest.
             assert len(set(batch.keys)) == batch_size
         assert len(held) == (50 - start) // 10
         assert buffer <= max(held) <= buffer + 2 * batch_size + LANES, "each lane holds one more while it draws"
+
+
+def test_a_streamed_shard_leaves_out_others_in_every_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """30 samples in batches of 8 leave out 6; nothing is lost where the last batch may be smaller."""
+    monkeypatch.setattr(loader, "SHUFFLE_BUFFER", 5)
+    data = ImageSet(commit(tmp_path, "download", groups([range(30)])), "train", max_cached_bytes=STREAMED)
+    everything = {f"s{i:04d}" for i in range(30)}
+    left_out = []
+    for epoch in range(12):
+        whole = [batch.keys for batch in data.batches(8, seed=1, epoch=epoch)]
+        left_out.append(everything - {key for keys in whole for key in keys})
+        assert len(left_out[-1]) == 6
+        for start in (1, 2):
+            assert [batch.keys for batch in data.batches(8, seed=1, epoch=epoch, start_step=start)] == whole[start:]
+        with_rest = [key for batch in data.batches(8, seed=1, epoch=epoch, drop_last=False) for key in batch.keys]
+        assert sorted(with_rest) == sorted(everything)
+    assert not set.intersection(*left_out)
+    assert len({frozenset(keys) for keys in left_out}) > 6
+
+
+@pytest.mark.parametrize("room", [CACHED, STREAMED])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_processes_in_turn_decode_no_others_batches(
+    images: Artifact, room: int, shuffle: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = ImageSet(images, "train", max_cached_bytes=room)
+    how = {"seed": 1, "shuffle": shuffle, "drop_last": False}
+    whole = [batch.keys for batch in data.batches(7, **how)]  # type: ignore[arg-type]
+    assert [len(keys) for keys in whole] == [7, 7, 7, 7, 2]
+    decoded: list[int] = []
+    decode = Decoder.images
+
+    def counted(self: Decoder, records: Sequence[Record]) -> np.ndarray:
+        decoded.append(len(records))
+        return decode(self, records)
+
+    monkeypatch.setattr(Decoder, "images", counted)
+    for rank in range(2):
+        decoded.clear()
+        turns = list(data.batches(7, **how, turns=World(rank, 2)))  # type: ignore[arg-type]
+        assert [batch.keys for batch in turns] == whole[rank::2]
+        assert decoded == ([] if room == CACHED else [len(keys) for keys in whole[rank::2]])
+        for batch in turns:
+            check(batch)
 
 
 def test_only_images_or_only_splats(images: Artifact, fitted: Artifact) -> None:

@@ -7,7 +7,8 @@ with the same texts. What is drawn is train_adapter/augment.py's.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from components.device import mixed_precision
 from components.distributed import World, current
+from components.errors import PermanentError
 from components.openclip import normalize_images
 from components.train_adapter.augment import Augmentation, Draws, augment_images, augment_splats, draw
 from components.train_adapter.targets import TeacherEmbeddings, embed
@@ -107,9 +109,9 @@ class Stream:
         made.world, made._feed = ALONE, self._pictures.feed(self.batch_size, seed=self._seed)
         return made
 
-    def in_order(self, batch_size: int) -> Iterator[Given]:
-        """All pictures once, in the set's order, as they are."""
-        for batch in self._pictures.batches(batch_size, shuffle=False, drop_last=False):
+    def in_order(self, batch_size: int, turns: World = ALONE) -> Iterator[Given]:
+        """All pictures once, in the set's order, as they are; of several processes, each has its turns' batches."""
+        for batch in self._pictures.batches(batch_size, shuffle=False, drop_last=False, turns=turns):
             yield self._given(batch, 0, Draws.none(len(batch)))
 
     def _given(self, batch: Batch, epoch: int, draws: Draws) -> Given:
@@ -121,17 +123,23 @@ class Stream:
 
 
 class TextFeatures:
-    """Features of drawn texts: of the teacher's text tower, kept by text, or of one that trains, worked out anew."""
+    """Features of drawn texts: of the teacher's text tower, kept by text, or of one that trains, worked out anew.
+
+    What several processes draw together is kept apart from what one draws for itself, as in validation: which texts are
+    known decides how the work is split, and so must be the same in all of them.
+    """
 
     def __init__(self, clip: Any, bank: TextBank) -> None:
         self._clip, self.bank = clip, bank
-        self._known: dict[str, Tensor] = {}
+        self._together: dict[str, Tensor] = {}
+        self._alone: dict[str, Tensor] = {}
 
     def draw(self, given: Given, model: Any = None) -> tuple[TextBatch, Tensor]:
         """The whole batch's texts and their L2-normalised features [U, D]; several processes compute a part each.
 
         model: a CLIP or SplatClip whose text tower is not the teacher's (any more): gradients reach it, and each
         process computes them all, as its share of the loss depends on all.
+        Raises PermanentError, in all processes, where they do not lack the same texts.
         """
         world = ALONE if given.batch.whole is None else current()
         text = self.bank.draw(given.batch.labels, epoch=given.epoch).to(given.images.device)
@@ -139,10 +147,16 @@ class TextFeatures:
             with mixed_precision(text.tokens.device):
                 features = model.encode_text(text.tokens, normalize=False)
             return text, F.normalize(features.float(), dim=-1)
-        missing = [place for place, name in enumerate(text.texts) if name not in self._known]
-        if len(self._known) + len(missing) > MAX_CACHED_TEXTS:
-            self._known.clear()
+        known = self._alone if world.size == 1 else self._together
+        missing = [place for place, name in enumerate(text.texts) if name not in known]
+        if len(known) + len(missing) > MAX_CACHED_TEXTS:
+            known.clear()
             missing = list(range(len(text.texts)))
+        if not world.same(_number([text.texts[place] for place in missing])):
+            raise PermanentError(
+                f"the processes do not lack the same texts' features in a batch of epoch {given.epoch}; start all of "
+                "them with the same code, and run the same command again"
+            )
         # Chunks of one size, filled up: a text's features then do not depend on the texts beside it.
         chunks = [missing[start : start + TEXT_CHUNK] for start in range(0, len(missing), TEXT_CHUNK)]
         mine = world.part(len(chunks))
@@ -151,11 +165,17 @@ class TextFeatures:
             dim = self._clip.visual.output_dim
             own = torch.stack(parts) if parts else torch.empty(0, TEXT_CHUNK, dim, device=text.tokens.device)
             for chunk, features in zip(chunks, world.gather(own, len(chunks)), strict=True):
-                self._known.update({text.texts[place]: features[row] for row, place in enumerate(chunk)})
-        return text, torch.stack([self._known[name] for name in text.texts])
+                known.update({text.texts[place]: features[row] for row, place in enumerate(chunk)})
+        return text, torch.stack([known[name] for name in text.texts])
 
     @torch.no_grad()
     def _features(self, tokens: Tensor) -> Tensor:
         with mixed_precision(tokens.device):
             features = self._clip.encode_text(tokens)
         return F.normalize(features.float(), dim=-1)
+
+
+def _number(texts: Sequence[str]) -> int:
+    """A number of 63 bits that tells lists of texts apart, the same in every process (hash() is not)."""
+    joined = "\0".join([str(len(texts)), *texts])
+    return int.from_bytes(hashlib.blake2b(joined.encode(), digest_size=8).digest(), "little") >> 1

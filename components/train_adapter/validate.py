@@ -63,9 +63,7 @@ class Validation:
         correct, loss, count = 0, 0.0, 0
         own_texts = model if trains_text(model) else None
         classifier = self._classifier.of(model) if self._classifier is not None else None
-        for place, given in enumerate(self._stream.in_order(VAL_BATCH)):
-            if place % world.size != world.rank:
-                continue
+        for given in self._stream.in_order(VAL_BATCH, turns=world):
             with mixed_precision(given.images.device):
                 features = encode(model, given)
             features = F.normalize(features.float(), dim=-1)

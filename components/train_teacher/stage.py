@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +131,7 @@ class Training:
         return {"val_accuracy": self.world.totals([correct])[0] / len(val_set)}
 
     def _my_batches(self, val_set: ImageSet) -> Iterator[Batch]:
-        batches = val_set.batches(self.params.batch_size, shuffle=False, drop_last=False)
-        return islice(batches, self.world.rank, None, self.world.size)
+        return val_set.batches(self.params.batch_size, shuffle=False, drop_last=False, turns=self.world)
 
     def _loss(self, val_set: ImageSet) -> Mapping[str, float]:
         total = 0.0
