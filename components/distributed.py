@@ -82,6 +82,14 @@ class World:
         dist.all_reduce(whole)
         return [float(value) for value in whole]
 
+    def same(self, number: int) -> bool:
+        """Whether all processes give the same number (63 bits at most); all of them hear the answer."""
+        if self.size == 1:
+            return True
+        bounds = torch.tensor([number, -number])
+        dist.all_reduce(bounds, op=dist.ReduceOp.MAX)
+        return bool(bounds[0] == -bounds[1])
+
     def gather(self, rows: Tensor, total: int) -> Tensor:
         """[part(total), ...] of each process -> [total, ...] on all, in the batch's order, with gradients.
 

@@ -273,7 +273,8 @@ def _one_step(
         loss, more = part if isinstance(part, tuple) else (part, {})
         for name, value in {"loss": float(loss.detach()), **more}.items():
             values[name] = values.get(name, 0.0) + value
-        if math.isfinite(values["loss"]):
+        # Of all processes, as a backward pass that some skip leaves the others waiting in it.
+        if math.isfinite(world.totals([values["loss"]])[0]):
             with same_attention(loss.device):
                 torch.autograd.backward(loss)
     *totals, stops = world.totals([*values.values(), float(stop.requested)])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+UNLIKE = 100  # sample numbers from here on draw captions of their own
 LONGEST_S = 400  # on a machine that does much else
 
 
@@ -117,7 +118,86 @@ def stages(calls: list[list[Any]], streamed: bool = False, fails: int = -1) -> N
             module.run(section_from_dict(section, params, "params"), **inputs)
 
 
-WORK: dict[str, Callable[..., None]] = {"loss": loss, "stages": stages}
+def texts(folder: str, most: int) -> None:
+    """Captions drawn together and, in between, in validation by each for itself, which draws the same captions too.
+
+    most: texts whose features are kept. Every process checks the features of every batch against the text tower's.
+    """
+    import torch
+    import torch.nn.functional as F
+    from flows import CONFIG
+
+    from components import device
+    from components.batches import Batch, Labels, SplatBatch
+    from components.distributed import World, joined
+    from components.openclip import build, model_config, tokenizer
+    from components.texts import TextBank
+    from components.train_adapter import data
+    from components.train_adapter.validate import Validation
+
+    device.precision = lambda _: "fp32"
+    path = Path(folder) / f"model-{os.environ.get('RANK', '0')}.json"
+    path.write_text(json.dumps(CONFIG))
+    torch.manual_seed(0)
+    clip = build(str(path), "").requires_grad_(False)  # a tower that trains is never kept
+    data.MAX_CACHED_TEXTS, data.TEXT_CHUNK = most, 2
+    bank = TextBank(tokenizer(model_config(str(path))))
+    features = data.TextFeatures(clip, bank)
+
+    def given(numbers: list[int], split: str, whole: bool, epoch: int = 0) -> data.Given:
+        captions = [[f"caption {(number * 7 + k) % 23 + number // UNLIKE}" for k in range(3)] for number in numbers]
+        keys, classes = [f"{split}{number}" for number in numbers], torch.full((len(numbers),), -1)
+        labels = Labels(keys, captions, classes) if whole else None
+        images, none = torch.zeros(len(numbers), 3, 2, 2), torch.zeros(len(numbers), 0)
+        places = torch.zeros(len(numbers), 2, dtype=torch.int64)
+        batch = Batch(keys, None, None, captions, classes, places, labels)
+        return data.Given(batch, epoch, none, images, SplatBatch(none, none, none, none))
+
+    class Val:
+        """Three batches: one process scores two of them, the other one."""
+
+        def in_order(self, _: int, turns: World) -> list[data.Given]:
+            batches = [list(range(place * 4, place * 4 + 4)) for place in range(3)]
+            return [given(batch, "val", False) for batch in batches[turns.rank :: turns.size]]
+
+    validation = Validation(Val(), features, None)  # type: ignore[arg-type]
+
+    def checked(batch: data.Given) -> None:
+        text, found = features.draw(batch)
+        with torch.no_grad():
+            expected = F.normalize(clip.encode_text(text.tokens).float(), dim=-1)
+        assert torch.allclose(found, expected, atol=1e-5), text.texts
+
+    with joined("cpu") as world:
+        scores = []
+        for step in range(12):
+            if step % 3 == 1:
+                scores.append(validation.of(clip, lambda _, batch: torch.ones(len(batch.batch), 24))["val_loss"])
+            checked(given([step, step + 1, step + 5, step + 9, step + 14], "train", world.size > 1, step))
+        assert max(scores) - min(scores) < 1e-5
+        features.draw(given([UNLIKE * (23 + world.rank * 23)], "train", world.size > 1))  # captions new to both
+
+
+def lossless(at: int, parts: int) -> None:
+    """A training whose loss is not finite in process 1 alone at one step; its backward pass is a joint one."""
+    import torch
+
+    from components.distributed import joined
+    from components.trainer import train
+
+    weight = torch.nn.Parameter(torch.ones(4, 2))
+    with joined("cpu") as world:
+
+        def step_fn(step: int) -> Any:
+            for part in range(parts):
+                rows = world.gather(weight[world.part(4)] * 2, 4)
+                hurt = step == at and world.rank == 1 and part == 0
+                yield rows.square().mean() * (float("nan") if hurt else 1.0)
+
+        train(step_fn, {"weight": weight}, steps=6, lr=1e-3, warmup=1, weight_decay=0.0, label="phase")
+
+
+WORK: dict[str, Callable[..., None]] = {"loss": loss, "lossless": lossless, "stages": stages, "texts": texts}
 
 if __name__ == "__main__":
     from components.errors import SplatClipError
