@@ -20,7 +20,7 @@ from components.manifest import Artifact, Commit, canonical
 from components.openclip import normalize_images
 from components.progress import progress
 from components.records import Decoder, ShardPairs
-from components.store import Store, StoreNotFound
+from components.store import Store, StoreNotFound, sha256_file
 
 if TYPE_CHECKING:
     from components.distributed import World
@@ -188,7 +188,8 @@ class _Maker:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "embeddings.safetensors"
             save_file({TENSOR: whole}, path, metadata={"image_shard": shard.sha256})
-            name = f"{self._split}/{shard.index:05d}-{shard.sha256[:12]}.safetensors"
+            # By content: processes that make one file at a time may differ in their bytes (threads, machines).
+            name = f"{self._split}/{shard.index:05d}-{sha256_file(path)[:12]}.safetensors"
             entry = self._commit.put_file(name, path)
         about = {"name": entry.name, "sha256": entry.sha256, "bytes": entry.bytes}
         self._commit.store.put_bytes(f"{DONE}/{shard.index:05d}.json", canonical(about))
