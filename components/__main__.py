@@ -13,6 +13,7 @@ from pathlib import Path
 from components import FLOW, STAGES, Stage, commands
 from components.errors import SplatClipError
 from components.evalsets import DEFAULT_ROOT
+from components.processes import only_training
 from components.signals import interrupted_by_signals
 
 DEFAULT_STORE = "runs/store"
@@ -192,6 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0, 2 usage, 42 permanent, 75 transient, 143 stopped, 130 cut short."""
     args = _parser().parse_args(argv)
     try:
+        only_training(args.command)
         with interrupted_by_signals(signal.SIGTERM):
             code: int = args.call(args)
     except SplatClipError as error:

@@ -37,10 +37,9 @@ def _out(args: argparse.Namespace) -> Path:
 
 def one(args: argparse.Namespace) -> int:
     """One stage by itself; under torchrun in several processes, of which the first records and reports."""
-    from components.processes import leads, only_training
+    from components.processes import leads
     from components.runner import REPORT, export, run_step, say, write
 
-    only_training(args.stage)
     params = _params(args)
     step = next(step for step in FLOW if step.name == (args.step or args.stage))
     inputs = {name: getattr(args, name) for name in step.inputs}

@@ -39,7 +39,7 @@ def leads() -> bool:
 
 def only_training(command: str) -> None:
     """Raise UsageError where torchrun started several processes of a command that one process runs."""
-    if world_size() > 1 and command not in TRAINING:
+    if world_size() > 1 and command.replace("-", "_") not in TRAINING:
         named = " and ".join(name.replace("_", "-") for name in TRAINING)
         raise UsageError(
             f"torchrun started {world_size()} processes of {command.replace('_', '-')}, which runs in one; "

@@ -22,6 +22,7 @@ from test_train_teacher import TINY, commit_images, sample
 from torch import Tensor
 
 from components import launch
+from components.__main__ import main
 from components.config import TrainTeacherParams
 from components.distributed import World
 from components.errors import UsageError
@@ -138,6 +139,21 @@ def test_one_that_fails_ends_the_others_with_its_code(inputs: dict[str, Any], tm
     assert not list(tmp_path.rglob("manifest.json"))
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_loss_that_is_not_finite_in_one_process_ends_all_and_names_the_step(parts: int) -> None:
+    for code, err in work.ended(work.start("lossless", {"at": 3, "parts": parts}, 2)):
+        assert code == 42, err
+        assert "PermanentError: phase: the loss is nan at step 3; try a lower learning rate" in err
+
+
+@pytest.mark.parametrize("most", [100_000, 9])
+def test_captions_of_validation_do_not_mix_with_those_drawn_together(most: int, tmp_path: Path) -> None:
+    """Nor where so few are kept that they are dropped at other times; unlike batches are refused by all."""
+    for code, err in work.ended(work.start("texts", {"folder": str(tmp_path), "most": most}, 2)):
+        assert code == 42, err
+        assert "PermanentError: the processes do not lack the same texts' features" in err
+
+
 def saved(store: Path, pattern: str, started: list[subprocess.Popen[str]]) -> None:
     """Wait until a checkpoint is there."""
     deadline = time.monotonic() + work.LONGEST_S
@@ -240,10 +256,23 @@ def test_batches_are_dealt_whole() -> None:
         worlds[0].check_batch("train_adapter", 5, 2)
 
 
+@pytest.mark.parametrize(
+    "command", ["run --params p", "show runs/x", "evaluate --params p --sets all --teacher t --adapter a", "promote"]
+)
+def test_all_other_commands_refuse_several_processes(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(command.split()) == 2
+    name = command.partition(" ")[0]
+    assert f"splatclip {name}: torchrun started 2 processes of {name}, which runs in one" in capsys.readouterr().err
+
+
 def test_only_training_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     only_training("splat_fit")
     monkeypatch.setenv("WORLD_SIZE", "2")
     only_training("train_teacher")
+    only_training("train-adapter")
     with pytest.raises(UsageError, match="2 processes of splat-fit, which runs in one"):
         only_training("splat_fit")
     monkeypatch.setenv("WORLD_SIZE", "two")
