@@ -87,7 +87,7 @@ class Recorder:
     def emitted(self, phase: str, step: int, values: Mapping[str, float]) -> None:
         """Values that the stage emits while it works."""
         self.told.add((phase, step))
-        if "steps_per_s" in values and hasattr(self.section, "batch_size"):
+        if "samples_per_s" not in values and "steps_per_s" in values and hasattr(self.section, "batch_size"):
             values = {**values, "samples_per_s": values["steps_per_s"] * self.section.batch_size}
         self.curve(phase, step, values)
         self.begin()

@@ -120,7 +120,7 @@ class Phases:
             seed=params.seed,
             checkpoint=Checkpoint(store=self.checkpoints, name=name, every=params.checkpoint_steps),
             label=name,
-            batch_size=params.batch_size,
+            batch_size=self.stream.batch_size,
             validate=(lambda: self.validation.of(model, encode)) if encode is not None else None,
         )
         self.rows += rows
