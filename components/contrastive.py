@@ -15,8 +15,7 @@ from torch import Tensor
 from components.distributed import World, current
 from components.errors import UsageError
 from components.openclip import Tokenizer
-
-PLACEHOLDER = "{c}"
+from components.prompts import PLACEHOLDER
 
 
 def clip_loss(image_features: Tensor, text_features: Tensor, logit_scale: Tensor, positives: Tensor) -> Tensor:

@@ -94,16 +94,16 @@ def evaluate(params: Params, job: Job, store: str, out: Path) -> dict[str, Any]:
     """Evaluate all sets of `job`, and write summary.json, benchmark/*.json and sets/<set>/ into `out`.
 
     Each set, with each number of Gaussians, is a run of its own for the tracker. What is finished is found in the
-    store. A set that fails is named in the summary's `failed`, with its exit code, and the others go on. Raises
-    UsageError or PermanentError where nothing can be evaluated, Interrupted on a stop.
+    store. A set that fails is named in the summary's `failed`, with its exit code, and the others go on. The summary is
+    written after each set, so that a run that is killed leaves that of the sets before. Raises UsageError or
+    PermanentError where nothing can be evaluated, Interrupted on a stop.
     """
-    from components.zero_shot_eval.summary import FORMAT, NOTE, summarise
-
     fits = _fits(params, job)
     _check(job, store)
     found: list[Evaluated] = []
     failed: list[dict[str, Any]] = []
     files: dict[str, bytes] = {}
+    summary: dict[str, Any] = {}
     for number, one in enumerate(job.sets, start=1):
         print(f"[{number}/{len(job.sets)}] {one.name}", file=sys.stderr, flush=True)
         try:
@@ -117,21 +117,34 @@ def evaluate(params: Params, job: Job, store: str, out: Path) -> dict[str, Any]:
         except SplatClipError as error:
             print(f"{one.name}: {error}", file=sys.stderr, flush=True)
             failed.append({"set": one.name, "exit_code": error.exit_code, "message": str(error)})
+        summary = _summary(params, job, found, failed, files)
+        _remove_earlier(out, files)
+        for name, data in files.items():
+            write(out / name, data)
+        write(out / SUMMARY, canonical(summary, indent=1))
+    return summary
+
+
+def _summary(
+    params: Params,
+    job: Job,
+    found: Sequence[Evaluated],
+    failed: Sequence[Mapping[str, Any]],
+    files: Mapping[str, bytes],
+) -> dict[str, Any]:
+    """summary.json of what is evaluated by now; asked: all sets, also those that are still to come."""
+    from components.zero_shot_eval.summary import FORMAT, NOTE, summarise
+
     scoring = params.zero_shot_eval
-    summary = {
+    return {
         "format": FORMAT,
         "asked": [one.name for one in job.sets],
         "model": found[0].scores["model"] if found else None,
         "budgets": summarise(found, scoring.num_bootstrap, scoring.seed) if found else [],
-        "failed": failed,
+        "failed": list(failed),
         "intervals": NOTE,
         "benchmark": sorted(files),
     }
-    _remove_earlier(out, files)
-    for name, data in files.items():
-        write(out / name, data)
-    write(out / SUMMARY, canonical(summary, indent=1))
-    return summary
 
 
 @contextmanager

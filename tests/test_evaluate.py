@@ -14,8 +14,9 @@ from conftest import ROOT
 from downloads import balls, download, notes, photo, samples
 from pages import Page
 from test_download_remote import served
-from worlds import World
+from worlds import World, put_adapter
 
+from components import evaluate
 from components.__main__ import main
 from components.class_scores import average_precision, average_precision_chance
 from components.errors import UsageError
@@ -212,6 +213,37 @@ def test_a_set_that_fails_is_named_and_the_others_go_on(evaluated: tuple[Path, i
     assert [one["set"] for one in budget["sets"]] == ["vtab/cifar10", "vtab/pets", "voc2007_multilabel", "flickr8k"]
     assert [next(iter(one["metrics"])) for one in budget["sets"]] == [
         *("acc1", "mean_per_class_recall", "mean_average_precision", "image_retrieval_recall@1")
+    ]
+
+
+def test_a_model_that_returns_nan_fails_each_set_by_itself(world: World, root: Path, tmp_path: Path) -> None:
+    adapter = put_adapter(world.store, tmp_path, world.images, world.teacher, world.splats, diverged=True)
+    given = words(world, root, tmp_path / "out", "--sets", "cifar10", "flickr8k", "--adapter", adapter.url)
+    assert main(given) == 42
+    summary = summary_of(tmp_path / "out")
+    assert [(one["set"], one["exit_code"]) for one in summary["failed"]] == [("vtab/cifar10", 42), ("flickr8k", 42)]
+    assert all(one["message"].startswith("row 'splats': its model returns") for one in summary["failed"])
+    assert (summary["budgets"], summary["benchmark"]) == ([], [])
+
+
+def test_a_run_that_is_killed_leaves_the_summary_of_the_sets_before(
+    world: World, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*given: Any, **more: Any) -> Any:
+        if given[2].name == "flickr8k":
+            raise MemoryError
+        return one(*given, **more)
+
+    one = evaluate._one
+    monkeypatch.setattr(evaluate, "_one", killed)
+    with pytest.raises(MemoryError):
+        main(words(world, root, tmp_path, "--sets", "cifar10", "flickr8k"))
+    summary = summary_of(tmp_path)
+    (budget,) = summary["budgets"]
+    assert [found["set"] for found in budget["sets"]] == ["vtab/cifar10"]
+    assert summary["asked"] == ["vtab/cifar10", "flickr8k"]
+    assert sorted(path.name for path in (tmp_path / "benchmark").iterdir()) == [
+        Path(name).name for name in summary["benchmark"]
     ]
 
 

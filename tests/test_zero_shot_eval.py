@@ -42,7 +42,7 @@ from components.manifest import Artifact
 from components.openclip import load_teacher, normalize_images
 from components.splats import Splats, pad
 from components.zero_shot_eval import predictions, report, sheet, stage, wording
-from components.zero_shot_eval.embed import Reader, drawn, text_features
+from components.zero_shot_eval.embed import Reader, check_finite, drawn, text_features
 
 
 @pytest.fixture(scope="module")
@@ -293,6 +293,17 @@ def test_splats_of_another_size_are_refused(world: World, tmp_path: Path) -> Non
     adapter = put_adapter(world.store, tmp_path, world.images, world.teacher, world.splats, picture=64)
     with pytest.raises(PermanentError, match="reads splats of 64 x 64 pixels, these are of 32 x 32"):
         world.run(adapter=adapter)
+
+
+def test_a_model_that_returns_nan_is_named(world: World, tmp_path: Path) -> None:
+    adapter = put_adapter(world.store, tmp_path, world.images, world.teacher, world.splats, diverged=True)
+    with pytest.raises(PermanentError, match="row 'splats': its model returns values that are not finite, for 'p00'"):
+        world.run(adapter=adapter)
+    features = np.ones((3, 4), np.float32)
+    assert check_finite(features, "teacher", ["a", "b", "c"]) is features
+    features[1, 2] = -np.inf
+    with pytest.raises(PermanentError, match=r"row 'teacher': .* for 'b' first"):
+        check_finite(features, "teacher", ["a", "b", "c"])
 
 
 def test_a_missing_split_is_refused(world: World) -> None:

@@ -168,10 +168,11 @@ def put_adapter(
     control: bool = True,
     picture: int = SIZE,
     rates: tuple[float, ...] = (1e-3, 2e-3),
+    diverged: bool = False,
 ) -> Artifact:
-    """An adapter with random weights, and a control whose tensors are the teacher's own."""
+    """An adapter with random weights (diverged: NaN in all), and a control whose tensors are the teacher's own."""
     inputs = {"images": images, "teacher": teacher, "splats": splats}
-    params = {"control": control, "picture": picture, "stage2_learning_rates": list(rates)}
+    params = {"control": control, "picture": picture, "stage2_learning_rates": list(rates), "diverged": diverged}
     commit = Commit(open_store(str(store)), stage="train_adapter", version=1, params=params, inputs=inputs)
     loaded = load_teacher(teacher)
     zero, one = (0.0,) * NUM_FEATURES, (1.0,) * NUM_FEATURES
@@ -190,7 +191,10 @@ def put_adapter(
     torch.manual_seed(3)
     student = SplatClip(load_teacher(teacher).model, config)
     apply_freeze_policy(student, "paper")
-    save_model(trained_state(student), tmp / "adapter.safetensors")
+    state = trained_state(student)
+    if diverged:
+        state = {name: torch.full_like(tensor, torch.nan) for name, tensor in state.items()}
+    save_model(state, tmp / "adapter.safetensors")
     files = [
         commit.put_file("adapter.safetensors", tmp / "adapter.safetensors"),
         commit.put_file("adapter.json", describe(config, "paper")),

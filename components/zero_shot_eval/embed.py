@@ -98,8 +98,22 @@ def drawn(splats: SplatBatch, side: int, wanted: int, threads: int) -> Tensor:
     return torch.from_numpy(pictures)
 
 
+def check_finite(features: Features, row: str, names: Sequence[str]) -> Features:
+    """`features` [n, D] as they are; PermanentError, naming row and first of n `names`, for NaN and infinity."""
+    wrong = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(wrong):
+        raise PermanentError(
+            f"row {row!r}: its model returns values that are not finite, for {names[wrong[0]]!r} first; such a model "
+            "cannot be scored: train it again, at a lower learning rate if its loss was not finite either"
+        )
+    return features
+
+
 def embed_images(readers: Sequence[Reader], pictures: ImageSet, batch_size: int, stop: Stop) -> Embedded:
-    """Features of all pictures under all readers. Raises Interrupted when a stop is asked for."""
+    """Features of all pictures under all readers.
+
+    Raises PermanentError for a row whose features are not finite, Interrupted when a stop is asked for.
+    """
     keys: list[str] = []
     classes: list[Tensor] = []
     captions: list[list[str]] = []
@@ -107,14 +121,15 @@ def embed_images(readers: Sequence[Reader], pictures: ImageSet, batch_size: int,
     with torch.inference_mode(), progress("zero-shot-eval", total=len(pictures), unit="pictures") as bar:
         for batch in pictures.batches(batch_size, seed=0, epoch=0, shuffle=False, drop_last=False):
             for reader in readers:
-                parts[reader.name].append(reader.encode(batch).float().cpu().numpy())
+                features = reader.encode(batch).float().cpu().numpy()
+                parts[reader.name].append(check_finite(features, reader.name, batch.keys))
             keys += batch.keys
             captions += batch.captions
             classes.append(batch.classes.cpu())
             stop.check("scoring keeps nothing half done; run the same command again")
             bar.advance(len(batch.keys))
-    features = {name: np.concatenate(part) for name, part in parts.items()}
-    return Embedded(keys, features, torch.cat(classes).numpy().astype(np.int64), captions)
+    joined = {name: np.concatenate(part) for name, part in parts.items()}
+    return Embedded(keys, joined, torch.cat(classes).numpy().astype(np.int64), captions)
 
 
 def _text_state(clip: nn.Module) -> dict[str, Tensor]:
@@ -137,11 +152,11 @@ def text_features(readers: Sequence[Reader], encode: Callable[[Reader], Features
 
 
 def encode_texts(reader: Reader, tokenizer: Tokenizer, texts: Sequence[str], device: torch.device) -> Features:
-    """L2-normalised features [T, D] of texts."""
+    """L2-normalised features [T, D] of texts; PermanentError where they are not finite."""
     parts = []
     clip: Any = reader.clip
     with torch.inference_mode():
         for start in range(0, len(texts), TEXT_BATCH):
             tokens = tokenizer(list(texts[start : start + TEXT_BATCH])).to(device)
             parts.append(clip.encode_text(tokens, normalize=True).float().cpu().numpy())
-    return np.concatenate(parts)
+    return check_finite(np.concatenate(parts), reader.name, texts)

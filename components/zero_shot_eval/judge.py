@@ -18,7 +18,7 @@ from components.prompts import Prompts, load_prompts
 from components.scores import FloatArray
 from components.store import Store
 from components.zero_shot_eval import rows, wording
-from components.zero_shot_eval.embed import Embedded, Features, Reader, encode_texts, text_features
+from components.zero_shot_eval.embed import Embedded, Features, Reader, check_finite, encode_texts, text_features
 from components.zero_shot_eval.inventory import Inventory
 
 
@@ -135,6 +135,7 @@ def classify(
     def classifier(reader: Reader) -> Features:
         clip: Any = reader.clip
         made = prompt_classifier(clip, teacher.tokenizer, prompts.class_names, prompts.templates)
+        check_finite(made.T.cpu().numpy(), reader.name, prompts.class_names)
         array: Features = made.cpu().numpy()
         return array
 

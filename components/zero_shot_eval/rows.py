@@ -133,7 +133,8 @@ def _number(value: float) -> float:
     return round(float(value), DIGITS)
 
 
-def _estimate(found: Estimate | None) -> dict[str, Any] | None:
+def written(found: Estimate | None) -> dict[str, Any] | None:
+    """An estimate as the files have it; None where there is none."""
     if found is None:
         return None
     return {"value": _number(found.value), "interval": [_number(found.low), _number(found.high)]}
@@ -150,7 +151,7 @@ def _figure(
             continue
         for kind, floor in (("ratio", 0.0), ("chance_corrected_ratio", chance)):
             figure = scores.ratio(value, samples[row.name], other.metrics[metric], samples[base], floor)
-            ratios[kind][f"to_{base}"] = _estimate(figure)
+            ratios[kind][f"to_{base}"] = written(figure)
     corrected = _number(scores.chance_corrected(value, chance)) if chance < 1 else None
     return {
         "value": _number(value),

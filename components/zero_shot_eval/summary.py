@@ -13,12 +13,12 @@ from components import scores
 from components.errors import PermanentError
 from components.evalsets import SETS, EvalSet
 from components.manifest import Artifact
-from components.scores import Estimate, FloatArray
+from components.scores import FloatArray
 from components.zero_shot_eval.page_data import content
 from components.zero_shot_eval.predictions import NAME, Predictions, draw, read_predictions
+from components.zero_shot_eval.rows import DIGITS, written
 
 FORMAT = 1
-DIGITS = 6
 BASES = ("control", "teacher")
 GROUPS = {"classification": ("classification", "multilabel"), "retrieval": ("retrieval",)}
 NOTE = (
@@ -58,13 +58,6 @@ class _Column:
     values: dict[str, FloatArray]
     samples: dict[str, FloatArray]
     chance: FloatArray
-
-
-def _estimate(found: Estimate | None) -> dict[str, Any] | None:
-    if found is None:
-        return None
-    low, high = round(found.low, DIGITS), round(found.high, DIGITS)
-    return {"value": round(found.value, DIGITS), "interval": [low, high]}
 
 
 def _figures(one: Evaluated, row: str, metric: str) -> Mapping[str, Any]:
@@ -110,10 +103,10 @@ def _relative(column: _Column, row: str, base: str) -> dict[str, Any]:
         each = samples[kept] / base_samples[kept]
         ratios = scores.estimate(float((values[kept] / base_values[kept]).mean()), each.mean(0))
     return {
-        "ratio_of_means": _estimate(of_means[0]),
-        "mean_of_ratios": _estimate(ratios),
+        "ratio_of_means": written(of_means[0]),
+        "mean_of_ratios": written(ratios),
         "mean_of_ratios_sets": len(kept),
-        "chance_corrected_ratio_of_means": _estimate(of_means[1]),
+        "chance_corrected_ratio_of_means": written(of_means[1]),
     }
 
 
@@ -122,8 +115,7 @@ def _mean(column: _Column, rows: Sequence[str]) -> dict[str, Any]:
     return {
         "chance": round(float(column.chance.mean()), DIGITS),
         "rows": {
-            row: _estimate(scores.estimate(float(column.values[row].mean()), column.samples[row].mean(0)))
-            for row in rows
+            row: written(scores.estimate(float(column.values[row].mean()), column.samples[row].mean(0))) for row in rows
         },
         "relative": {
             row: {f"to_{base}": _relative(column, row, base) for base in bases if base != row} for row in rows
