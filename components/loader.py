@@ -60,7 +60,9 @@ class ImageSet:
         self.image_size = image_size or self._shards.image_size
         self.num_gaussians = self._shards.num_gaussians if splats is not None else 0
         self._decode = Decoder(
-            image_size=self.image_size if want_images else 0, num_gaussians=self.num_gaussians if want_splats else 0
+            image_size=self.image_size if want_images else 0,
+            num_gaussians=self.num_gaussians if want_splats else 0,
+            splat_size=self._shards.image_size,
         )
         count = min(self._shards.num_samples, limit) if limit else self._shards.num_samples
         self.cached = count * self._decode.bytes_per_sample <= max_cached_bytes

@@ -195,10 +195,15 @@ class ShardPairs:
 
 
 class Decoder:
-    """Decodes records in a few threads. image_size, num_gaussians: 0 where pictures or splats are not wanted."""
+    """Decodes records in a few threads.
 
-    def __init__(self, *, image_size: int, num_gaussians: int) -> None:
+    image_size, num_gaussians: 0 where pictures or splats are not wanted; splat_size: side in pixels of the pictures
+    that all splats must be of, 0: any.
+    """
+
+    def __init__(self, *, image_size: int, num_gaussians: int, splat_size: int = 0) -> None:
         self._image_size, self._num_gaussians = image_size, num_gaussians
+        self._picture = (splat_size, splat_size) if splat_size else None
         self.bytes_per_sample = image_size * image_size * 3 + num_gaussians * SPLAT_BYTES
         threads = min(DECODE_THREADS, len(os.sched_getaffinity(0)))
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
@@ -219,6 +224,6 @@ class Decoder:
         return np.stack(list(self._pool.map(self._image, records)))
 
     def splats(self, records: Sequence[Record]) -> PaddedSplats:
-        """Padded to num_gaussians; PermanentError naming the sample whose bytes are damaged."""
+        """Padded to num_gaussians; PermanentError naming the sample that is damaged, has too many or another size."""
         files = [record.splats or b"" for record in records]
-        return unpack_padded(files, self._num_gaussians, lambda i: f"sample {records[i].key!r}")
+        return unpack_padded(files, self._num_gaussians, lambda i: f"sample {records[i].key!r}", picture=self._picture)

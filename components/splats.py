@@ -108,14 +108,16 @@ class PaddedSplats:
         return np.arange(self.means.shape[1], dtype=np.int32)[None] < self.counts[:, None]
 
 
-def pad(splats: Sequence[Splats], num_gaussians: int) -> PaddedSplats:
-    """Bring pictures to `num_gaussians` rows each; PermanentError where one has more."""
+def pad(
+    splats: Sequence[Splats], num_gaussians: int, name: Callable[[int], str] = "splats {} of the batch".format
+) -> PaddedSplats:
+    """Bring pictures to `num_gaussians` rows each; PermanentError, with name(i), where picture i has more."""
     shape = (len(splats), num_gaussians)
     means, cholesky, colors = (np.zeros((*shape, columns), np.float32) for columns in (2, 3, 3))
     counts = np.array([len(one) for one in splats], np.int32).reshape(len(splats))
     for index, one in enumerate(splats):
         if len(one) > num_gaussians:
-            raise PermanentError(f"splats {index} of the batch have {len(one)} Gaussians; room is for {num_gaussians}")
+            raise PermanentError(f"{name(index)}: {len(one)} Gaussians; room is for {num_gaussians}")
         means[index, : len(one)] = one.means
         cholesky[index, : len(one)] = one.cholesky
         colors[index, : len(one)] = one.colors
@@ -135,18 +137,30 @@ def render_pictures(padded: PaddedSplats, height: int, width: int, *, threads: i
 
 
 def unpack_padded(
-    files: Sequence[bytes | memoryview], num_gaussians: int, name: Callable[[int], str] = "splats {}".format
+    files: Sequence[bytes | memoryview],
+    num_gaussians: int,
+    name: Callable[[int], str] = "splats {} of the batch".format,
+    *,
+    picture: tuple[int, int] | None = None,
 ) -> PaddedSplats:
     """Read .gs2d files' bytes into a padded batch in one native call: what `pad` makes of `Splats.unpack`.
 
-    PermanentError on anything malformed or with more than `num_gaussians`; name(i) is what it calls file i.
+    picture: width and height that all must have; None: any. PermanentError on anything malformed, of another picture
+    size or with more than `num_gaussians`; name(i) is what it calls file i.
     """
     try:
         decoded = splat2d.decode_batch(files, num_gaussians)
     except ValueError:
-        pad([Splats.unpack(data, name(i)) for i, data in enumerate(files)], num_gaussians)  # names the culprit
+        pad([Splats.unpack(data, name(i)) for i, data in enumerate(files)], num_gaussians, name)  # names the culprit
         raise
-    return PaddedSplats(*decoded)
+    if picture is not None and (other := (decoded.sizes != np.array(picture)).any(axis=1)).any():
+        index = int(np.flatnonzero(other)[0])
+        width, height = decoded.sizes[index].tolist()
+        raise PermanentError(
+            f"{name(index)}: its splats are of a picture of {width} x {height} pixels, expected {picture[0]} x "
+            f"{picture[1]}; fit the splats again"
+        )
+    return PaddedSplats(decoded.means, decoded.cholesky, decoded.colors, decoded.counts)
 
 
 def compression_ratio(width: int, height: int, num_gaussians: float) -> float:

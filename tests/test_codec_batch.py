@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,6 +48,8 @@ def test_a_batch_is_its_files_padded_with_zeros() -> None:
     assert batch.cholesky.shape == batch.colors.shape == (len(COUNTS), 400, 3)
     assert batch.counts.dtype == np.int32
     assert batch.counts.tolist() == COUNTS
+    assert batch.sizes.dtype == np.int32
+    assert batch.sizes.tolist() == [[224, 160]] * len(COUNTS)
     for row, data in enumerate(files):
         expected, count = oracle.decode(data), COUNTS[row]
         for found, wanted in zip(batch[:3], expected[:3], strict=True):
@@ -107,13 +111,41 @@ def test_what_a_batch_refuses() -> None:
         splat2d.decode_batch([file_of(8), b"" + file_of(0), good], 8)
     with pytest.raises(ValueError, match="file 0: gs2d: truncated"):
         splat2d.decode_batch([good[:-1]], 9)
-    with pytest.raises(ValueError, match="at least 0"):
-        splat2d.decode_batch([good], -1)
+    for number in (-1, 2**24 + 1, 2**58, 2**61, 2**63 - 1):
+        with pytest.raises(ValueError, match=f"num_gaussians is {number}; it must be at least 0 and at most 16777216"):
+            splat2d.decode_batch([good], number)
     with pytest.raises(TypeError):
         splat2d.decode_batch([good, "text"], 9)  # type: ignore[list-item]
     with pytest.raises(BufferError):
         splat2d.decode_batch([memoryview(good + good)[::2]], 9)
     assert splat2d.decode_batch([], 5).means.shape == (0, 5, 2)
+    assert splat2d.decode_batch([], 2**24).means.shape == (0, 2**24, 2)
+
+
+class Made(Sequence[bytes]):
+    """A sequence that makes each item when it is asked for; the last one asked for may raise."""
+
+    def __init__(self, files: Sequence[bytes], fail: bool = False) -> None:
+        self.files, self.fail = files, fail
+
+    def __len__(self) -> int:
+        return len(self.files) + self.fail
+
+    def __getitem__(self, i: Any) -> Any:
+        return bytes(bytearray(self.files[i]))
+
+
+def test_items_that_are_made_on_access() -> None:
+    """Rows of an array, and fresh bytes, that nobody else holds."""
+    files = [splat2d.encode(*formula(400, width, 160), width, 160)[0] for width in range(100, 164)]
+    expected = splat2d.decode_batch(files, 400)
+    rows = np.stack([np.frombuffer(data, np.uint8) for data in files])
+    for given in (rows, Made(files)):
+        found = splat2d.decode_batch(given, 400)  # type: ignore[arg-type]
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+    with pytest.raises(IndexError):
+        splat2d.decode_batch(Made(files, fail=True), 400)
 
 
 def test_unpack_padded_is_pad_of_unpack_and_names_the_culprit() -> None:
@@ -124,5 +156,17 @@ def test_unpack_padded_is_pad_of_unpack_and_names_the_culprit() -> None:
     names = ["a", "b", "c"].__getitem__
     with pytest.raises(PermanentError, match="c: gs2d: CRC-32"):
         unpack_padded([*files[:2], files[2][:-1] + b"\x55"], 10, names)
-    with pytest.raises(PermanentError, match="splats 2 of the batch have 8 Gaussians; room is for 7"):
+    with pytest.raises(PermanentError, match=r"^c: 8 Gaussians; room is for 7"):
         unpack_padded(files, 7, names)
+    with pytest.raises(PermanentError, match=r"^splats 2 of the batch: 8 Gaussians; room is for 7"):
+        pad([Splats.unpack(data) for data in files], 7)
+
+
+def test_splats_of_another_picture_size_are_named() -> None:
+    files = [file_of(3), file_of(3, height=161), file_of(3)]
+    assert len(unpack_padded(files, 3).counts) == 3, "of any size, where none is asked for"
+    assert len(unpack_padded([files[0]], 3, picture=(224, 160)).counts) == 1
+    assert len(unpack_padded([], 3, picture=(224, 160)).counts) == 0
+    said = "^b: its splats are of a picture of 224 x 161 pixels, expected 224 x 160; fit the splats again"
+    with pytest.raises(PermanentError, match=said):
+        unpack_padded(files, 3, ["a", "b", "c"].__getitem__, picture=(224, 160))

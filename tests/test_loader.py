@@ -341,3 +341,22 @@ def test_select_and_move(images: Artifact, fitted: Artifact) -> None:
     part = batch.select(torch.tensor([4, 1]))
     assert part.keys == [batch.keys[4], batch.keys[1]]
     check(part)
+
+
+@pytest.mark.parametrize("room", [CACHED, STREAMED])
+@pytest.mark.parametrize(
+    ("count", "size", "said"),
+    [
+        (ROOM + 1, SIZE, f"{ROOM + 1} Gaussians; room is for {ROOM}"),
+        (2, SIZE + 1, f"its splats are of a picture of {SIZE + 1} x {SIZE + 1} pixels, expected {SIZE} x {SIZE}"),
+    ],
+)
+def test_splats_that_do_not_belong_to_the_set_are_named(
+    images: Artifact, tmp_path: Path, room: int, count: int, size: int, said: str
+) -> None:
+    made = groups(SHARDS, splat_sample)
+    ones = np.ones((count, 3), np.float32)
+    data = Splats(ones[:, :2], ones, ones, size, size).pack()[0]
+    made[1][3] = Sample(made[1][3].key, {**made[1][3].fields, "gs2d": data})
+    with pytest.raises(PermanentError, match=f"^sample 's0013': {said}"):
+        list(ImageSet(images, "train", splats=commit(tmp_path, "splat_fit", made), max_cached_bytes=room).batches(8))

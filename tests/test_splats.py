@@ -98,7 +98,7 @@ def test_pad_fills_with_zeros_and_masks() -> None:
     renders = splat2d.render(batch.means, batch.cholesky, batch.colors, 7, 9, counts=batch.counts)
     assert np.array_equal(renders[0], SOME.render())
     assert np.array_equal(renders[1], one.render())
-    with pytest.raises(PermanentError, match="splats 0 of the batch have 2 Gaussians; room is for 1"):
+    with pytest.raises(PermanentError, match="splats 0 of the batch: 2 Gaussians; room is for 1"):
         pad([SOME, one], 1)
     assert pad([], 4).mask.shape == (0, 4)
 

@@ -57,5 +57,6 @@ class DecodedBatch(NamedTuple):
     cholesky: _F
     colors: _F
     counts: _I
+    sizes: _I
 
 def decode_batch(files: Sequence[bytes | memoryview], num_gaussians: int) -> DecodedBatch: ...

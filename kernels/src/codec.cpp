@@ -4,6 +4,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -63,13 +64,19 @@ py::tuple decode(const py::buffer& data) {
 class Buffers {
   public:
     explicit Buffers(const py::sequence& objects) {
-        held_.reserve(objects.size());
-        for (const py::handle object : objects) {
-            held_.emplace_back();
-            if (PyObject_GetBuffer(object.ptr(), &held_.back(), PyBUF_SIMPLE) == 0) continue;
-            held_.pop_back();
-            release();
-            throw py::error_already_set();
+        const std::size_t count = py::len(objects);
+        held_.reserve(count);
+        for (std::size_t i = 0; i < count; ++i) {
+            // owned until its buffer is, which holds the object in its turn: a sequence may make items on access
+            const auto object =
+                py::reinterpret_steal<py::object>(PySequence_GetItem(objects.ptr(), static_cast<py::ssize_t>(i)));
+            Py_buffer one;
+            if (!object || PyObject_GetBuffer(object.ptr(), &one, PyBUF_SIMPLE) != 0) {
+                py::error_already_set error;
+                release();
+                throw error;
+            }
+            held_.push_back(one);
         }
     }
     Buffers(const Buffers&) = delete;
@@ -89,9 +96,15 @@ class Buffers {
 };
 
 py::tuple decode_batch(const py::sequence& files, py::ssize_t num_gaussians) {
-    if (num_gaussians < 0) throw std::invalid_argument("gs2d: num_gaussians must be at least 0");
+    if (num_gaussians < 0 || num_gaussians > static_cast<py::ssize_t>(codec::kMaxCount))
+        throw std::invalid_argument("gs2d: num_gaussians is " + std::to_string(num_gaussians) +
+                                    "; it must be at least 0 and at most " + std::to_string(codec::kMaxCount));
     const Buffers buffers(files);
     const auto batch = static_cast<py::ssize_t>(buffers.size());
+    constexpr auto kMostBytes = std::numeric_limits<py::ssize_t>::max();
+    if (num_gaussians > 0 && batch > kMostBytes / (num_gaussians * 8 * static_cast<py::ssize_t>(sizeof(float))))
+        throw std::invalid_argument("gs2d: " + std::to_string(batch) + " files of " + std::to_string(num_gaussians) +
+                                    " Gaussians do not fit into memory");
     const auto rows = static_cast<std::size_t>(num_gaussians);
     // one block for all three: malloc keeps one of this size for the next batch, of three it gives pages back each time
     Array whole(batch * num_gaussians * 8);
@@ -99,20 +112,26 @@ py::tuple decode_batch(const py::sequence& files, py::ssize_t num_gaussians) {
     const codec::MutableSplats all{start, start + 2 * batch * num_gaussians, start + 5 * batch * num_gaussians};
     const auto part = [&](float* from, py::ssize_t columns) { return Array({batch, num_gaussians, columns}, from, whole); };
     py::array_t<std::int32_t> counts(batch);
+    py::array_t<std::int32_t> sizes({batch, py::ssize_t{2}});
     std::int32_t* count = counts.mutable_data();
+    std::int32_t* size = sizes.mutable_data();
     {
         const py::gil_scoped_release released;
         for (std::size_t i = 0; i < buffers.size(); ++i) {
             const std::size_t at = i * rows;
             try {
-                count[i] = static_cast<std::int32_t>(codec::decode_padded(
-                    buffers[i], rows, {all.means + 2 * at, all.cholesky + 3 * at, all.colors + 3 * at}));
+                const codec::Header header = codec::decode_padded(
+                    buffers[i], rows, {all.means + 2 * at, all.cholesky + 3 * at, all.colors + 3 * at});
+                count[i] = static_cast<std::int32_t>(header.count);
+                size[2 * i] = static_cast<std::int32_t>(header.width);
+                size[2 * i + 1] = static_cast<std::int32_t>(header.height);
             } catch (const std::invalid_argument& error) {
                 throw std::invalid_argument("file " + std::to_string(i) + ": " + error.what());
             }
         }
     }
-    return py::make_tuple(part(all.means, 2), part(all.cholesky, 3), part(all.colors, 3), std::move(counts));
+    return py::make_tuple(part(all.means, 2), part(all.cholesky, 3), part(all.colors, 3), std::move(counts),
+                          std::move(sizes));
 }
 
 }  // namespace
@@ -131,7 +150,8 @@ void splat2d::register_codec(py::module_& m) {
         "Read .gs2d version 1 from bytes, a memoryview or an mmap: Decoded(means, cholesky, colors, width, height).\n\n"
         "ValueError, saying what and where, on anything that is not exactly such a file (docs/splat-format.md).");
     const py::object batch = py::module_::import("collections").attr("namedtuple")(
-        "DecodedBatch", py::make_tuple("means", "cholesky", "colors", "counts"), py::arg("module") = "splat2d");
+        "DecodedBatch", py::make_tuple("means", "cholesky", "colors", "counts", "sizes"),
+        py::arg("module") = "splat2d");
     m.attr("DecodedBatch") = batch;
     m.def(
         "decode_batch",
@@ -140,6 +160,8 @@ void splat2d::register_codec(py::module_& m) {
         },
         py::arg("files"), py::arg("num_gaussians"),
         "Read B .gs2d files into arrays of one size: DecodedBatch(means [B, num_gaussians, 2], cholesky [B, .., 3],\n"
-        "colors [B, .., 3], counts [B] int32); rows from counts[b] on are zero. One call without the GIL, one thread.\n\n"
-        "ValueError, naming the file by its place, on one that decode refuses or that has more Gaussians.");
+        "colors [B, .., 3], counts [B] int32, sizes [B, 2] int32: width, height); rows from counts[b] on are zero. One\n"
+        "call without the GIL, one thread.\n\n"
+        "ValueError, naming the file by its place, on one that decode refuses or that has more Gaussians; on num_gaussians\n"
+        "below 0 or above 2^24, the most that a file may have.");
 }

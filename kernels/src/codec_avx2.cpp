@@ -1,6 +1,7 @@
 // .gs2d's CRC and values in vectors. Only functions marked SPLAT2D_AVX2 use these instructions: no inline function that other
 // files share is compiled with them.
 #if defined(SPLAT2D_X86)
+#include <cpuid.h>
 #include <immintrin.h>
 
 #include "codec_read.h"
@@ -117,9 +118,11 @@ constexpr Reader kReader{folded_crc32, values};
 
 const Reader* reader_avx2() {
     __builtin_cpu_init();
-    const bool found =
-        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("pclmul");
-    return found ? &kReader : nullptr;
+    if (!__builtin_cpu_supports("avx2")) return nullptr;  // asks whether the system keeps the registers, too
+    // compilers before GCC 11 do not know the names f16c and pclmul there
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    const bool told = __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0;
+    return told && (ecx & bit_F16C) && (ecx & bit_PCLMUL) ? &kReader : nullptr;
 }
 
 }  // namespace splat2d::codec

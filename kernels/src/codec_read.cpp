@@ -24,7 +24,7 @@ const Reader& reader() {
     return kPortable;
 }
 
-std::size_t decode_padded(const File& file, std::size_t rows, const MutableSplats& to) {
+Header decode_padded(const File& file, std::size_t rows, const MutableSplats& to) {
     const Reader& with = reader();
     const Header header = with.header(file);
     const std::size_t n = header.count;
@@ -33,7 +33,7 @@ std::size_t decode_padded(const File& file, std::size_t rows, const MutableSplat
     std::fill(to.means + 2 * n, to.means + 2 * rows, 0.0f);
     std::fill(to.cholesky + 3 * n, to.cholesky + 3 * rows, 0.0f);
     std::fill(to.colors + 3 * n, to.colors + 3 * rows, 0.0f);
-    return n;
+    return header;
 }
 
 }  // namespace splat2d::codec

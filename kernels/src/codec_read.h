@@ -28,8 +28,8 @@ const Reader& reader();
 const Reader* reader_avx2();
 #endif
 
-// Reads a file into `rows` rows of each array and fills the rest with zeros; returns its count.
+// Reads a file into `rows` rows of each array and fills the rest with zeros; returns its header.
 // Throws std::invalid_argument as read_header and decode_values do, and where the file has more than `rows` Gaussians.
-std::size_t decode_padded(const File& file, std::size_t rows, const MutableSplats& to);
+Header decode_padded(const File& file, std::size_t rows, const MutableSplats& to);
 
 }  // namespace splat2d::codec
