@@ -6,6 +6,7 @@ A manifest holds no time, no speed and no address: the same work gives the same 
 from __future__ import annotations
 
 import json
+import mmap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -60,6 +61,10 @@ class Artifact:
         if isinstance(entry, str):
             entry = self.entry(entry)
         return self.store.local(entry.name, entry.sha256)
+
+    def content(self, entry: ShardEntry | FileEntry) -> AbstractContextManager[Path | mmap.mmap]:
+        """As `local`; of a store that is not a folder, what is not too large comes in memory (see Store.content)."""
+        return self.store.content(entry.name, entry.sha256, entry.bytes)
 
     def entry(self, name: str) -> FileEntry:
         """The entry of a listed file, a shard or a shard's side file; PermanentError if it is not listed."""

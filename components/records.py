@@ -17,7 +17,7 @@ import orjson
 from components.errors import PermanentError
 from components.images import ImageError, decode_rgb, fit_square
 from components.manifest import Artifact, ShardEntry
-from components.shards import IndexedShard
+from components.shards import IndexedShard, read_index
 from components.splats import PaddedSplats, unpack_padded
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -101,10 +101,12 @@ class ShardPairs:
                 raise PermanentError(f"{splats.url}: shards {strange} have no image shard; fit the splats again")
 
     def _open(self, stack: ExitStack, artifact: Artifact, entry: ShardEntry) -> IndexedShard:
-        path = stack.enter_context(artifact.local(entry))
+        source = stack.enter_context(artifact.content(entry))
         side = next((file for file in entry.files if file.name.endswith(INDEX_SUFFIX)), None)
-        index = stack.enter_context(artifact.local(side)) if side is not None else None
-        return stack.enter_context(IndexedShard(path, index))
+        index = None
+        if side is not None:
+            index = read_index(stack.enter_context(artifact.content(side)), f"{artifact.url}/{side.name}")
+        return stack.enter_context(IndexedShard(source, index, f"{artifact.url}/{entry.name}"))
 
     def read(self, entry: ShardEntry) -> list[Record]:
         """The records of one image shard, in its order; those without a partner are counted in `missing`."""

@@ -143,10 +143,10 @@ def write_index(path: Path, layout: Layout) -> None:
     path.write_bytes(ShardIndex.of(layout).to_bytes())
 
 
-def read_index(path: Path) -> ShardIndex:
-    """Read an `.idx` side file; PermanentError if it is not one."""
+def read_index(source: Path | mmap.mmap, where: str = "") -> ShardIndex:
+    """Read an `.idx` side file from its path or its content; PermanentError, naming `where`, if it is not one."""
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(source.read_bytes() if isinstance(source, Path) else source[:])
         keys = [str(key) for key in values["keys"]]
         fields = {
             str(ext): [None if span is None else (int(span[0]), int(span[1])) for span in spans]
@@ -155,15 +155,20 @@ def read_index(path: Path) -> ShardIndex:
         if any(len(spans) != len(keys) for spans in fields.values()):
             raise ValueError("the lists differ in length")
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise PermanentError(f"{path}: not a shard's index ({error}); delete it and run the stage again") from error
+        raise PermanentError(
+            f"{where or source}: not a shard's index ({error}); delete it and run the stage again"
+        ) from error
     return ShardIndex(keys, fields)
 
 
 class IndexedShard:
-    """A tar mapped into memory: fields by position, without a copy. Without an index the tar is walked once."""
+    """A tar mapped into memory: fields by position, without a copy. Without an index the tar is walked once.
 
-    def __init__(self, path: Path, index: ShardIndex | Path | None = None) -> None:
-        self._data, where = _map(path)
+    source: its path, or its content, which is then called `where` in errors.
+    """
+
+    def __init__(self, source: Path | mmap.mmap, index: ShardIndex | Path | None = None, where: str = "") -> None:
+        self._data, where = _map(source) if isinstance(source, Path) else (source, where)
         if index is None:
             index = ShardIndex.of(list(_layout(self._data, where)))
         self.index = read_index(index) if isinstance(index, Path) else index
@@ -173,7 +178,7 @@ class IndexedShard:
                 raise PermanentError(
                     f"{where}: its index points outside the file; delete the index and run the stage again"
                 )
-        self._view = memoryview(self._data)
+        self._view = memoryview(self._data).toreadonly()
 
     @property
     def keys(self) -> list[str]:

@@ -9,6 +9,7 @@ import builtins
 import contextlib
 import errno
 import hashlib
+import mmap
 import os
 import secrets
 import shutil
@@ -23,6 +24,7 @@ from components.errors import PermanentError, TransientError, UsageError
 
 TEMP_PREFIX = ".tmp-"  # of the last part of a name; never listed, never a name of the caller's
 CHUNK = 1 << 20
+MOST_IN_MEMORY = 64 << 20  # bytes of a file that is fetched: a shuffled epoch has up to 32 shards at a time
 
 
 class StoreNotFound(PermanentError):
@@ -79,6 +81,16 @@ class Store(ABC):
 
         With `sha256` the content is checked first; PermanentError naming both sums if it differs. Raises StoreNotFound.
         """
+
+    @contextmanager
+    def content(self, name: str, sha256: str, num_bytes: int) -> Iterator[Path | mmap.mmap]:
+        """A file of `num_bytes` bytes for the length of the context: its path, or the content itself, in memory.
+
+        In memory is what would have to be fetched into a temporary file and has at most MOST_IN_MEMORY bytes. Views of
+        it stay valid after the context. Errors as of `local`.
+        """
+        with self.local(name, sha256) as path:
+            yield path
 
     @abstractmethod
     def exists(self, name: str) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import builtins
 import hashlib
+import mmap
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +21,7 @@ from minio.error import InvalidResponseError, MinioException, S3Error, ServerErr
 from urllib3.exceptions import HTTPError
 
 from components.errors import PermanentError, SplatClipError, TransientError, UsageError
-from components.store import CHUNK, TEMP_PREFIX, Store, check_name, mismatch
+from components.store import CHUNK, MOST_IN_MEMORY, TEMP_PREFIX, Store, check_name, mismatch
 
 PART_SIZE = 16 << 20  # of a multipart upload; three parts are in memory at a time
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 60.0
@@ -186,6 +187,38 @@ class S3Store(Store):
                 if found != sha256:
                     raise mismatch(f"{self.url}/{name}", sha256, found)
             yield path
+
+    def _fill(self, key: str, room: mmap.mmap) -> tuple[str, int]:
+        """Fetch an object into `room`; its sha256 and length. What is longer is read to its end, and not kept."""
+        digest, filled = hashlib.sha256(), 0
+        for chunk in self._stream(key):
+            digest.update(chunk)
+            room[filled : filled + len(chunk)] = chunk[: max(0, len(room) - filled)]
+            filled += len(chunk)
+        return digest.hexdigest(), filled
+
+    @contextmanager
+    def content(self, name: str, sha256: str, num_bytes: int) -> Iterator[Path | mmap.mmap]:
+        """See Store: hashed as it comes."""
+        if not 0 < num_bytes <= MOST_IN_MEMORY:
+            with self.local(name, sha256) as path:
+                yield path
+            return
+        key, room = self._key(name), mmap.mmap(-1, num_bytes)
+        try:
+            found, length = self._again(lambda: self._fill(key, room), name)
+            if found != sha256:  # damaged on the way? a second download tells
+                found, length = self._again(lambda: self._fill(key, room), name)
+                if found != sha256:
+                    raise mismatch(f"{self.url}/{name}", sha256, found)
+            if length != num_bytes:
+                raise PermanentError(
+                    f"{self.url}/{name}: {length} bytes, where its manifest says {num_bytes}; run the stage again"
+                )
+            yield room
+        finally:
+            with suppress(BufferError):  # a view is alive; the memory goes with it
+                room.close()
 
     def exists(self, name: str) -> bool:
         """See Store."""

@@ -332,6 +332,51 @@ def test_a_flipped_byte_is_fetched_again(faulty: FaultyServer) -> None:
         pytest.fail("a damaged file was handed out")
 
 
+def test_content_is_in_memory_where_it_is_small(place: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytes(range(256)) * 40
+    place.put_bytes("a.tar", data)
+    with place.content("a.tar", sha256(data), len(data)) as found:
+        if isinstance(found, Path):
+            assert place.url.partition("://")[0] != "s3"
+            assert found.read_bytes() == data
+        else:
+            view = memoryview(found)[256:512]
+            assert found[:] == data
+    if not isinstance(found, Path):
+        assert bytes(view) == data[256:512], "a view outlives the context"
+        view.release()
+        with pytest.raises(PermanentError, match=f"{len(data)} bytes, where its manifest says 9"):
+            place.content("a.tar", sha256(data), 9).__enter__()
+        with pytest.raises(PermanentError, match=f"{len(data)} bytes, where its manifest says 99999"):
+            place.content("a.tar", sha256(data), 99999).__enter__()
+    with pytest.raises(PermanentError, match="sha256"), place.content("a.tar", sha256(b"other"), len(data)):
+        pytest.fail("a damaged file was handed out")
+    with pytest.raises(StoreNotFound), place.content("b.tar", sha256(data), len(data)):
+        pytest.fail("there is no such file")
+    monkeypatch.setattr(components.store_s3, "MOST_IN_MEMORY", len(data) - 1)
+    with place.content("a.tar", sha256(data), len(data)) as found:
+        assert isinstance(found, Path)
+        assert found.read_bytes() == data
+
+
+def test_content_that_comes_short_or_damaged_is_fetched_again(faulty: FaultyServer) -> None:
+    place, data = open_store("s3://bucket/x"), b"0123456789"
+    for wrong in (b"01234_6789", b"0123456789more", b"0123"):
+        faulty.requests = 0
+        faulty.cut = lambda number: number == 1
+        faulty.answer = lambda number, method, wrong=wrong: (200, wrong if number == 2 else data)
+        with place.content("a", sha256(data), len(data)) as found:
+            assert not isinstance(found, Path)
+            assert found[:] == data
+        assert faulty.requests == 3
+    faulty.answer = lambda number, method: (200, b"012345678_")
+    with pytest.raises(PermanentError, match="sha256"), place.content("a", sha256(data), len(data)):
+        pytest.fail("a damaged file was handed out")
+    faulty.cut = lambda number: True
+    with pytest.raises(TransientError), place.content("a", sha256(data), len(data)):
+        pytest.fail("half a file was handed out")
+
+
 def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(components.store_s3, "BACKOFF_S", 0.001)
     with s3_environment("http://127.0.0.1:9"), pytest.raises(TransientError, match="no answer"):
