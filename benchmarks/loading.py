@@ -40,6 +40,7 @@ from components.store_s3 import connect
 RESULTS = Path(__file__).resolve().parent / "results"
 PAPER = {400: 31.33, 900: 18.80, 1600: 13.43, 3136: 6.71}  # times faster than RGB (arXiv 2509.22615)
 SPLIT = "train"
+MODES = {"first": "first pass", "shuffled": "shuffled"}
 BASE = {"reader": "webdataset", "form": "uint8"}
 
 
@@ -108,6 +109,9 @@ def jobs(args: argparse.Namespace, given: Shards, fresh: Shards | None) -> Itera
             before = partial(unsettle, refitted or again)
             yield key | {"first": True}, partial(timed, read, count, args.seconds, before)
         yield key, partial(timed, ours(images, fitted, SPLIT, args.batch_size), count, args.seconds)
+        if fitted is not None and fresh is not None:  # from disk
+            read = ours(images, fitted, SPLIT, args.batch_size, shuffled=True)
+            yield key | {"shuffled": True}, partial(timed, read, count, args.seconds)
 
 
 def mean_bytes(artifact: Artifact, name: str) -> float:
@@ -147,7 +151,7 @@ def verdict(times: float, number: int) -> str:
 def label(key: Row) -> str:
     what = f"splats, N = {key['N']}" if key.get("N") else f"JPEG, {key['form']}"
     reader = "webdataset" if key["reader"] == "webdataset" else "our loader"
-    return f"{reader}, {what}" + (", first pass" if key.get("first") else "")
+    return f"{reader}, {what}" + "".join(f", {words}" for name, words in MODES.items() if key.get(name))
 
 
 def markdown(journal: Journal) -> str:
@@ -197,6 +201,9 @@ and its caption (ours: all captions and the class). webdataset decodes with Pill
 [B, 3, H, W] in [0, 1], which a model takes. Splats come as padded float32 arrays [B, N, 2], [B, N, 3], [B, N, 3] and a
 mask. The ratio to `uint8` is what is held against the paper's figure: webdataset's shards here are what img2dataset
 writes (pictures resized beforehand, JPEG at quality 95, 4:2:0).
+
+Rows are read in the shards' order but for those called `shuffled`: an epoch in a shuffled order, as training reads a
+set that is too large to be kept decoded (each sample's bytes are copied into the shuffle buffer).
 
 Our loader checks the sha256 of each file when it is fetched: always from S3, from disk once in a process (`first
 pass`; later passes find the file unchanged). The CRC-32 of each splat file is checked every time. webdataset checks

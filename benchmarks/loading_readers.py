@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import resource
 import subprocess
@@ -66,12 +67,18 @@ def s3_server(cores: set[int]) -> Iterator[None]:
             os.environ.update(before)
 
 
-def ours(images: Artifact, splats: Artifact | None, split: str, batch_size: int) -> Pass:
-    """The loader that training uses: pictures as uint8 [B, H, W, 3], or splats as padded float32."""
+def ours(images: Artifact, splats: Artifact | None, split: str, batch_size: int, *, shuffled: bool = False) -> Pass:
+    """The project's loader: pictures as uint8 [B, H, W, 3], or splats as padded float32.
+
+    In the shards' order, as evaluation reads; shuffled: an epoch as training reads a set too large for memory, each
+    pass another one.
+    """
     data = ImageSet(images, split, splats=splats, want_images=splats is None, max_cached_bytes=0)
+    epochs = itertools.count()
 
     def read() -> int:
-        return sum(len(batch) for batch in data.batches(batch_size, shuffle=False, drop_last=False))
+        batches = data.batches(batch_size, epoch=next(epochs), shuffle=shuffled, drop_last=False)
+        return sum(len(batch) for batch in batches)
 
     return read
 

@@ -53,7 +53,7 @@ def test_it_measures_and_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     loading.main()
     rows = json.loads((tmp_path / "out.json").read_text())
     measured = [row for row in rows if row["key"].get("where") in {"disk", "s3"}]
-    assert len(measured) == 2 * ((2 + 3 * 2) + (2 + 3))
+    assert len(measured) == 2 * ((2 + 3 * 2 + 2) + (2 + 3))
     assert all(row["num_samples"] == 10 and row["cpu_us"] > 0 and row["passes"] == 1 for row in measured)
     (sizes,) = [row["sizes"] for row in rows if row["key"] == {"kind": "bytes"}]
     assert sizes["raw RGB"]["file"] == 16 * 16 * 3
@@ -79,8 +79,10 @@ def test_ratios_are_medians_over_the_repeats() -> None:
         add(repeat, 600 * slow, **loading.BASE)
         add(repeat, (20 if repeat else 15) * slow, **splats)
     add(0, 60, **splats | {"first": True})
+    add(0, 30, **splats | {"shuffled": True})
     text = loading.markdown(journal)
     assert "| our loader, splats, N = 400 | 22.0 | 44.0 | 30.0 (paper 31.33: missed) |" in text
+    assert "| our loader, splats, N = 400, shuffled | 30.0 | 60.0 | 20.0 (paper 31.33: missed) |" in text
     assert "| our loader, splats, N = 400, first pass | 60.0 | 120.0 | 10.0 (paper 31.33: missed) |" in text
 
 
