@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from components.errors import PermanentError
-from components.tokens import NUM_FEATURES, FeatureStats, SplatTensors, splat_features
+from components.tokens import FeatureStats
 
 AS_THEY_ARE = FeatureStats(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
@@ -101,32 +101,3 @@ class Normalise(nn.Module):
     def back(self, values: Tensor) -> Tensor:
         """The other way round: [..., C] with mean 0 and deviation 1 -> [..., C]."""
         return self.mean + self.std * values
-
-
-class Features(nn.Module):
-    """Normalised features of each Gaussian, [B, N, NUM_FEATURES]; zero where there is none."""
-
-    def __init__(self, config: StemConfig) -> None:
-        super().__init__()
-        if len(config.features.mean) != NUM_FEATURES:
-            raise PermanentError(
-                f"the stem was trained on {len(config.features.mean)} features a Gaussian, this version makes "
-                f"{NUM_FEATURES}; train the adapter again"
-            )
-        self.picture = config.picture
-        self.normalise = Normalise(config.features)
-
-    def forward(self, splats: SplatTensors) -> Tensor:
-        """Splats, padded, -> [B, N, NUM_FEATURES]."""
-        features = self.normalise(splat_features(splats.means, splats.cholesky, splats.colors, *self.picture))
-        return torch.where(splats.mask.unsqueeze(-1), features, 0.0)
-
-
-def own_positions(config: StemConfig) -> nn.Parameter | None:
-    """A stem's own positional embedding [L, width], where there are not as many latents as the teacher has patches.
-
-    The teacher's positional embedding then has no place for them.
-    """
-    if config.num_latents == config.grid[0] * config.grid[1]:
-        return None
-    return nn.Parameter(0.02 * torch.randn(config.num_latents, config.width))

@@ -5,28 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from components.resampler import GatedMlp, grid_shape
-from components.stem_config import Features, Normalise, StemConfig, own_positions
-from components.tokens import NUM_FEATURES, SplatTensors
+from components.resampler import grid_shape
+from components.stem_config import StemConfig
+from components.stem_gaussians import GaussianStem, embedding, own_positions
+from components.tokens import SplatTensors
 
 
-class PooledStem(nn.Module):
+class PooledStem(GaussianStem):
     """Each Gaussian belongs to one of L groups; a group's mean, its sum and its number of Gaussians are projected.
 
     Who belongs where is the kinds' own (`groups`). The per-Gaussian part is that of the other stems.
     """
 
     def __init__(self, config: StemConfig) -> None:
-        super().__init__()
         inner, width = config.stem_width, config.width
-        self.picture, self.num_latents = config.picture, config.num_latents
+        super().__init__(config, embedding(inner), 1)
+        self.num_latents = config.num_latents
         self.cells = grid_shape(config.num_latents, config.grid)
-        self.embed = nn.Sequential(nn.Linear(NUM_FEATURES, inner), nn.LayerNorm(inner), nn.GELU())
-        self.refine = GatedMlp(inner, 1)
         self.out = nn.Linear(2 * inner + 1, width)
         self.places = nn.Parameter(torch.zeros(config.num_latents, width))
         self.positional_embedding = own_positions(config)
-        self.features, self.tokens = Features(config), Normalise(config.tokens)
 
     def groups(self, splats: SplatTensors) -> Tensor:
         """[B, N] int64: each Gaussian's group in 0 .. L - 1; anything where there is none."""
@@ -34,8 +32,7 @@ class PooledStem(nn.Module):
 
     def forward(self, splats: SplatTensors) -> Tensor:
         """Splats (padded to [B, N, .] with mask [B, N]) -> [B, L, width]; the Gaussians' order does not matter."""
-        gaussians = self.embed(self.features(splats))
-        gaussians = (gaussians + self.refine(gaussians)).float()
+        gaussians = self.gaussians(splats).float()
         present = splats.mask.unsqueeze(-1).to(gaussians)
         carried = torch.cat([gaussians, torch.ones_like(gaussians[..., :1])], dim=-1) * present
         index = self.groups(splats).unsqueeze(-1).expand_as(carried)
@@ -43,8 +40,7 @@ class PooledStem(nn.Module):
         total, count = summed[..., :-1], summed[..., -1:]
         usual = splats.mask.sum(1, keepdim=True).clamp_min(1).unsqueeze(-1) / self.num_latents  # Gaussians a group
         pooled = torch.cat([total / count.clamp_min(1), total / usual, count / usual], dim=-1)
-        tokens = self.tokens.back(self.out(pooled) + self.places)
-        return tokens if self.positional_embedding is None else tokens + self.positional_embedding
+        return self.placed(self.out(pooled) + self.places)
 
 
 class GridStem(PooledStem):

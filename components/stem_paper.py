@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from components.resampler import GatedMlp, Resampler, grid_centres
-from components.stem_config import Features, Normalise, StemConfig, own_positions
+from components.resampler import Resampler, grid_centres
+from components.stem_config import StemConfig
+from components.stem_gaussians import GaussianStem, own_positions
 from components.tokens import NUM_FEATURES, SplatTensors, positions
 
 
-class PaperStem(nn.Module):
+class PaperStem(GaussianStem):
     """The paper's stem: normalised features of each Gaussian, projected, then a Perceiver resampler.
 
     A small gated MLP a Gaussian stands between projection and resampler: it left .32 of the variance of a teacher's
@@ -20,22 +21,15 @@ class PaperStem(nn.Module):
     """
 
     def __init__(self, config: StemConfig) -> None:
-        super().__init__()
-        self.picture = config.picture
         inner, width = config.stem_width, config.width
         first, second = nn.Linear(NUM_FEATURES, inner), nn.Linear(inner, inner)
-        self.embed = nn.Sequential(first, nn.LayerNorm(inner), nn.GELU(), second)
-        self.refine = GatedMlp(inner, 2)
+        super().__init__(config, nn.Sequential(first, nn.LayerNorm(inner), nn.GELU(), second), 2)
         centres = grid_centres(config.num_latents, config.grid)
         self.resampler = Resampler(inner, layers=config.layers, heads=config.heads, centres=centres)
         self.out = nn.Sequential(nn.LayerNorm(inner), nn.Linear(inner, width))
         self.positional_embedding = own_positions(config)
-        self.features, self.tokens = Features(config), Normalise(config.tokens)
 
     def forward(self, splats: SplatTensors) -> Tensor:
         """Splats (padded to [B, N, .] with mask [B, N]) -> [B, L, width]; the Gaussians' order does not matter."""
-        gaussians = self.embed(self.features(splats))
-        gaussians = gaussians + self.refine(gaussians)
         where = torch.where(splats.mask.unsqueeze(-1), positions(splats.means, *self.picture), 0.0)
-        tokens = self.tokens.back(self.out(self.resampler(gaussians, where, splats.mask)))
-        return tokens if self.positional_embedding is None else tokens + self.positional_embedding
+        return self.placed(self.out(self.resampler(self.gaussians(splats), where, splats.mask)))

@@ -7,16 +7,17 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from components.resampler import GatedMlp, grid_shape
-from components.stem_config import Features, Normalise, StemConfig, own_positions
+from components.resampler import grid_shape
+from components.stem_config import StemConfig
+from components.stem_gaussians import GaussianStem, embedding, own_positions
 from components.stem_points import splat_to_points, square_points
-from components.tokens import NUM_FEATURES, SplatTensors
+from components.tokens import SplatTensors
 
 COARSE_SPACING, COARSE_BLUR = 0.75, 0.3125  # of a patch: 3 x 3 points that also see the neighbours
 RIDGE = 1e-3  # of the features' mean square
 
 
-class SplatStem(nn.Module):
+class SplatStem(GaussianStem):
     """Additive reader: per-Gaussian features are splatted like colours, then read by a linear map and a small MLP.
 
     A Gaussian's normalised features go through a small gated MLP to `channels` values, three of which are its colour
@@ -27,28 +28,23 @@ class SplatStem(nn.Module):
     """
 
     def __init__(self, config: StemConfig) -> None:
-        super().__init__()
         inner, width = config.stem_width, config.width
-        self.picture, self.top_k = config.picture, config.top_k
+        super().__init__(config, embedding(inner), 1)
+        self.top_k = config.top_k
         self.cells = grid_shape(config.num_latents, config.grid)
         fine = square_points(config.points, 0.5 / config.points, 1.0 / config.points)
         self.points = (fine, square_points(3, COARSE_BLUR, COARSE_SPACING))
         count = sum(len(points.offsets) for points in self.points)
-        self.embed = nn.Sequential(nn.Linear(NUM_FEATURES, inner), nn.LayerNorm(inner), nn.GELU())
-        self.refine = GatedMlp(inner, 1)
         self.values = nn.Linear(inner, config.channels - 3)
         self.readout = nn.Linear(count * config.channels, width)
         self.last = nn.Linear(width, width)
         self.mix = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
         self.places = nn.Parameter(torch.zeros(config.num_latents, width))
         self.positional_embedding = own_positions(config)
-        self.features, self.tokens = Features(config), Normalise(config.tokens)
 
     def splatted(self, splats: SplatTensors) -> Tensor:
         """What stands at the points of every patch: [B, L, K * channels]."""
-        gaussians = self.embed(self.features(splats))
-        gaussians = gaussians + self.refine(gaussians)
-        values = torch.cat([splats.colors, self.values(gaussians).to(splats.colors)], dim=-1)
+        values = torch.cat([splats.colors, self.values(self.gaussians(splats)).to(splats.colors)], dim=-1)
         return splat_to_points(
             splats, values, picture=self.picture, cells=self.cells, points=self.points, top_k=self.top_k
         ).flatten(2)
@@ -59,8 +55,7 @@ class SplatStem(nn.Module):
         # The map starts by undoing a blur, with weights that cancel each other: float32, whatever the rest runs in.
         with torch.autocast(splatted.device.type, enabled=False):
             read = self.readout(splatted) + self.places
-        tokens = self.tokens.back(read + self.last(self.mix(read)))
-        return tokens if self.positional_embedding is None else tokens + self.positional_embedding
+        return self.placed(read + self.last(self.mix(read)))
 
     @torch.no_grad()
     def start(self, pairs: Iterable[tuple[SplatTensors, Tensor]]) -> None:
