@@ -141,7 +141,7 @@ def test_the_server_killed_and_started_again(server: MlflowServer, client: Mlflo
     between = {50: lambda: tracking.current_run_id(30), 100: server.kill, 600: start_again}
     longest = emits(STEPS["train_teacher"], store, info, 1000, between)
     server.wait()
-    assert longest < 0.5
+    assert longest < 2  # what waits for the server would wait for seconds, or until it is back
     assert len(kept) == 1  # a kill in that time would have lost nothing either
     assert leftovers(store) == []
     run = runs_of(client, info)["train_teacher"]
