@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
-from components.fields import at_least, local, one_of, require, seed_in_range, within
+from components.fields import at_least, evaluates_apart, local, one_of, require, seed_in_range, within
 from components.operations import PromoteParams, ResourcesParams, TrackingParams
 
 SOURCES = ("sample", "folder", "webdataset")
@@ -282,21 +282,7 @@ class Params:
         require(
             train.trains, "download.num_train is -1, which leaves nothing to train on; only download_eval may say so"
         )
-        require(
-            test.image_size == train.image_size,
-            f"download_eval.image_size is {test.image_size}, download.image_size {train.image_size}; make them equal, "
-            "as the adapter reads splats of pictures of the size that it was trained on",
-        )
-        if (train.source, train.path) != (test.source, test.path):
-            named = f"download_eval is another set than download, but bears its name {train.dataset!r}"
-            require(test.dataset != train.dataset, f"{named}; give download_eval.dataset its own, results carry it")
-        elif train.source != "sample":
-            dealt = [(part.seed, part.num_train, part.num_val) for part in (train, test)]
-            require(
-                dealt[0] == dealt[1] and test.num_test <= train.num_test,
-                f"download_eval takes {test.path!r} as download does, but deals it otherwise: training pictures may be "
-                "scored; give it another path, or download's seed and numbers (num_test may be less)",
-            )
+        evaluates_apart(train, test)
 
 
 SECTIONS: dict[str, type[Any]] = dict(get_type_hints(Params))

@@ -50,3 +50,22 @@ def within(section: str, values: Any, low: float, high: float, *names: str) -> N
     for name in names:
         value = getattr(values, name)
         require(low <= value <= high, f"{section}.{name} is {value}; it must be from {low} to {high}")
+
+
+def evaluates_apart(train: Any, test: Any) -> None:
+    """Require of the sections download and download_eval that one adapter reads both and that they share no picture."""
+    require(
+        test.image_size == train.image_size,
+        f"download_eval.image_size is {test.image_size}, download.image_size {train.image_size}; make them equal, "
+        "as the adapter reads splats of pictures of the size that it was trained on",
+    )
+    if (train.source, train.path) != (test.source, test.path):
+        named = f"download_eval is another set than download, but bears its name {train.dataset!r}"
+        require(test.dataset != train.dataset, f"{named}; give download_eval.dataset its own, results carry it")
+    elif train.source != "sample":
+        dealt = [(part.seed, part.num_train, part.num_val) for part in (train, test)]
+        require(
+            dealt[0] == dealt[1] and test.num_test <= train.num_test,
+            f"download_eval takes {test.path!r} as download does, but deals it otherwise: training pictures may be "
+            "scored; give it another path, or download's seed and numbers (num_test may be less)",
+        )
