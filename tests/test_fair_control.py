@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -59,14 +60,17 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
 
 
 def _watch(patch: pytest.MonkeyPatch, seen: Watched) -> None:
-    local, at, draw, train = Artifact.local, Stream.at, TextFeatures.draw, phases.train
+    at, draw, train = Stream.at, TextFeatures.draw, phases.train
     clip_loss, distance = phases.clip_loss, phases.embedding_distance
 
-    def watched_local(self: Artifact, entry: Any) -> Any:
-        name = entry if isinstance(entry, str) else entry.name
-        if name.endswith(".tar"):
-            seen.splits.add((self.manifest.stage, name.partition("/")[0]))
-        return local(self, entry)
+    def watched_open(opened: Callable[[Artifact, Any], Any]) -> Callable[[Artifact, Any], Any]:
+        def watch(self: Artifact, entry: Any) -> Any:
+            name = entry if isinstance(entry, str) else entry.name
+            if name.endswith(".tar"):
+                seen.splits.add((self.manifest.stage, name.partition("/")[0]))
+            return opened(self, entry)
+
+        return watch
 
     def watched_at(self: Stream, step: int) -> Given:
         given = at(self, step)
@@ -103,7 +107,8 @@ def _watch(patch: pytest.MonkeyPatch, seen: Watched) -> None:
 
         return train(step, params, **settings)
 
-    patch.setattr(Artifact, "local", watched_local)
+    patch.setattr(Artifact, "local", watched_open(Artifact.local))
+    patch.setattr(Artifact, "content", watched_open(Artifact.content))
     patch.setattr(Stream, "at", watched_at)
     patch.setattr(TextFeatures, "draw", watched_draw)
     patch.setattr(phases, "clip_loss", watched_clip_loss)
@@ -159,7 +164,7 @@ def choose(
     made = Phases(
         params=replace(PARAMS, stage2_learning_rates=rates),
         teacher=None,  # type: ignore[arg-type]
-        stream=None,  # type: ignore[arg-type]
+        stream=SimpleNamespace(batch_size=1),  # type: ignore[arg-type]
         targets=None,  # type: ignore[arg-type]
         texts=None,  # type: ignore[arg-type]
         validation=Scripted(values),
