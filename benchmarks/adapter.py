@@ -29,6 +29,7 @@ from records import Journal, Row, processor
 
 from components import series
 from components.config import Params, semantic
+from components.device import pick_device, precision
 from components.download.stage import run as download
 from components.errors import Interrupted, UsageError
 from components.manifest import Artifact, open_artifact
@@ -297,9 +298,10 @@ def main() -> None:
     params = load_params(args.params, [f"download.path={args.images}", *args.set])
     specs = chosen(args.grid, params.train_adapter, args.rows, args.num_gaussians)
     images = download(params.download, store=args.store)
+    device = pick_device(params.train_adapter.device)
     origin = {
         "pictures": f"{params.download.dataset} (manifest {images.manifest_sha256[:12]})",
-        "hardware": f"{processor()}, {params.train_adapter.threads or os.cpu_count()} threads",
+        "hardware": f"{processor()}, {params.train_adapter.threads or os.cpu_count()} threads, {precision(device)}",
     }
     journal = Journal(args.out.with_suffix(".json"), origin)
     title = f"Students and their control: {params.download.dataset}"
