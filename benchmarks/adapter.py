@@ -285,7 +285,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--grid", choices=sorted(GRIDS), default="quick")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rows", nargs="+", default=[], help="only rows whose name contains one of these")
-    parser.add_argument("--num-gaussians", type=int, nargs="+", default=[], help="only rows of these budgets")
+    parser.add_argument(
+        "--num-gaussians", type=int, nargs="+", default=[], help="Gaussians a picture (default: the grid's own)"
+    )
     parser.add_argument("--again", default="", metavar="REASON", help="train rows anew that the test split has judged")
     parser.add_argument("--store", default="runs/store", help="where artifacts are found and put (default runs/store)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "adapter_cifar10")

@@ -12,7 +12,9 @@ from components.errors import UsageError
 BUDGETS = (64, 24, 12)
 PLAIN = {"crop_min": 1.0, "rotate_degrees": 0.0, "color_jitter": 0.0, "drop_gaussians": 0.0}
 # What only the student has: models that differ in nothing else are measured against one and the same control.
-STUDENT_ONLY = ("stem", "stem_", "resampler_", "num_latents", "stage1_", "drop_gaussians", "control")
+STUDENT_ONLY = (
+    "stem", "stem_", "resampler_", "num_latents", "stage1_", "drop_gaussians", "cache_embeddings", "control",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def ablation_rows(base: TrainAdapterParams, number: int = BUDGETS[0]) -> list[Sp
         "crops, rotation, colour": {"crop_min": 0.7, "rotate_degrees": 10.0, "color_jitter": 0.2},
         "Gaussians dropped": {"drop_gaussians": 0.2},
         "no anchor": {"anchor_weight": 0.0},
+        "teacher's embeddings not cached": {"cache_embeddings": False},
         **{f"policy {one}": {"freeze_policy": one} for one in FREEZE_POLICIES if one != base.freeze_policy},
     }
     return [Spec(name, number, False, made) for name, made in changes.items()]
@@ -97,25 +100,21 @@ def quick_rows(base: TrainAdapterParams, number: int = BUDGETS[0]) -> list[Spec]
     return [row for row in ablation_rows(base, number) if row.name in ("as the profile", "stem paper")]
 
 
-GRIDS: dict[str, Callable[[TrainAdapterParams], list[Spec]]] = {
-    "final": final_rows,
-    "ablation": ablation_rows,
-    "quick": quick_rows,
+GRIDS: dict[str, Callable[[TrainAdapterParams, Sequence[int]], list[Spec]]] = {
+    "final": lambda base, budgets: final_rows(base, tuple(budgets) or BUDGETS),
+    "ablation": lambda base, budgets: [row for number in budgets or BUDGETS[:1] for row in ablation_rows(base, number)],
+    "quick": lambda base, budgets: [row for number in budgets or BUDGETS[:1] for row in quick_rows(base, number)],
 }
 
 
 def chosen(grid: str, base: TrainAdapterParams, names: Sequence[str], budgets: Sequence[int]) -> list[Spec]:
-    """The grid's rows whose name contains one of `names`, of these budgets (all where there are none to choose by).
+    """The grid's rows whose name contains one of `names`, at these numbers of Gaussians (none: the grid's own).
 
     UsageError where no row is left.
     """
-    rows = GRIDS[grid](base)
-    specs = [
-        spec
-        for spec in rows
-        if (not names or any(part in spec.name for part in names)) and (not budgets or spec.num_gaussians in budgets)
-    ]
+    rows = GRIDS[grid](base, budgets)
+    specs = [spec for spec in rows if not names or any(part in spec.name for part in names)]
     if not specs:
         known = ", ".join(sorted({spec.name for spec in rows}))
-        raise UsageError(f"--rows, --num-gaussians: no row is left of the grid {grid!r}; it has: {known}")
+        raise UsageError(f"--rows: no row is left of the grid {grid!r}; it has: {known}")
     return specs

@@ -1,7 +1,8 @@
 """Parameters: one YAML file, one section a stage, one frozen dataclass a section.
 
 The section's name is the same everywhere: params.yaml, dataclass, command, DVC, KFP argument.
-Fields marked `hash=False` say where or how fast, not what: they never enter a cache key.
+Fields marked `local` say where or how fast, not what: they never enter a cache key. Fields marked `later` enter it
+where they differ from their default.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
-from components.fields import at_least, evaluates_apart, local, one_of, require, seed_in_range, within
+from components.fields import at_least, evaluates_apart, later, local, one_of, require, seed_in_range, within
 from components.operations import PromoteParams, ResourcesParams, TrackingParams
 
 SOURCES = ("sample", "folder", "webdataset")
@@ -177,6 +178,8 @@ class TrainAdapterParams:
     mirror it; crop_min: keep a window of at least this share of its area, enlarged (1: all of it); rotate_degrees: turn
     it by so much at most; color_jitter: change brightness and saturation by so large a share at most; drop_gaussians:
     leave out so large a share of the student's Gaussians at most.
+    cache_embeddings: compute the teacher's embeddings once and keep them beside the shards (not possible with windows,
+    turns or colour jitter); without, the teacher looks at each batch again. Results differ by rounding.
     """
 
     stem: str = "splat"
@@ -205,6 +208,7 @@ class TrainAdapterParams:
     rotate_degrees: float = 0.0
     color_jitter: float = 0.0
     drop_gaussians: float = 0.0
+    cache_embeddings: bool = later(True)
     control: bool = True
     control_with_stage1: bool = False
     seed: int = 0
@@ -290,7 +294,12 @@ SECTIONS: dict[str, type[Any]] = dict(get_type_hints(Params))
 
 def semantic(section: Any) -> dict[str, Any]:
     """The fields that decide the output, as JSON values: what a cache key is made of."""
-    kept = (f.name for f in fields(section) if f.metadata.get("hash", True))
+
+    def decides(one: dataclasses.Field[Any]) -> bool:
+        given = getattr(section, one.name)
+        return one.metadata.get("hash", True) and not (one.metadata.get("later") and given == one.default)
+
+    kept = (f.name for f in fields(section) if decides(f))
     return {name: list(v) if isinstance(v := getattr(section, name), tuple) else v for name in kept}
 
 

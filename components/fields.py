@@ -21,6 +21,11 @@ def local(default: Any) -> Any:
     return field(default=default, metadata={"hash": False})
 
 
+def later(default: Any) -> Any:
+    """A field that was added when results without it lay in stores: at its default, cache keys do not have it."""
+    return field(default=default, metadata={"later": True})
+
+
 def require(condition: bool, message: str) -> None:
     """Raise UsageError with the message unless the condition holds."""
     if not condition:

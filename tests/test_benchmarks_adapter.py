@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import adapter as script  # noqa: E402
-from adapter_grid import ablation_rows, control_fields, final_rows, quick_rows  # noqa: E402
+from adapter_grid import ablation_rows, chosen, control_fields, final_rows, quick_rows  # noqa: E402
 from adapter_report import compare, lines, order_told, packed, unpacked  # noqa: E402
 
 from components import scores  # noqa: E402
@@ -267,5 +267,7 @@ def test_the_ablation_changes_one_thing_a_row() -> None:
     assert len(set(made)) == len(made), "no two rows are the same training"
     assert {row.params(base, 0).freeze_policy for row in ablation} == set(FREEZE_POLICIES)
     assert {"paper, 2 layers", "paper, half the width", "paper, 4 heads"} <= {row.name for row in ablation}
+    assert {row.num_gaussians for row in chosen("ablation", base, [], [24])} == {24}
+    assert {row.num_gaussians for row in chosen("final", base, [], [])} == {64, 24, 12}
     for rows in (final_rows(base), quick_rows(base)):
         assert {row.params(base, 0).freeze_policy for row in rows} == {"lora"}, "the profile's own"

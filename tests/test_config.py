@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from components.config import SECTIONS, DownloadParams, Params, SplatFitParams, as_dict, semantic
+from components.config import SECTIONS, DownloadParams, Params, SplatFitParams, TrainAdapterParams, as_dict, semantic
 from components.errors import UsageError
 from components.operations import Resources
 from components.params import load_params, params_from_dict, section_from_dict
@@ -162,6 +162,8 @@ def test_broken_files_are_refused(tmp_path: Path, content: str) -> None:
 def test_where_and_how_fast_never_enter_the_hash() -> None:
     assert semantic(SplatFitParams(threads=1)) == semantic(SplatFitParams(threads=8, device="cuda"))
     assert semantic(SplatFitParams(num_gaussians=7)) != semantic(SplatFitParams())
+    assert "cache_embeddings" not in semantic(TrainAdapterParams()), "keys of results from before it was added"
+    assert semantic(TrainAdapterParams(cache_embeddings=False))["cache_embeddings"] is False
     assert semantic(Params().train_adapter)["stage2_learning_rates"] == list(
         Params().train_adapter.stage2_learning_rates
     )

@@ -215,7 +215,12 @@ def test_what_is_augmented_goes_on_alike_and_is_not_validated_on(flow: dict[str,
 
 
 @pytest.mark.parametrize(
-    ("wanted", "kept"), [({"crop_min": 0.6, "color_jitter": 0.3}, False), ({"drop_gaussians": 0.5}, True)]
+    ("wanted", "kept"),
+    [
+        ({"crop_min": 0.6, "color_jitter": 0.3}, False),
+        ({"drop_gaussians": 0.5}, True),
+        ({"cache_embeddings": False}, False),
+    ],
 )
 def test_targets_are_of_the_augmented_pictures(
     flow: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: dict[str, float], kept: bool

@@ -118,7 +118,7 @@ def _train(
 
     @functools.cache
     def targets() -> Targets:
-        if not Augmentation.of(params).keeps_pictures:
+        if not params.cache_embeddings or not Augmentation.of(params).keeps_pictures:
             return EmbeddingsAsGiven(teacher)
         return TeacherEmbeddings(
             inputs["images"],
