@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from functools import partial
 from itertools import islice
 from typing import TypeVar
 
 from components.entries import ShardEntry
-from components.records import Record, ShardPairs
+from components.pairs import ShardPairs, ahead
+from components.records import Record
 
 T = TypeVar("T")
 LANES = 16  # a power of two: 2, 4, 8 or 16 processes then have whole lanes each
@@ -91,7 +92,7 @@ class ShuffledEpoch:
             _take(waiting, chance)
         held = self._read_numbers(portions, waiting)
         for record in self._read_on(_cut_front(portions, entered)):
-            held.append(record.alone())  # else each shard stays mapped until its last sample is drawn
+            held.append(record)
             if len(held) > self._buffer:
                 yield _take(held, chance)
         while held:
@@ -104,22 +105,25 @@ class ShuffledEpoch:
         for entry, first, last in portions:
             here = [number for number in numbers if start <= number < start + last - first]
             if here:
-                records = self._pairs.checked(entry, self._limit)
-                found.update({number: records[first + number - start].alone() for number in here})
+                rows = self._pairs.checked(entry, self._limit)
+                places = [first + number - start for number in here]
+                found.update(
+                    {
+                        number: next(rows.part(place, place + 1).records())
+                        for number, place in zip(here, places, strict=True)
+                    }
+                )
             start += last - first
         return [found[number] for number in numbers]
 
     def _read_on(self, portions: Sequence[Portion]) -> Iterator[Record]:
-        """The records of portion after portion, the next shard read ahead."""
-        if not portions:
-            return
-        with ThreadPoolExecutor(1, thread_name_prefix="lane") as pool:
-            ahead = pool.submit(self._pairs.checked, portions[0][0], self._limit)
-            for number, (_, first, last) in enumerate(portions):
-                records = ahead.result()
-                if number + 1 < len(portions):
-                    ahead = pool.submit(self._pairs.checked, portions[number + 1][0], self._limit)
-                yield from records[first:last]
+        """The records of portion after portion, the next shard read ahead.
+
+        They have bytes of their own: else each shard would stay mapped until its last sample is drawn.
+        """
+        shards = ahead(partial(self._pairs.checked, entry, self._limit) for entry, _, _ in portions)
+        for (_, first, last), rows in zip(portions, shards, strict=True):
+            yield from rows.part(first, last).records()
 
 
 def _overlap(one: range, other: range) -> range:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from components.batches import Batch, Labels, SplatBatch, labels_at, room_for, tensors_of
+from components.decoder import Decoder
 from components.distributed import World
 from components.errors import PermanentError, UsageError
 from components.lanes import ShuffledEpoch
 from components.manifest import Artifact
 from components.pace import waiting
-from components.records import Decoder, Record, ShardPairs
+from components.pairs import ShardPairs
+from components.records import Encoded, Rows
 
 __all__ = ["Batch", "ImageSet", "SplatBatch"]
 MAX_CACHED_BYTES = 4 << 30
@@ -82,10 +85,10 @@ class ImageSet:
         """All samples decoded, `count` at most, filled in shard by shard: the peak is the whole and one shard."""
         whole: Batch | None = None
         filled = 0
-        for records in self._shards.read_all(limit):
-            if not records:
+        for rows in self._shards.read_all(limit):
+            if not len(rows):
                 continue
-            part = self._collate(records)
+            part = self._collate(rows.encoded())
             whole = room_for(part, count) if whole is None else whole
             for target, source in zip(tensors_of(whole), tensors_of(part), strict=True):
                 target[filled : filled + len(part)] = source
@@ -94,21 +97,22 @@ class ImageSet:
             filled += len(part)
         return None if whole is None else whole.part(slice(filled))
 
-    def _collate(self, records: Sequence[Record]) -> Batch:
+    def _collate(self, samples: Encoded) -> Batch:
         images, splats = None, None
         if self._want_images:
-            images = torch.from_numpy(self._decode.images(records))
+            images = torch.from_numpy(self._decode.images(samples))
         if self._want_splats:
-            padded = self._decode.splats(records)
+            padded = self._decode.splats(samples)
             arrays = (padded.means, padded.cholesky, padded.colors, padded.mask)
             splats = SplatBatch(*(torch.from_numpy(array) for array in arrays))
+        captions, numbers = samples.labels(self._shards.texts_at)
         return Batch(
-            keys=[record.key for record in records],
+            keys=samples.keys,
             images=images,
             splats=splats,
-            captions=[record.captions for record in records],
-            classes=torch.tensor([record.number for record in records], dtype=torch.int64),
-            places=torch.tensor([record.place for record in records], dtype=torch.int64).view(-1, 2),
+            captions=captions,
+            classes=torch.from_numpy(np.array(numbers, np.int64)),
+            places=torch.from_numpy(samples.places),
         )
 
     def steps_per_epoch(self, batch_size: int, drop_last: bool = True) -> int:
@@ -148,24 +152,22 @@ class ImageSet:
                 yield part if world.size == 1 else replace(part, whole=labels_at(self._whole, group))
             return
         streamed = self._streamed(batch_size, steps, start_step, world, (seed, epoch) if shuffle else None)
-        for step, records in enumerate(streamed, start_step):
+        for step, samples in enumerate(streamed, start_step):
             if step in mine:
-                yield self._collate(records)
+                yield self._collate(samples)
 
     def _streamed(
         self, batch_size: int, steps: int, start_step: int, world: World, order: tuple[int, int] | None
-    ) -> Iterator[list[Record]]:
+    ) -> Iterator[Encoded]:
         if order is not None:
             epoch = ShuffledEpoch(
                 self._shards, limit=self._limit, batch_size=batch_size, order=order, buffer=SHUFFLE_BUFFER
             )
-            yield from islice(epoch.batches(start_step, world.rank, world.size), steps - start_step)
+            yield from map(Encoded.of, islice(epoch.batches(start_step, world.rank, world.size), steps - start_step))
             return
-        records = self._shards.stream(self._limit)
-        for step in range(steps):
-            group = list(islice(records, batch_size))
-            if step >= start_step:
-                yield group[world.part(len(group))]
+        for parts in islice(_groups(self._shards.stream(self._limit), batch_size), start_step, steps):
+            group = Encoded.joined([rows.encoded() for rows in parts])
+            yield group if world.size == 1 else group.part(world.part(len(group)))
 
     def feed(self, batch_size: int, *, seed: int, world: World = ALONE) -> Callable[[int], tuple[Batch, int]]:
         """A function from a training step's number to its batch (this process's part) and epoch.
@@ -199,6 +201,23 @@ def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
         while (batch := coming.result()) is not None:
             coming = pool.submit(next, batches, None)
             yield batch
+
+
+def _groups(shards: Iterator[Rows], size: int) -> Iterator[list[Rows]]:
+    """Stretches of `size` samples together, across shards; fewer in the last."""
+    group: list[Rows] = []
+    lacking = size
+    for rows in shards:
+        start = 0
+        while start < len(rows):
+            group.append(rows.part(start, start + lacking))
+            start += len(group[-1])
+            lacking -= len(group[-1])
+            if not lacking:
+                yield group
+                group, lacking = [], size
+    if group:
+        yield group
 
 
 def _permutation(count: int, seed: int, epoch: int) -> Tensor:

@@ -1,13 +1,10 @@
-"""Samples as they lie in image and splat shards, paired by key, and their decoding."""
+"""Samples as they lie in shards, still encoded: by columns for batches, one by one for buffers that shuffle them."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,39 +12,98 @@ import numpy.typing as npt
 import orjson
 
 from components.errors import PermanentError
-from components.images import ImageError, decode_rgb, fit_square
-from components.manifest import Artifact, ShardEntry
-from components.shards import IndexedShard, read_index
-from components.splats import PaddedSplats, unpack_padded
+from components.shards import IndexedShard
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 SPLAT_EXTENSION = "gs2d"
-INDEX_SUFFIX = ".idx"
-DECODE_THREADS = 4
-SPLAT_BYTES = 8 * 4 + 1  # a Gaussian decoded: eight float32 and its place in the mask
+TEXT_EXTENSIONS = ("json", "txt", "cls")
+COPIED = 64  # records whose places are looked up together
+Buffer = bytes | memoryview
+Texts = tuple[Buffer | None, ...]  # what a sample's json, txt and cls fields hold
 
 
 class Record(NamedTuple):
-    """One sample, still encoded. image, splats: None where not asked for; number: its class, or -1.
-
-    place: (its shard's index, its row in the image shard, or in the splat shard where pictures are not asked for).
-    The bytes lie in the shard's file, which stays mapped as long as a record of it is held; `alone` copies them.
-    """
+    """One sample of an Encoded, with bytes of its own."""
 
     key: str
-    image: bytes | memoryview | None
-    splats: bytes | memoryview | None
-    captions: list[str]
-    number: int
+    image: bytes | None
+    splats: bytes | None
+    texts: Texts
     place: tuple[int, int]
 
-    def alone(self) -> Record:
-        """The same with bytes of its own."""
-        image = None if self.image is None else bytes(self.image)
-        return self._replace(image=image, splats=None if self.splats is None else bytes(self.splats))
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """B samples, column by column. images, splats: None where not asked for; texts: json, txt and cls of each.
+
+    places [B, 2] int64: each sample's shard's index and its row in the image shard, or in the splat shard where
+    pictures are not asked for. Views keep the shard's file mapped.
+    """
+
+    keys: list[str]
+    images: Sequence[Buffer] | None
+    splats: Sequence[Buffer] | None
+    texts: list[Texts]
+    places: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> Encoded:
+        """The same samples."""
+        images = [record.image for record in records if record.image is not None]
+        splats = [record.splats for record in records if record.splats is not None]
+        return cls(
+            [record.key for record in records],
+            images if len(images) == len(records) else None,
+            splats if len(splats) == len(records) else None,
+            [record.texts for record in records],
+            np.array([record.place for record in records], np.int64).reshape(-1, 2),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Encoded]) -> Encoded:
+        """Samples of several stretches, at least one, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def both(name: str) -> Any:
+            columns = [getattr(part, name) for part in parts]
+            return None if columns[0] is None else [one for column in columns for one in column]
+
+        places = np.concatenate([part.places for part in parts])
+        return cls(both("keys"), both("images"), both("splats"), both("texts"), places)
+
+    def part(self, rows: slice) -> Encoded:
+        """Some of the samples."""
+        images = None if self.images is None else self.images[rows]
+        splats = None if self.splats is None else self.splats[rows]
+        return Encoded(self.keys[rows], images, splats, self.texts[rows], self.places[rows])
+
+    def labels(self, where: str) -> tuple[list[list[str]], list[int]]:
+        """Each sample's captions and class number, or -1; PermanentError, naming `where`, on a damaged field."""
+        captions, numbers = [], []
+        for i, (about, txt, written) in enumerate(self.texts):
+            try:
+                values: dict[str, Any] = {} if about is None else _json(about)
+                found = [
+                    caption if type(caption) is str else str(caption)
+                    for caption in values.get("captions") or ()
+                    if caption
+                ]
+                if not found and txt is not None:
+                    found = [text] if (text := str(txt, "utf-8").strip()) else []
+                numbers.append(int(values.get("class", -1)) if written is None else int(bytes(written)))
+            except (ValueError, AttributeError, TypeError) as error:
+                raise PermanentError(
+                    f"{where}: sample {self.keys[i]!r}: its json, txt or cls is damaged: {error}"
+                ) from error
+            captions.append(found)
+        return captions, numbers
 
 
-def _json(data: memoryview) -> Any:
+def _json(data: Buffer) -> Any:
     """What json.loads gives, in a fifth of its time where the file is strict JSON in UTF-8."""
     try:
         return orjson.loads(data)
@@ -55,177 +111,73 @@ def _json(data: memoryview) -> Any:
         return json.loads(bytes(data))
 
 
-def _texts(shard: IndexedShard, i: int, where: str) -> tuple[list[str], int]:
-    """A sample's captions and class number, from its json, txt and cls fields."""
-    try:
-        about, written = shard.get(i, "json"), shard.get(i, "cls")
-        values: dict[str, Any] = {} if about is None else _json(about)
-        captions = [str(caption) for caption in values.get("captions") or () if caption]
-        if not captions and (alone := shard.get(i, "txt")) is not None:
-            captions = [text] if (text := str(alone, "utf-8").strip()) else []
-        number = int(values.get("class", -1)) if written is None else int(bytes(written))
-    except (ValueError, AttributeError, TypeError) as error:
-        raise PermanentError(f"{where}: sample {shard.keys[i]!r}: its json, txt or cls is damaged: {error}") from error
-    return captions, number
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Some samples of one image shard and of the splat shard fitted to it; nothing is read before `encoded`.
 
-
-def _image_field(shard: IndexedShard, i: int, where: str) -> memoryview:
-    for extension in IMAGE_EXTENSIONS:
-        if (data := shard.get(i, extension)) is not None:
-            return data
-    raise PermanentError(f"{where}: sample {shard.keys[i]!r} has no picture ({', '.join(IMAGE_EXTENSIONS)})")
-
-
-class ShardPairs:
-    """The image shards of a split and, where given, the splat shards fitted to them (the same index, split and order).
-
-    num_samples: how many records the manifests promise; missing: how many have no partner, counted as shards are read.
+    images, splats: None where not asked for; image_rows, splat_rows: the samples' rows in each. Keys and texts are the
+    image shard's where there is one. where: what errors call their place.
     """
 
-    def __init__(
-        self, images: Artifact, split: str, splats: Artifact | None, *, want_images: bool, want_splats: bool
-    ) -> None:
-        self._images, self._splats = images, splats
-        self._want_images, self._want_splats = want_images, want_splats
-        self._image_shards = images.manifest.split(split)
-        self._splat_shards = {} if splats is None else {entry.index: entry for entry in splats.manifest.split(split)}
-        used = self._image_shards if splats is None else list(self._splat_shards.values())
-        self.num_samples = sum(entry.ok for entry in used)
-        self.image_size = int(images.manifest.metrics.get("image_size", images.manifest.params.get("image_size", 0)))
-        self.num_gaussians = 0 if splats is None else int(splats.manifest.params["num_gaussians"])
-        self.missing: Counter[str] = Counter({"image": 0, "splats": 0})
-        if splats is not None:
-            known = {entry.index for entry in self._image_shards}
-            strange = sorted(set(self._splat_shards) - known)
-            if strange:
-                raise PermanentError(f"{splats.url}: shards {strange} have no image shard; fit the splats again")
+    index: int
+    images: IndexedShard | None
+    image_rows: Sequence[int]
+    splats: IndexedShard | None
+    splat_rows: Sequence[int]
+    where: str
 
-    def _open(self, stack: ExitStack, artifact: Artifact, entry: ShardEntry) -> IndexedShard:
-        source = stack.enter_context(artifact.content(entry))
-        side = next((file for file in entry.files if file.name.endswith(INDEX_SUFFIX)), None)
-        index = None
-        if side is not None:
-            index = read_index(stack.enter_context(artifact.content(side)), f"{artifact.url}/{side.name}")
-        return stack.enter_context(IndexedShard(source, index, f"{artifact.url}/{entry.name}"))
+    @classmethod
+    def none(cls, index: int, where: str) -> Rows:
+        """No sample."""
+        return cls(index, None, (), None, (), where)
 
-    def read(self, entry: ShardEntry) -> list[Record]:
-        """The records of one image shard, in its order; those without a partner are counted in `missing`."""
-        if self._splats is None:
-            with ExitStack() as stack:
-                shard = self._open(stack, self._images, entry)
-                return [self._record(entry.index, shard, i, None, 0) for i in range(len(shard))]
-        partner = self._splat_shards.get(entry.index)
-        if partner is None:
-            self.missing["splats"] += entry.ok
-            return []
-        with ExitStack() as stack:
-            splats = self._open(stack, self._splats, partner)
-            if not self._want_images:
-                self.missing["splats"] += entry.ok - len(splats)
-                return [self._record(entry.index, None, 0, splats, j) for j in range(len(splats))]
-            images = self._open(stack, self._images, entry)
-            places = {key: j for j, key in enumerate(splats.keys)}
-            pairs = [(i, places[key]) for i, key in enumerate(images.keys) if key in places]
-            self.missing["splats"] += len(images) - len(pairs)
-            self.missing["image"] += len(splats) - len(pairs)
-            return [self._record(entry.index, images, i, splats, j) for i, j in pairs]
+    def __len__(self) -> int:
+        return len(self._rows)
 
-    def _record(self, index: int, images: IndexedShard | None, i: int, splats: IndexedShard | None, j: int) -> Record:
-        wanted = splats if splats is not None and self._want_splats else None
-        data = None if wanted is None else wanted.field(j, SPLAT_EXTENSION)
-        if images is not None:
-            captions, number = _texts(images, i, self._images.url)
-            return Record(images.keys[i], _image_field(images, i, self._images.url), data, captions, number, (index, i))
-        if splats is None or self._splats is None:
-            raise PermanentError("a record of neither picture nor splats")
-        captions, number = _texts(splats, j, self._splats.url)
-        return Record(splats.keys[j], None, data, captions, number, (index, j))
+    @property
+    def _rows(self) -> Sequence[int]:
+        return self.splat_rows if self.images is None else self.image_rows
 
-    def stream(self, limit: int) -> Iterator[Record]:
-        """All records in the shards' order, the next shard read ahead; ShuffledEpoch (lanes.py) shuffles them.
+    def part(self, first: int, last: int) -> Rows:
+        """The samples from the first number up to the second."""
+        return replace(self, image_rows=self.image_rows[first:last], splat_rows=self.splat_rows[first:last])
 
-        Raises PermanentError where a shard does not hold what its manifest promises.
-        """
-        shards = [entry for entry, _ in self.portions(limit)]
-        if not shards:
-            return
-        with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(self.checked, shards[0], limit)
-            for place in range(len(shards)):
-                records = ahead.result()
-                if place + 1 < len(shards):
-                    ahead = pool.submit(self.checked, shards[place + 1], limit)
-                yield from records
+    def encoded(self) -> Encoded:
+        """All of them. PermanentError, naming the sample, where one lacks its picture or splats."""
+        rows, shard = self._rows, self.splats if self.images is None else self.images
+        if shard is None:
+            return Encoded.of([])
+        keys = shard.keys
+        chosen = keys[rows.start : rows.stop] if isinstance(rows, range) else [keys[i] for i in rows]
+        images = splats = None
+        if self.images is not None:
+            images = self._whole(self._pictures(self.images), chosen, f"picture ({', '.join(IMAGE_EXTENSIONS)})")
+        if self.splats is not None:
+            splats = self._whole(self.splats.column(SPLAT_EXTENSION, self.splat_rows), chosen, "splats (gs2d)")
+        places = np.empty((len(rows), 2), np.int64)
+        places[:, 0], places[:, 1] = self.index, rows
+        texts = zip(*(shard.column(extension, rows) for extension in TEXT_EXTENSIONS), strict=True)
+        return Encoded(chosen, images, splats, list(texts), places)
 
-    def _promised(self, entry: ShardEntry) -> int:
-        if self._splats is None:
-            return entry.ok
-        return self._splat_shards[entry.index].ok if entry.index in self._splat_shards else 0
+    def _pictures(self, shard: IndexedShard) -> list[memoryview | None]:
+        columns = [shard.column(name, self.image_rows) for name in IMAGE_EXTENSIONS if name in shard.index.fields]
+        if len(columns) == 1:
+            return columns[0]
+        return [next((one for one in found if one is not None), None) for found in zip(*columns, strict=True)]
 
-    def checked(self, entry: ShardEntry, limit: int) -> list[Record]:
-        """The records of a shard that are served; PermanentError where they are not what its manifest promises."""
-        records = self.read(entry)
-        if len(records) != self._promised(entry):
-            raise PermanentError(
-                f"{self._images.url}/{entry.name}: {len(records)} samples, where the manifests promise "
-                f"{self._promised(entry)}; the splats are of other pictures, or a shard was changed: fit them again"
-            )
-        if not limit:
-            return records
-        before = sum(self._promised(other) for other in self._image_shards if other.index < entry.index)
-        return records[: max(0, limit - before)]
-
-    def portions(self, limit: int) -> list[tuple[ShardEntry, int]]:
-        """The shards in their order and how many of each one's records are served, `limit` at most in all (0: all)."""
-        found, left = [], limit or self.num_samples
-        for entry in self._image_shards:
-            count = min(left, self._promised(entry))
-            left -= count
-            if count:
-                found.append((entry, count))
+    def _whole(self, column: list[memoryview | None], keys: Sequence[str], what: str) -> list[memoryview]:
+        found = [one for one in column if one is not None]
+        if len(found) < len(keys):
+            lacking = next(key for key, one in zip(keys, column or [None] * len(keys), strict=True) if one is None)
+            raise PermanentError(f"{self.where}: sample {lacking!r} has no {what}")
         return found
 
-    def read_all(self, limit: int) -> Iterator[list[Record]]:
-        """Record lists of shard after shard, until `limit` records are read (0: all)."""
-        count = 0
-        for entry in self._image_shards:
-            records = self.read(entry)
-            yield records[: limit - count] if limit else records
-            count += len(records)
-            if limit and count >= limit:
-                return
-
-
-class Decoder:
-    """Decodes records in a few threads.
-
-    image_size, num_gaussians: 0 where pictures or splats are not wanted; splat_size: side in pixels of the pictures
-    that all splats must be of, 0: any.
-    """
-
-    def __init__(self, *, image_size: int, num_gaussians: int, splat_size: int = 0) -> None:
-        self._image_size, self._num_gaussians = image_size, num_gaussians
-        self._picture = (splat_size, splat_size) if splat_size else None
-        self.bytes_per_sample = image_size * image_size * 3 + num_gaussians * SPLAT_BYTES
-        threads = min(DECODE_THREADS, len(os.sched_getaffinity(0)))
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-
-    def _image(self, record: Record) -> npt.NDArray[np.uint8]:
-        if record.image is None:
-            raise PermanentError(f"sample {record.key!r} has no picture")
-        try:
-            image = decode_rgb(bytes(record.image))
-        except ImageError as error:
-            raise PermanentError(f"sample {record.key!r}: {error}; run the download again") from error
-        if image.shape[:2] != (self._image_size, self._image_size):
-            image = fit_square(image, self._image_size)
-        return image
-
-    def images(self, records: Sequence[Record]) -> npt.NDArray[np.uint8]:
-        """[B, H, W, 3]; PermanentError naming the sample that cannot be decoded."""
-        return np.stack(list(self._pool.map(self._image, records)))
-
-    def splats(self, records: Sequence[Record]) -> PaddedSplats:
-        """Padded to num_gaussians; PermanentError naming the sample that is damaged, has too many or another size."""
-        files = [record.splats or b"" for record in records]
-        return unpack_padded(files, self._num_gaussians, lambda i: f"sample {records[i].key!r}", picture=self._picture)
+    def records(self) -> Iterator[Record]:
+        """One by one, each with bytes of its own."""
+        for start in range(0, len(self), COPIED):
+            some = self.part(start, start + COPIED).encoded()
+            for i, place in enumerate(some.places.tolist()):
+                image = None if some.images is None else bytes(some.images[i])
+                splats = None if some.splats is None else bytes(some.splats[i])
+                texts = tuple([None if one is None else bytes(one) for one in some.texts[i]])
+                yield Record(some.keys[i], image, splats, texts, tuple(place))

@@ -9,10 +9,14 @@ import json
 import mmap
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+import orjson
 
 from components.errors import PermanentError
 from components.tar import BLOCK, members, unsafe
@@ -118,24 +122,45 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> Layout:
     return layout
 
 
-@dataclass(frozen=True)
+Spans = npt.NDArray[np.int64]  # [n, 2]: offset and size of each sample's field in the tar; size ABSENT: it has none
+ABSENT = -1
+
+
+def _spans(places: Sequence[Sequence[int] | None], count: int) -> Spans:
+    """Raises ValueError or TypeError where these are not `count` places, each (offset, size) or None."""
+    missing = [i for i, place in enumerate(places) if place is None] if None in places else []
+    found = np.array([(0, 0) if place is None else place for place in places] if missing else places)
+    if not count:
+        found = np.empty((len(found), 2), np.int64)
+    whole = found.astype(np.int64) if found.dtype.kind in "iu" else None
+    if whole is None or whole.shape != (count, 2) or (whole < 0).any():
+        raise ValueError(f"expected {count} places of two whole numbers from 0 on, or null, for each field")
+    whole[missing, 1] = ABSENT
+    return whole
+
+
+@dataclass(frozen=True, eq=False)
 class ShardIndex:
-    """Where each sample's fields lie in a tar: `fields[ext][i]` is (offset, size) of sample i, or None."""
+    """Where each sample's fields lie in a tar: `fields[ext][i]` is offset and size of sample i's."""
 
     keys: list[str]
-    fields: dict[str, list[tuple[int, int] | None]]
+    fields: dict[str, Spans]
 
     @classmethod
     def of(cls, layout: Layout) -> ShardIndex:
         """The index of what write_shard or read_layout returned."""
         names = sorted({ext for _, spans in layout for ext in spans})
-        return cls([key for key, _ in layout], {ext: [spans.get(ext) for _, spans in layout] for ext in names})
+        fields = {ext: _spans([spans.get(ext) for _, spans in layout], len(layout)) for ext in names}
+        return cls([key for key, _ in layout], fields)
 
     def to_bytes(self) -> bytes:
         """The `.idx` side file: JSON {"keys": [...], "fields": {"gs2d": [[offset, size] | null, ...], ...}}."""
-        return (
-            json.dumps({"keys": self.keys, "fields": self.fields}, sort_keys=True, separators=(",", ":")) + "\n"
-        ).encode()
+        fields = {
+            ext: [None if place[1] == ABSENT else place for place in spans.tolist()]
+            for ext, spans in self.fields.items()
+        }
+        values = {"keys": self.keys, "fields": fields}
+        return (json.dumps(values, sort_keys=True, separators=(",", ":")) + "\n").encode()
 
 
 def write_index(path: Path, layout: Layout) -> None:
@@ -146,14 +171,9 @@ def write_index(path: Path, layout: Layout) -> None:
 def read_index(source: Path | mmap.mmap, where: str = "") -> ShardIndex:
     """Read an `.idx` side file from its path or its content; PermanentError, naming `where`, if it is not one."""
     try:
-        values = json.loads(source.read_bytes() if isinstance(source, Path) else source[:])
+        values = orjson.loads(source.read_bytes() if isinstance(source, Path) else source[:])
         keys = [str(key) for key in values["keys"]]
-        fields = {
-            str(ext): [None if span is None else (int(span[0]), int(span[1])) for span in spans]
-            for ext, spans in values["fields"].items()
-        }
-        if any(len(spans) != len(keys) for spans in fields.values()):
-            raise ValueError("the lists differ in length")
+        fields = {str(ext): _spans(places, len(keys)) for ext, places in values["fields"].items()}
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise PermanentError(
             f"{where or source}: not a shard's index ({error}); delete it and run the stage again"
@@ -164,7 +184,8 @@ def read_index(source: Path | mmap.mmap, where: str = "") -> ShardIndex:
 class IndexedShard:
     """A tar mapped into memory: fields by position, without a copy. Without an index the tar is walked once.
 
-    source: its path, or its content, which is then called `where` in errors.
+    source: its path, or its content, which is then called `where` in errors. The memory goes with the last of the shard
+    and its views, or with `close`.
     """
 
     def __init__(self, source: Path | mmap.mmap, index: ShardIndex | Path | None = None, where: str = "") -> None:
@@ -173,11 +194,10 @@ class IndexedShard:
             index = ShardIndex.of(list(_layout(self._data, where)))
         self.index = read_index(index) if isinstance(index, Path) else index
         total = len(self._data)
-        for spans in self.index.fields.values():
-            if any(span is not None and not 0 <= span[0] <= span[0] + span[1] <= total for span in spans):
-                raise PermanentError(
-                    f"{where}: its index points outside the file; delete the index and run the stage again"
-                )
+        if any((spans[:, 0] > total - np.maximum(spans[:, 1], 0)).any() for spans in self.index.fields.values()):
+            raise PermanentError(
+                f"{where}: its index points outside the file; delete the index and run the stage again"
+            )
         self._view = memoryview(self._data).toreadonly()
 
     @property
@@ -191,20 +211,26 @@ class IndexedShard:
     def has(self, i: int, ext: str) -> bool:
         """Whether sample `i` has such a field."""
         spans = self.index.fields.get(ext)
-        return spans is not None and spans[i] is not None
+        return spans is not None and bool(spans[i, 1] != ABSENT)
 
     def get(self, i: int, ext: str) -> memoryview | None:
         """As `field`, None where the sample has no such field."""
-        spans = self.index.fields.get(ext)
-        span = None if spans is None else spans[i]
-        return None if span is None else self._view[span[0] : span[0] + span[1]]
+        return self.column(ext, [i])[0]
 
     def field(self, i: int, ext: str) -> memoryview:
         """The bytes of field `ext` of sample `i`, valid while the shard is open; KeyError if it has none."""
-        span = self.index.fields[ext][i]
-        if span is None:
+        found = self.get(i, ext)
+        if found is None:
             raise KeyError(f"sample {self.keys[i]!r} has no field {ext!r}")
-        return self._view[span[0] : span[0] + span[1]]
+        return found
+
+    def column(self, ext: str, rows: Sequence[int]) -> list[memoryview | None]:
+        """Field `ext` of several samples, None where one has none; fastest for a range."""
+        spans, view = self.index.fields.get(ext), self._view
+        if spans is None:
+            return [None] * len(rows)
+        chosen = spans[rows.start : rows.stop] if isinstance(rows, range) and rows.step == 1 else spans[list(rows)]
+        return [None if size == ABSENT else view[offset : offset + size] for offset, size in chosen.tolist()]
 
     def close(self) -> None:
         """Let go of the file; views that are still held keep it mapped until they go."""

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from components import loader
+from components.decoder import Decoder
 from components.distributed import World
 from components.entries import ShardEntry
 from components.errors import PermanentError, UsageError
@@ -19,7 +20,8 @@ from components.images import encode
 from components.lanes import LANES
 from components.loader import Batch, ImageSet
 from components.manifest import Artifact, Commit
-from components.records import Decoder, Record, ShardPairs
+from components.pairs import ShardPairs
+from components.records import Encoded, Record, Rows
 from components.shards import Sample, ShardIndex, write_shard
 from components.splats import Splats
 from components.store import open_store
@@ -182,7 +184,7 @@ def test_a_streamed_epoch_goes_on_anywhere_without_reading_what_was_before(
     read = ShardPairs.read
     seen: list[int] = []
 
-    def counted(self: ShardPairs, entry: ShardEntry) -> list[Record]:
+    def counted(self: ShardPairs, entry: ShardEntry) -> Rows:
         seen.append(entry.index)
         return read(self, entry)
 
@@ -245,7 +247,7 @@ def test_processes_in_turn_decode_no_others_batches(
     decoded: list[int] = []
     decode = Decoder.images
 
-    def counted(self: Decoder, records: Sequence[Record]) -> np.ndarray:
+    def counted(self: Decoder, records: Encoded) -> np.ndarray:
         decoded.append(len(records))
         return decode(self, records)
 

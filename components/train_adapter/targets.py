@@ -13,13 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from components.decoder import Decoder
 from components.device import mixed_precision, precision
 from components.entries import FileEntry, ShardEntry
 from components.errors import PermanentError
 from components.manifest import Artifact, Commit, canonical
 from components.openclip import normalize_images
+from components.pairs import ShardPairs
 from components.progress import progress
-from components.records import Decoder, ShardPairs
 from components.store import Store, StoreNotFound, sha256_file
 
 if TYPE_CHECKING:
@@ -176,11 +177,11 @@ class _Maker:
 
     @torch.no_grad()
     def _make(self, shard: ShardEntry) -> None:
-        records = self._pairs.read(shard)
+        rows = self._pairs.read(shard)
         teacher, device = self._teacher, next(self._teacher.model.parameters()).device
         sides: list[list[Tensor]] = [[], []] if self._flips else [[]]
-        for start in range(0, len(records), EMBED_BATCH):
-            pixels = torch.from_numpy(self._decode.images(records[start : start + EMBED_BATCH])).to(device)
+        for start in range(0, len(rows), EMBED_BATCH):
+            pixels = torch.from_numpy(self._decode.images(rows.part(start, start + EMBED_BATCH).encoded())).to(device)
             images = normalize_images(pixels, teacher.mean, teacher.std)
             for side, parts in enumerate(sides):
                 parts.append(embed(teacher.model, images.flip(3) if side else images).cpu())
