@@ -116,8 +116,9 @@ class SplatFitParams:
     target_psnr: dB at which a picture is done; 0: none. min_gaussians: with target_psnr, each picture gets as few as
     reach it, from this number to num_gaussians; 0: all get num_gaussians.
     prune_score: `luminance`, `loss` or, empty, the recipe's own; prune_threshold: the score under which a Gaussian is
-    dropped (0: none is, -1: the recipe's own); prune_to: how many are left, the best; 0: all. threads: 0 takes all
-    cores. docs/fitting.md has the whole story.
+    dropped (0: none is, -1: the recipe's own); prune_to: how many are left, the best; 0: all. reader: a teacher, as its
+    manifest or prefix, whose image embedding the fits serve beside the pixels; reader_weight: how much (1: as much as
+    the pixels; 0: not at all). threads: 0 takes all cores. docs/fitting.md has the whole story.
     """
 
     num_gaussians: int = 400
@@ -129,6 +130,8 @@ class SplatFitParams:
     prune_score: str = ""
     prune_threshold: float = -1.0
     prune_to: int = 0
+    reader: str = local("")
+    reader_weight: float = later(0.0)
     seed: int = 0
     device: str = local("cpu")
     threads: int = local(0)
@@ -137,6 +140,7 @@ class SplatFitParams:
         seed_in_range("splat_fit", self.seed)
         at_least("splat_fit", self, 1, "num_gaussians")
         at_least("splat_fit", self, 0, "num_iters", "threads", "target_psnr", "min_gaussians", "prune_to")
+        at_least("splat_fit", self, 0, "reader_weight")
         one_of("splat_fit.recipe", self.recipe, RECIPES)
         one_of("splat_fit.prune_score", self.prune_score, PRUNE_SCORES)
         one_of("splat_fit.device", self.device, DEVICES)
@@ -156,6 +160,15 @@ class SplatFitParams:
         require(
             self.device != "cuda" or self.target_psnr == 0,
             "splat_fit.target_psnr ends pictures early, which 'cuda' cannot; set splat_fit.device to cpu or auto",
+        )
+        require(
+            bool(self.reader) == (self.reader_weight > 0),
+            f"splat_fit.reader is {self.reader!r} and reader_weight {self.reader_weight:g}; give a teacher and a "
+            "weight above 0, or neither",
+        )
+        require(
+            self.device != "cuda" or not self.reader,
+            "splat_fit.reader: 'cuda' fits by pixels alone; set splat_fit.device to cpu or auto",
         )
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from components.config import DownloadParams, SplatFitParams, TrainAdapterParams
 from components.download.stage import run as download
-from components.manifest import Commit
+from components.manifest import Commit, open_artifact
 from components.openclip import build, model_config, preprocess_stats
 from components.splat_fit.stage import run as splat_fit
 from components.store import open_store
@@ -36,14 +36,15 @@ PARAMS = TrainAdapterParams(
 )
 
 
-def put_teacher(store: str, folder: Path) -> str:
-    """A teacher artifact with random weights."""
+def put_teacher(store: str, folder: Path, images: str = "") -> str:
+    """A teacher artifact with random weights; images: of which it says that it was trained on them."""
     (folder / "tiny.json").write_text(json.dumps(CONFIG))
     torch.manual_seed(0)
     clip = build(str(folder / "tiny.json"), "")
     mean, std = preprocess_stats(clip)
     more = {"model": "tiny", "pretrained": "", "trained_here": True, "class_names": [], "mean": mean, "std": std}
-    commit = Commit(open_store(store), stage="train_teacher", version=1, params={}, inputs={})
+    inputs = {"images": open_artifact(images, open_store(store))} if images else {}
+    commit = Commit(open_store(store), stage="train_teacher", version=1, params={}, inputs=inputs)
     save_file(clip.state_dict(), folder / "model.safetensors")
     config = json.dumps({**model_config(str(folder / "tiny.json")), **more}).encode()
     files = [commit.put_file("config.json", config), commit.put_file("model.safetensors", folder / "model.safetensors")]

@@ -19,7 +19,7 @@ from components.errors import PermanentError
 from components.images import EXTENSIONS, ImageError, Pixels, decode_rgb
 from components.manifest import SampleNote, canonical
 from components.shards import Sample, ShardIndex, write_shard
-from components.splats import Splats, pad
+from components.splats import Floats, Splats, pad
 
 MAX_SIDE = 16384  # of .gs2d version 1
 PRUNE_SCORES: dict[str, Literal["luminance", "loss"] | None] = {"luminance": "luminance", "loss": "loss", "": None}
@@ -46,10 +46,15 @@ class _Fitted:
 
 
 class ShardFitter:
-    """Fits the pictures of one shard as they come; no more than a chunk of each size is held decoded."""
+    """Fits the pictures of one shard as they come; no more than a chunk of each size is held decoded.
 
-    def __init__(self, params: SplatFitParams, device: str, tick: Tick) -> None:
-        self._params, self._device, self._tick = params, device, tick
+    metric: a reader's rows for splat2d.fit, whose patches all pictures must then tile.
+    """
+
+    def __init__(self, params: SplatFitParams, device: str, tick: Tick, metric: Floats | None = None) -> None:
+        self._params, self.device, self._tick = params, device, tick
+        self._metric = None if metric is None else metric * np.float32(params.reader_weight**0.5)
+        self._patch = 1 if metric is None else math.isqrt(metric.shape[1] // 3)
         threads = params.threads or len(os.sched_getaffinity(0))
         self._threads, self._chunk = threads, CHUNK_PER_THREAD * threads
         self._waiting: dict[tuple[int, int], list[tuple[Sample, int, Pixels]]] = defaultdict(list)
@@ -92,6 +97,9 @@ class ShardFitter:
         if least > height * width:
             detail = f"{width} x {height} = {height * width} pixels for {least} Gaussians"
             raise ImageError("too_few_pixels", detail)
+        if height % self._patch or width % self._patch:
+            detail = f"{width} x {height} pixels, which the reader's patches of {self._patch} do not tile"
+            raise ImageError("no_patches", detail)
         return len(sample.fields[ext]), pixels
 
     def _flush(self, size: tuple[int, int]) -> None:
@@ -108,13 +116,14 @@ class ShardFitter:
             num_iters=params.num_iters or None,
             seed=params.seed,
             threads=params.threads,
-            device=self._device,
+            device=self.device,
             lambda_color=None if params.lambda_color == -1 else params.lambda_color,
             target_psnr=params.target_psnr + FILE_COST if params.target_psnr else None,
             min_gaussians=params.min_gaussians or None,
             prune_score=PRUNE_SCORES[params.prune_score],
             prune_threshold=None if params.prune_threshold == -1 else params.prune_threshold,
             prune_to=params.prune_to or None,
+            metric=self._metric,
             progress=lambda _: self._tick(0, math.nan),
         )
         kept: list[int] = []

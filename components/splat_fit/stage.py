@@ -24,7 +24,8 @@ from components.report import Report
 from components.series import emit
 from components.shards import read_shard
 from components.signals import Stop, stop_on_sigterm
-from components.splat_fit.shard import ShardFitter
+from components.splat_fit.reader import check_reader, reader_metric
+from components.splat_fit.shard import ShardFitter, Tick
 from components.splats import BYTES_PER_PARAMETER, PARAMETERS_PER_GAUSSIAN
 from components.store import open_store
 
@@ -38,7 +39,8 @@ def run(params: SplatFitParams, *, images: str, store: str) -> Report:
     Each image shard of each split gives one splat shard of the same index and order: key.gs2d, key.txt, key.json
     (with psnr_db, num_gaussians, num_bytes) and key.cls where there is one, with an index beside the tar. Shards that
     an earlier call finished are kept, so a stopped run goes on where it was; the result is the same in any number of
-    calls and threads. A picture that cannot be fitted is counted and named as failed.
+    calls and threads. A picture that cannot be fitted is counted and named as failed. With `reader` the teacher is one
+    of the output's inputs, and its metric lies beside the shards.
     Raises UsageError on a wrong input, PermanentError where not one picture can be fitted or an input is damaged,
     Interrupted on SIGTERM or Ctrl-C.
     """
@@ -48,22 +50,29 @@ def run(params: SplatFitParams, *, images: str, store: str) -> Report:
     if source.manifest.stage != "download":
         raise UsageError(f"images is {images}, the output of {source.manifest.stage}; give the output of download")
     device = _device(params)
-    commit = Commit(root, stage=STAGE, version=VERSION, params=semantic(params), inputs={"images": source})
+    inputs = {"images": source} | ({"teacher": open_artifact(params.reader, root)} if params.reader else {})
+    commit = Commit(root, stage=STAGE, version=VERSION, params=semantic(params), inputs=inputs)
     finished = commit.finished()
     if finished is not None:
         return _report(finished, started, cached=True, speeds={})
+    metric, files = None, []
+    if params.reader:
+        check_reader(inputs["teacher"], params.reader, int(source.manifest.params.get("image_size", 0)))
+        metric, file = reader_metric(inputs["teacher"], commit)
+        files = [file]
     done = commit.done()
     todo = [entry for entry in source.manifest.shards if entry.index not in done]
     total = sum(entry.ok for entry in source.manifest.shards)
     start = total - sum(entry.ok for entry in todo)
     with stop_on_sigterm() as stop, progress("splat-fit", total=total, unit="pictures", start=start) as bar:
         for entry in todo:
-            done[entry.index] = _fit_shard(entry, params, device, source=source, commit=commit, stop=stop, bar=bar)
+            fitter = ShardFitter(params, device, _ticker(stop, bar), metric)
+            done[entry.index] = _fit_shard(entry, fitter, source=source, commit=commit)
             _emit(done[entry.index], bar)
             stop.check(_kept(done, source))
         rate = bar.rate()
     shards = [done[entry.index] for entry in source.manifest.shards]
-    artifact = commit.finalise(shards=shards, files=[], metrics=_summary(params, shards, commit, source))
+    artifact = commit.finalise(shards=shards, files=files, metrics=_summary(params, shards, commit, source))
     return _report(artifact, started, cached=False, speeds={"images_per_s": rate} if todo else {})
 
 
@@ -74,7 +83,7 @@ def _emit(entry: ShardEntry, bar: Bar) -> None:
 
 def _device(params: SplatFitParams) -> str:
     if params.device == "auto":
-        return "cuda" if splat2d.has_cuda() and not params.target_psnr else "cpu"
+        return "cuda" if splat2d.has_cuda() and not params.target_psnr and not params.reader else "cpu"
     if params.device == "cuda" and not splat2d.has_cuda():
         raise UsageError(
             "splat_fit.device is 'cuda', but splat2d sees no CUDA device or was built without CUDA; "
@@ -87,17 +96,17 @@ def _kept(done: dict[int, ShardEntry], source: Artifact) -> str:
     return f"{len(done)} of {len(source.manifest.shards)} shards are kept; run the same command again to go on"
 
 
-def _fit_shard(
-    entry: ShardEntry, params: SplatFitParams, device: str, *, source: Artifact, commit: Commit, stop: Stop, bar: Bar
-) -> ShardEntry:
-    """Fit one shard and commit it whole; a stop drops it, so that nothing partial is ever visible."""
-
+def _ticker(stop: Stop, bar: Bar) -> Tick:
     def tick(count: int, psnr_db: float) -> None:
         stop.check("the shard in hand was dropped, finished ones are kept; run the same command again to go on")
         if count:
             bar.advance(count, **({} if math.isnan(psnr_db) else {"psnr_db": psnr_db}))
 
-    fitter = ShardFitter(params, device, tick)
+    return tick
+
+
+def _fit_shard(entry: ShardEntry, fitter: ShardFitter, *, source: Artifact, commit: Commit) -> ShardEntry:
+    """Fit one shard and commit it whole; a stop drops it, so that nothing partial is ever visible."""
     with source.local(entry) as path:
         for sample in read_shard(path):
             fitter.add(sample)
@@ -114,7 +123,7 @@ def _fit_shard(
             source=entry.name,
             side_files={".idx": index},
             metrics=sums,
-            backend=splat2d.backend() if device == "cpu" else device,
+            backend=splat2d.backend() if fitter.device == "cpu" else fitter.device,
         )
 
 
