@@ -37,6 +37,12 @@ class SplatBatch:
         """Some samples, as views."""
         return SplatBatch(*(t[rows] for t in (self.means, self.cholesky, self.colors, self.mask)))
 
+    def trimmed(self) -> SplatBatch:
+        """As views, without the columns at the end that are padding in every picture; at least one column stays."""
+        used = self.mask.any(0).nonzero()
+        most = int(used.max()) + 1 if len(used) else 1
+        return SplatBatch(self.means[:, :most], self.cholesky[:, :most], self.colors[:, :most], self.mask[:, :most])
+
     def select(self, index: Tensor) -> SplatBatch:
         """The samples at `index`."""
         return SplatBatch(self.means[index], self.cholesky[index], self.colors[index], self.mask[index])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from components.entries import ShardEntry
 from components.errors import PermanentError, UsageError
 from components.images import encode
 from components.lanes import LANES
-from components.loader import Batch, ImageSet
+from components.loader import Batch, ImageSet, SplatBatch
 from components.manifest import Artifact, Commit
 from components.pairs import ShardPairs
 from components.records import Encoded, Record, Rows
@@ -336,6 +337,18 @@ def test_captions_of_json_come_first(tmp_path: Path) -> None:
     )
     assert batch.captions == [["one", "two"], []]
     assert batch.classes.tolist() == [2, -1]
+
+
+@pytest.mark.parametrize("room", [CACHED, STREAMED])
+def test_trimming_takes_away_padding_alone(images: Artifact, fitted: Artifact, room: int) -> None:
+    for batch in ImageSet(images, "train", splats=fitted, max_cached_bytes=room).batches(2, seed=3):
+        whole, trimmed = batch.gaussians, batch.gaussians.trimmed()
+        most = int(whole.mask.sum(1).max())
+        assert trimmed.means.shape == (2, most, 2)
+        assert not whole.mask[:, most:].any()
+        check(replace(batch, splats=trimmed))
+    none = SplatBatch(torch.zeros(2, 3, 2), torch.zeros(2, 3, 3), torch.zeros(2, 3, 3), torch.zeros(2, 3).bool())
+    assert none.trimmed().mask.shape == (2, 1)
 
 
 def test_select_and_move(images: Artifact, fitted: Artifact) -> None:

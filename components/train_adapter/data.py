@@ -118,7 +118,7 @@ class Stream:
         drawn = draws.to(self._device)
         pixels = augment_images(batch.pixels.to(self._device), drawn)
         images = normalize_images(pixels, self._teacher.mean, self._teacher.std)
-        splats = augment_splats(batch.gaussians.to(self._device), drawn, self._picture)
+        splats = augment_splats(batch.gaussians.trimmed().to(self._device), drawn, self._picture)
         return Given(batch, epoch, draws.flip, images, splats, len(batch) / len(batch.labels.keys))
 
 

@@ -38,7 +38,7 @@ from components.train_adapter.validate import Classifier, Validation
 from components.trainer import CurveRow, curve_csv, delete_checkpoints, has_validation
 
 STAGE = "train_adapter"
-VERSION = 3
+VERSION = 4
 STATS_PICTURES = 10_000  # that the normalisation statistics are taken from: the first ones of the first epoch
 
 

@@ -82,7 +82,7 @@ def build_readers(
         )
 
     def read_splats(batch: Batch) -> Tensor:
-        return student.encode_splats(batch.gaussians.to(device))
+        return student.encode_splats(batch.gaussians.trimmed().to(device))
 
     readers.append(Reader("splats", student, student.clip, read_splats))
     return readers

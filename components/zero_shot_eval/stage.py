@@ -24,7 +24,7 @@ from components.zero_shot_eval.embed import build_readers, embed_images
 from components.zero_shot_eval.inventory import jpeg_bytes, read_labels, take_inventory
 
 STAGE = "zero_shot_eval"
-VERSION = 3
+VERSION = 4
 KEPT = "scoring keeps nothing half done; run the same command again"
 TRAINED = ("trained", "trained_share", "trained_vision_share", "trained_all_share", "control_trained_share")
 MAKERS = {"images": "download", "teacher": "train_teacher", "splats": "splat_fit", "adapter": "train_adapter"}
