@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -53,13 +54,14 @@ class Journal:
     """The rows of one JSON file. A row is found again by its key, among rows of the same origin.
 
     origin: what makes rows comparable (pictures, threads, processor, build). Rows of another origin stay in the file
-    and are not used. Each row says when, by which command and from which commit it was made.
+    and are not used. Each row says when, by which command and from which commit it was made. Several processes may
+    add to one file.
     """
 
     def __init__(self, path: Path | None, origin: Row, command: str = "") -> None:
         self.path, self.origin = path, origin
         self.command = command or shlex.join(["python", *sys.argv])
-        self._all: list[Row] = json.loads(path.read_text()) if path is not None and path.exists() else []
+        self._all = self._read()
         self.resumed = len(self.rows())
 
     def rows(self) -> list[Row]:
@@ -91,17 +93,24 @@ class Journal:
             "command": self.command,
         }
         row: Row = {"key": key, **values, "made": made, "origin": self.origin}
-        self._all.append(row)
-        self._write()
+        if self.path is None:
+            self._all.append(row)
+            return row
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._all = self._read()  # another process may have added to it
+            if (found := self.find(key)) is not None:
+                return found
+            self._all.append(row)
+            fresh = self.path.with_suffix(".tmp")
+            fresh.write_text("[\n" + ",\n".join(json.dumps(row) for row in self._all) + "\n]\n")
+            os.replace(fresh, self.path)
         return row
 
-    def _write(self) -> None:
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self.path.with_suffix(".tmp")
-        fresh.write_text("[\n" + ",\n".join(json.dumps(row) for row in self._all) + "\n]\n")
-        os.replace(fresh, self.path)
+    def _read(self) -> list[Row]:
+        found: list[Row] = json.loads(self.path.read_text()) if self.path is not None and self.path.exists() else []
+        return found
 
     def notes(self) -> list[str]:
         """For the head of a report: what made the rows."""

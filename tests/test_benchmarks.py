@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import fit as fit_script  # noqa: E402
 import fit_report  # noqa: E402
 import full_size  # noqa: E402
 import native  # noqa: E402
+import records  # noqa: E402
 import scaling  # noqa: E402
 from choices import bootstrap_interval, first_reaching, largest_within, pairs_inside  # noqa: E402
 from pictures import Pictures, cycled, load, mosaic, procedural  # noqa: E402
@@ -133,6 +135,26 @@ def test_rows_are_kept_and_found_again(tmp_path: Path) -> None:
     rows = json.loads(path.read_text())
     assert [row["value"] for row in rows] == [1, 2, 3]
     assert all({"date", "commit", "command"} <= row["made"].keys() for row in rows)
+
+
+def test_several_write_to_one_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "rows.json"
+    one, two = Journal(path, {"build": "a"}), Journal(path, {"build": "a"})
+    one.once({"N": 1}, lambda: {"value": 1})
+    two.once({"N": 2}, lambda: {"value": 2})
+    one.once({"N": 3}, lambda: {"value": 3})
+    assert two.once({"N": 3}, lambda: {"value": 4})["value"] == 3, "who came first"
+    assert [row["value"] for row in json.loads(path.read_text())] == [1, 2, 3]
+
+    def write(name: int) -> None:
+        journal = Journal(path, {"build": "b"})
+        for number in range(10):
+            journal.once({"by": name, "number": number}, lambda: {"value": 0})
+
+    monkeypatch.setattr(records, "commit", lambda: "abc")
+    with ThreadPoolExecutor(3) as pool:  # the lock is one of open files: threads wait for each other as processes do
+        list(pool.map(write, range(3)))
+    assert len(json.loads(path.read_text())) == 3 + 3 * 10
 
 
 def test_pictures_from_folders_and_tars(tmp_path: Path) -> None:
