@@ -78,7 +78,9 @@ class Grid:
         """What finds a student's row again; without the seed, rows of several seeds are one line."""
         wanted = semantic(spec.params(self.params.train_adapter, 0))
         fits = semantic(replace(self.params.splat_fit, num_gaussians=spec.num_gaussians))
-        made = digest(wanted, fits, semantic(replace(self.params.train_teacher, seed=0)))
+        reader = self._open(self.params.splat_fit.reader).manifest.sha256 if self.params.splat_fit.reader else ""
+        read_by = [reader] if reader else []  # where it lies is no part of the parameters
+        made = digest(wanted, fits, semantic(replace(self.params.train_teacher, seed=0)), *read_by)
         return {"row": spec.name, "N": spec.num_gaussians, "seed": seed, "params": made}
 
     def control_key(self, spec: Spec) -> str:

@@ -140,7 +140,7 @@ class SplatFitParams:
         seed_in_range("splat_fit", self.seed)
         at_least("splat_fit", self, 1, "num_gaussians")
         at_least("splat_fit", self, 0, "num_iters", "threads", "target_psnr", "min_gaussians", "prune_to")
-        at_least("splat_fit", self, 0, "reader_weight")
+        within("splat_fit", self, 0, 1000, "reader_weight")
         one_of("splat_fit.recipe", self.recipe, RECIPES)
         one_of("splat_fit.prune_score", self.prune_score, PRUNE_SCORES)
         one_of("splat_fit.device", self.device, DEVICES)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
+from itertools import islice
 from typing import TypeVar
 
 from components.errors import PermanentError
@@ -21,13 +22,13 @@ T = TypeVar("T")
 def ahead(jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
     """What each job returns, in order; the next one is done in a thread while the one before is used."""
     with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
-        coming: Future[T] | None = None
-        for job in jobs:
-            current, coming = coming, pool.submit(job)
-            if current is not None:
-                yield current.result()
-        if coming is not None:
-            yield coming.result()
+        waiting = iter(jobs)
+        coming = [pool.submit(job) for job in islice(waiting, 1)]
+        while coming:
+            done = coming.pop().result()  # an error is raised before the next job begins
+            coming = [pool.submit(job) for job in islice(waiting, 1)]
+            yield done
+            del done  # else it would be held while the next one is waited for
 
 
 class ShardPairs:

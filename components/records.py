@@ -153,7 +153,8 @@ class Rows:
         if self.images is not None:
             images = self._whole(self._pictures(self.images), chosen, f"picture ({', '.join(IMAGE_EXTENSIONS)})")
         if self.splats is not None:
-            splats = self._whole(self.splats.column(SPLAT_EXTENSION, self.splat_rows), chosen, "splats (gs2d)")
+            what = "splats (gs2d) beside it; fit the splats again"
+            splats = self._whole(self.splats.column(SPLAT_EXTENSION, self.splat_rows), chosen, what)
         places = np.empty((len(rows), 2), np.int64)
         places[:, 0], places[:, 1] = self.index, rows
         texts = zip(*(shard.column(extension, rows) for extension in TEXT_EXTENSIONS), strict=True)

@@ -163,6 +163,7 @@ def test_where_and_how_fast_never_enter_the_hash() -> None:
     assert semantic(SplatFitParams(threads=1)) == semantic(SplatFitParams(threads=8, device="cuda"))
     assert semantic(SplatFitParams(num_gaussians=7)) != semantic(SplatFitParams())
     assert "cache_embeddings" not in semantic(TrainAdapterParams()), "keys of results from before it was added"
+    assert "reader_weight" not in semantic(SplatFitParams())
     assert semantic(TrainAdapterParams(cache_embeddings=False))["cache_embeddings"] is False
     assert semantic(Params().train_adapter)["stage2_learning_rates"] == list(
         Params().train_adapter.stage2_learning_rates

@@ -6,6 +6,7 @@ import gc
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,11 @@ from components.decoder import Decoder
 from components.distributed import World
 from components.entries import ShardEntry
 from components.errors import PermanentError, UsageError
-from components.images import encode
+from components.images import decode_rgb, encode
 from components.lanes import LANES
 from components.loader import Batch, ImageSet, SplatBatch
 from components.manifest import Artifact, Commit
-from components.pairs import ShardPairs
+from components.pairs import ShardPairs, ahead
 from components.records import Encoded, Record, Rows
 from components.shards import Sample, ShardIndex, write_shard
 from components.splats import Splats
@@ -323,6 +324,44 @@ def test_what_is_damaged_is_named(tmp_path: Path, images: Artifact) -> None:
     bad = Sample("s0001", {**broken.fields, "cls": b"cat"})
     with pytest.raises(PermanentError, match="'s0001': its json, txt or cls is damaged"):
         ImageSet(commit(tmp_path / "e", "download", [[bad]]), "train")
+
+
+def test_pictures_of_several_formats_in_one_shard(tmp_path: Path) -> None:
+    """A sample's picture is the first of jpg, jpeg, png and webp that it has."""
+    png, jpg = encode(image(1), "png"), encode(image(2), "jpg")
+    shard = [Sample("a", {"png": png}), Sample("b", {"jpg": jpg}), Sample("c", {"jpg": jpg, "png": png})]
+    batch = next(ImageSet(commit(tmp_path, "download", [shard]), "train").batches(3, shuffle=False))
+    np.testing.assert_array_equal(batch.pixels[0].numpy(), image(1))
+    np.testing.assert_array_equal(batch.pixels[1].numpy(), decode_rgb(jpg))
+    np.testing.assert_array_equal(batch.pixels[2].numpy(), decode_rgb(jpg))
+
+
+def test_a_splat_shard_that_lacks_one_is_named(tmp_path: Path, images: Artifact) -> None:
+    made = groups(SHARDS, splat_sample)
+    made[0][1] = Sample("s0001", {"txt": b"nothing else"})
+    fitted = commit(tmp_path, "splat_fit", made)
+    for room in (CACHED, STREAMED):
+        with pytest.raises(PermanentError, match=r"'s0001' has no splats .*fit the splats again"):
+            list(ImageSet(images, "train", splats=fitted, max_cached_bytes=room).batches(8, drop_last=False))
+
+
+def test_reading_ahead() -> None:
+    """One job more than is asked for, and none after an error."""
+    begun: list[int] = []
+
+    def job(number: int) -> int:
+        begun.append(number)
+        if number == 3:
+            raise PermanentError("broken")
+        return number
+
+    results = ahead(partial(job, number) for number in range(6))
+    assert next(results) == 0
+    assert next(results) == 1
+    with pytest.raises(PermanentError, match="broken"):
+        list(results)
+    assert begun == [0, 1, 2, 3]
+    assert list(ahead(iter(()))) == []
 
 
 def test_captions_of_json_come_first(tmp_path: Path) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import splat2d
 from flows import put_teacher
 from picture_sets import picture, sample
-from safetensors.numpy import load
+from safetensors.numpy import load, save
 
 from components.config import DownloadParams, SplatFitParams
 from components.download.stage import run as download
@@ -19,6 +21,7 @@ from components.images import encode
 from components.loader import ImageSet
 from components.manifest import Artifact, open_artifact
 from components.splat_fit import reader as reader_module
+from components.splat_fit import stage
 from components.splat_fit.reader import FILE, NUM_PICTURES
 from components.splat_fit.shard import ShardFitter
 from components.splat_fit.stage import run
@@ -95,15 +98,30 @@ def test_a_later_call_fits_under_the_same_metric(flow: dict[str, str], monkeypat
     again = sorted((root / "_done").iterdir())[0]
     again.unlink()
 
-    def never(reader: Artifact) -> Any:
+    def never(*given: Any) -> Any:
         raise AssertionError("it is there")
 
     monkeypatch.setattr(reader_module, "_estimated", never)
     assert run(wanted, images=flow["images"], store=flow["store"]).manifest_sha256 == first.manifest_sha256
     (root / "manifest.json").unlink()
-    (root / FILE).write_bytes(b"junk")
-    with pytest.raises(PermanentError, match=f"{FILE}: not a reader's metric"):
-        run(wanted, images=flow["images"], store=flow["store"])
+    for junk in (b"junk", save({"rows": np.zeros((2, 48), np.float32)}), save({"rows": np.ones((2, 7), np.float32)})):
+        (root / FILE).write_bytes(junk)
+        with pytest.raises(PermanentError, match=f"{FILE}: not a reader's metric"):
+            run(wanted, images=flow["images"], store=flow["store"])
+
+
+def test_a_teacher_that_was_copied_elsewhere(flow: dict[str, str], tmp_path: Path) -> None:
+    wanted = replace(PARAMS, reader=flow["teacher"], reader_weight=1.0)
+    first = run(wanted, images=flow["images"], store=flow["store"])
+    shutil.copytree(flow["teacher"], tmp_path / "mine")
+    shutil.rmtree(first.url)
+    again = run(replace(wanted, reader=str(tmp_path / "mine")), images=flow["images"], store=flow["store"])
+    assert again.manifest_sha256 == first.manifest_sha256
+    shutil.copytree(Path(flow["store"]) / "download", tmp_path / "other" / "download")
+    shutil.rmtree(Path(flow["store"]) / "download")
+    images = str(tmp_path / "other" / Path(flow["images"]).relative_to(flow["store"]))
+    with pytest.raises(PermanentError, match=r"was trained on, download/[0-9a-f]+, are neither in"):
+        run(wanted, images=images, store=str(tmp_path / "third"))
 
 
 def test_an_evaluation_set_is_fitted_under_the_metric_of_the_teachers_own_pictures(
@@ -128,15 +146,17 @@ def test_what_is_refused(flow: dict[str, str], tmp_path: Path) -> None:
             replace(PARAMS, **change)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="'cuda' fits by pixels alone"):
         replace(PARAMS, reader=flow["teacher"], reader_weight=1.0, device="cuda")
+    with pytest.raises(UsageError, match="reader_weight is 1000000"):
+        replace(PARAMS, reader=flow["teacher"], reader_weight=1e6)
+    with pytest.raises(PermanentError, match=r"^splat_fit.reader: .*typo has no manifest.json"):
+        run(replace(PARAMS, reader=f"{flow['store']}/typo", reader_weight=1.0), **given)
     with pytest.raises(UsageError, match="the output of download; give the output of train_teacher"):
         run(replace(PARAMS, reader=flow["images"], reader_weight=1.0), **given)
     large = download(
         DownloadParams(dataset="large", image_size=32, num_train=4, num_val=0, num_test=1, shard_size=4),
         store=flow["store"],
     )
-    with pytest.raises(
-        UsageError, match="looks at pictures of 16 x 16 pixels, but those to be fitted have a side of 32"
-    ):
+    with pytest.raises(UsageError, match="of 16 x 16 pixels in patches of 4, but those to be fitted have a side of 32"):
         run(replace(PARAMS, reader=flow["teacher"], reader_weight=1.0), images=large.url, store=flow["store"])
 
 
@@ -150,3 +170,9 @@ def test_pictures_that_its_patches_do_not_tile_are_named() -> None:
     assert [(note.key, note.reason) for note in fitter.notes] == [("odd", "no_patches")]
     assert "patches of 4 do not tile" in fitter.notes[0].detail
     assert sum(ticks) == 2
+
+
+def test_auto_fits_for_a_reader_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splat2d, "has_cuda", lambda: True)
+    assert stage._device(replace(PARAMS, device="auto")) == "cuda"
+    assert stage._device(replace(PARAMS, device="auto", reader="x", reader_weight=1.0)) == "cpu"

@@ -2,66 +2,107 @@
 
 from __future__ import annotations
 
+import math
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 
 from components.errors import PermanentError, UsageError
 from components.manifest import Artifact, Commit, FileEntry, open_artifact, sha256_bytes
-from components.store import StoreNotFound, open_store
+from components.store import Store, StoreNotFound, open_store
+
+if TYPE_CHECKING:
+    from components.openclip import LoadedTeacher
 
 FILE, TENSOR = "reader_metric.safetensors", "rows"
 NUM_PICTURES = 300  # the estimate's spread over other pictures is then well below what the metric gains
+BATCH = 16  # a ViT-B-16 keeps 113 MiB a picture for the gradient
 
 Rows = npt.NDArray[np.float32]
 
 
-def check_reader(reader: Artifact, ref: str, side: int) -> None:
-    """UsageError unless this is a teacher whose own pictures have the side, in pixels, of those that are fitted."""
+def open_reader(ref: str, root: Store) -> Artifact:
+    """The teacher that splat_fit.reader names; UsageError where it is another stage's output."""
+    try:
+        reader = open_artifact(ref, root)
+    except PermanentError as error:
+        raise type(error)(f"splat_fit.reader: {error}") from error
     if reader.manifest.stage != "train_teacher":
         raise UsageError(
             f"splat_fit.reader is {ref}, the output of {reader.manifest.stage}; give the output of train_teacher"
         )
-    from components.openclip import image_side, load_teacher
-
-    expected = image_side(load_teacher(reader).model)
-    if expected != side:
-        raise UsageError(
-            f"splat_fit.reader looks at pictures of {expected} x {expected} pixels, but those to be fitted have a side "
-            f"of {side}; set download.image_size to {expected}, or fit without a reader"
-        )
+    return reader
 
 
-def reader_metric(reader: Artifact, commit: Commit) -> tuple[Rows, FileEntry]:
+def reader_metric(reader: Artifact, commit: Commit, side: int) -> tuple[Rows, FileEntry]:
     """Rows [K, 3 P^2] for `splat2d.fit(metric=)` (components/patch_metric.py), and their file's entry.
 
-    Estimated on the first pictures that the teacher was trained on, whatever set is fitted. A file that an earlier call
-    left under the prefix is used: what goes on later fits under the same metric. PermanentError if it is damaged.
+    side: of the pictures to be fitted, in pixels. Estimated on the first pictures that the teacher was trained on,
+    whatever set is fitted. What lies under the prefix is used, whoever put it there: what goes on later, or beside,
+    fits under the same metric. UsageError for a teacher that reads other pictures, PermanentError for a damaged file.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load, save
+    from components.openclip import load_teacher
 
-    try:
-        data = commit.store.get_bytes(FILE)
-    except StoreNotFound:
-        data = save({TENSOR: _estimated(reader)})
-        commit.put_file(FILE, data)
+    teacher = load_teacher(reader)
+    patch = int(teacher.model.visual.conv1.kernel_size[0])
+    if teacher.image_size != side or side % patch:
+        raise UsageError(
+            f"splat_fit.reader looks at pictures of {teacher.image_size} x {teacher.image_size} pixels in patches of "
+            f"{patch}, but those to be fitted have a side of {side}; set download.image_size to match, or fit without "
+            "a reader"
+        )
+    if not commit.store.exists(FILE):
+        from safetensors.numpy import save
+
+        commit.put_file(FILE, save({TENSOR: _estimated(teacher, reader, commit.root)}))
+    data = commit.store.get_bytes(FILE)
+    return _rows(data, patch, f"{commit.url}/{FILE}"), FileEntry(name=FILE, sha256=sha256_bytes(data), bytes=len(data))
+
+
+def _rows(data: bytes, patch: int, where: str) -> Rows:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
     try:
         rows: Rows = load(data)[TENSOR]
     except (SafetensorError, KeyError) as error:
+        raise PermanentError(f"{where}: not a reader's metric ({error!r}); delete it and run again") from error
+    width = 3 * patch**2
+    if rows.dtype != np.float32 or rows.ndim != 2 or rows.shape[1] != width or not 0 < np.square(rows).sum() < math.inf:
         raise PermanentError(
-            f"{commit.url}/{FILE}: not a reader's metric ({error!r}); delete it and run again"
-        ) from error
-    return rows, FileEntry(name=FILE, sha256=sha256_bytes(data), bytes=len(data))
+            f"{where}: not a reader's metric: expected float32 [K, {width}], finite and not all zero, got {rows.dtype} "
+            f"{list(rows.shape)}; delete this prefix and run again"
+        )
+    return rows
 
 
-def _estimated(reader: Artifact) -> Rows:
+def _estimated(teacher: LoadedTeacher, reader: Artifact, root: Store) -> Rows:
     from components.loader import ImageSet
-    from components.openclip import load_teacher, normalize_images
+    from components.openclip import normalize_images
     from components.patch_metric import patch_metric
 
-    teacher = load_teacher(reader)
-    root = open_store(reader.url.rstrip("/").removesuffix(f"/{reader.manifest.path}"))  # where the teacher was made
-    images = open_artifact(root.sub(reader.manifest.inputs["images"]["path"]).url, root)
-    pictures = ImageSet(images, "train", limit=NUM_PICTURES, image_size=teacher.image_size)
+    teacher.model.requires_grad_(False)
+    pictures = ImageSet(_pictures(reader, root), "train", limit=NUM_PICTURES, image_size=teacher.image_size)
     (batch,) = pictures.batches(len(pictures), shuffle=False)
-    return patch_metric(teacher.model, normalize_images(batch.pixels, teacher.mean, teacher.std), teacher.std)
+    images = normalize_images(batch.pixels, teacher.mean, teacher.std)
+    return patch_metric(teacher.model, images, teacher.std, batch_size=BATCH)
+
+
+def _pictures(reader: Artifact, root: Store) -> Artifact:
+    """What the teacher was trained on: in the store where it was made, or in this one."""
+    given = reader.manifest.inputs.get("images")
+    if given is None:
+        raise PermanentError(f"splat_fit.reader: {reader.url}: its manifest names no pictures; train the teacher again")
+    own = open_store(reader.url.rstrip("/").removesuffix(f"/{reader.manifest.path}"))
+    for store in (own, root):
+        try:
+            found = open_artifact(store.sub(given["path"]).url, store)
+        except (PermanentError, StoreNotFound):
+            continue
+        if found.manifest.sha256 == given["sha256"]:
+            return found
+    raise PermanentError(
+        f"splat_fit.reader: the pictures that {reader.url} was trained on, {given['path']}, are neither in {own.url} "
+        f"nor in {root.url}; name the store that holds them (--store), or train the teacher again"
+    )

@@ -24,7 +24,7 @@ from components.report import Report
 from components.series import emit
 from components.shards import read_shard
 from components.signals import Stop, stop_on_sigterm
-from components.splat_fit.reader import check_reader, reader_metric
+from components.splat_fit.reader import open_reader, reader_metric
 from components.splat_fit.shard import ShardFitter, Tick
 from components.splats import BYTES_PER_PARAMETER, PARAMETERS_PER_GAUSSIAN
 from components.store import open_store
@@ -50,15 +50,14 @@ def run(params: SplatFitParams, *, images: str, store: str) -> Report:
     if source.manifest.stage != "download":
         raise UsageError(f"images is {images}, the output of {source.manifest.stage}; give the output of download")
     device = _device(params)
-    inputs = {"images": source} | ({"teacher": open_artifact(params.reader, root)} if params.reader else {})
+    inputs = {"images": source} | ({"teacher": open_reader(params.reader, root)} if params.reader else {})
     commit = Commit(root, stage=STAGE, version=VERSION, params=semantic(params), inputs=inputs)
     finished = commit.finished()
     if finished is not None:
         return _report(finished, started, cached=True, speeds={})
     metric, files = None, []
     if params.reader:
-        check_reader(inputs["teacher"], params.reader, int(source.manifest.params.get("image_size", 0)))
-        metric, file = reader_metric(inputs["teacher"], commit)
+        metric, file = reader_metric(inputs["teacher"], commit, int(source.manifest.params.get("image_size", 0)))
         files = [file]
     done = commit.done()
     todo = [entry for entry in source.manifest.shards if entry.index not in done]

@@ -50,7 +50,9 @@ class Targets(Protocol):
 
 
 class EmbeddingsAsGiven:
-    """The teacher's embeddings of pictures that no two epochs see alike (windows, colour jitter): each batch anew."""
+    """The teacher's embeddings, each batch anew: of pictures that no two epochs see alike (windows, colour jitter), or
+    where they are not to be kept.
+    """
 
     def __init__(self, loaded: LoadedTeacher) -> None:
         self._clip = loaded.model
