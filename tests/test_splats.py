@@ -131,9 +131,11 @@ def _cost_db(images: np.ndarray, num_gaussians: int, recipe: str, num_iters: int
 @pytest.mark.parametrize("recipe", ["default", "paper"])
 def test_a_file_costs_less_than_a_fiftieth_of_a_db(recipe: str) -> None:
     images = np.stack([picture(seed, 48, 64) for seed in range(4)])
-    psnr, cost = _cost_db(images, 150, recipe, 150)
-    assert psnr > 28
+    psnr, cost = _cost_db(images, 24, recipe, 150)
+    assert 28 < psnr < 40
     assert abs(cost) < 0.02
+    psnr, cost = _cost_db(images, 150, recipe, 150)
+    assert abs(cost) < (0.02 if psnr < 40 else 0.05), "what the file rounds is seen where the fit leaves next to nothing"
 
 
 def _pictures(tar: Path, count: int) -> list[np.ndarray]:
