@@ -135,7 +135,7 @@ def test_a_file_costs_less_than_a_fiftieth_of_a_db(recipe: str) -> None:
     assert 28 < psnr < 40
     assert abs(cost) < 0.02
     psnr, cost = _cost_db(images, 150, recipe, 150)
-    assert abs(cost) < (0.02 if psnr < 40 else 0.05), "what the file rounds is seen where the fit leaves next to nothing"
+    assert abs(cost) < (0.02 if psnr < 40 else 0.05), "its rounding is seen where the fit leaves next to nothing"
 
 
 def _pictures(tar: Path, count: int) -> list[np.ndarray]:
