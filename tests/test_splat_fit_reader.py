@@ -176,3 +176,14 @@ def test_auto_fits_for_a_reader_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(splat2d, "has_cuda", lambda: True)
     assert stage._device(replace(PARAMS, device="auto")) == "cuda"
     assert stage._device(replace(PARAMS, device="auto", reader="x", reader_weight=1.0)) == "cpu"
+
+
+def test_other_pictures_in_the_teachers_place_are_refused(flow: dict[str, str]) -> None:
+    reader, store = opened(flow, "teacher"), open_store(flow["store"])
+    assert reader_module._pictures(reader, store).url == flow["images"]
+    given = {"images": {**reader.manifest.inputs["images"], "sha256": "0" * 64}}
+    other = replace(reader, manifest=replace(reader.manifest, inputs=given))
+    with pytest.raises(PermanentError, match="are neither in"):
+        reader_module._pictures(other, store)
+    with pytest.raises(PermanentError, match="its manifest names no pictures"):
+        reader_module._pictures(replace(reader, manifest=replace(reader.manifest, inputs={})), store)
