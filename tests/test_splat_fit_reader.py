@@ -77,7 +77,10 @@ def test_the_fit_serves_the_reader(flow: dict[str, str]) -> None:
     assert seen(rows, after, patch) < 0.9 * seen(rows, before, patch)
     assert np.square(after).mean() > np.square(before).mean(), "pixels pay for it"
     assert run(wanted, **given).cached
-    assert run(replace(wanted, reader_weight=1.0), **given).url != served.url
+    less = run(replace(wanted, reader_weight=0.25), **given)
+    assert less.url != served.url
+    between = residuals(flow, open_artifact(less.url, open_store(flow["store"])))
+    assert seen(rows, after, patch) < 0.95 * seen(rows, between, patch) < 0.95 * seen(rows, before, patch)
     assert run(PARAMS, **given).url == plain.url
 
 
