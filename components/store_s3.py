@@ -157,13 +157,10 @@ class S3Store(Store):
     def _stream(self, key: str, *, as_stored: bool = False) -> Iterator[bytes]:
         """as_stored: whatever Content-Encoding says; the bytes then need not pass through urllib3's buffers."""
         response = self._client.get_object(bucket_name=self._bucket, object_name=key)
-        whole = False
         try:
             yield from response.stream(CACHED_CHUNK if as_stored else CHUNK, decode_content=not as_stored)
-            whole = True
-        finally:
-            if not whole:
-                response.close()  # else the next request would wait for the rest
+        finally:  # what was read to its end has given its connection back by then
+            response.close()
             response.release_conn()
 
     def _again(self, work: Callable[[], T], name: str) -> T:
