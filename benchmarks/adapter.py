@@ -266,8 +266,7 @@ class Grid:
 
     def write(self) -> None:
         """The table of what there is."""
-        if self.journal.path is not None:
-            self.journal.path.with_suffix(".md").write_text(markdown(self.journal, self.title))
+        self.journal.report(lambda: markdown(self.journal, self.title))
 
     def run(self, specs: list[Spec], seeds: list[int]) -> None:
         """All rows: students first, then scores."""

@@ -11,7 +11,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,13 @@ def module_digest() -> str:
     total = hashlib.sha256(repr(splat2d.RECIPES).encode())
     total.update(Path(splat2d._core.__file__ or "").read_bytes())
     return total.hexdigest()[:12]
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all; of several processes one at a time."""
+    fresh = path.with_suffix(f"{path.suffix}.tmp")
+    fresh.write_text(text)
+    os.replace(fresh, path)
 
 
 class Journal:
@@ -96,17 +104,29 @@ class Journal:
         if self.path is None:
             self._all.append(row)
             return row
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._locked(self.path):
             self._all = self._read()  # another process may have added to it
             if (found := self.find(key)) is not None:
                 return found
             self._all.append(row)
-            fresh = self.path.with_suffix(".tmp")
-            fresh.write_text("[\n" + ",\n".join(json.dumps(row) for row in self._all) + "\n]\n")
-            os.replace(fresh, self.path)
+            replace_text(self.path, "[\n" + ",\n".join(json.dumps(row) for row in self._all) + "\n]\n")
         return row
+
+    def report(self, made: Callable[[], str]) -> None:
+        """Write what `made` says of the rows, those of other processes too, to the file's twin in Markdown."""
+        if self.path is None:
+            return
+        with self._locked(self.path):
+            self._all = self._read()
+            replace_text(self.path.with_suffix(".md"), made())
+
+    @staticmethod
+    @contextmanager
+    def _locked(path: Path) -> Iterator[None]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _read(self) -> list[Row]:
         found: list[Row] = json.loads(self.path.read_text()) if self.path is not None and self.path.exists() else []
