@@ -28,6 +28,10 @@ class Stop:
             raise Interrupted(f"stopped by {self.signal_name or 'request'}: {kept}")
 
 
+_FINISHED = "the work in hand was finished first; run the same command again to go on"
+_active: list[Stop] = []  # of the blocks that this process is in, the innermost last
+
+
 @contextmanager
 def stop_on_sigterm() -> Iterator[Stop]:
     """Turn SIGTERM and the first Ctrl-C into a request, for the length of the block.
@@ -40,20 +44,32 @@ def stop_on_sigterm() -> Iterator[Stop]:
                     raise Interrupted("stopped at step ...; run the same command again to go on")
 
     A second Ctrl-C raises KeyboardInterrupt at once. A request that the block did not act on raises Interrupted
-    at its end, so that none is lost between two stages. Signals that the process ignores stay ignored (nohup,
+    at its end, so that none is lost between two stages. Of blocks in one another all are asked, whichever of them the
+    work at hand looks at. Signals that the process ignores stay ignored (nohup,
     background jobs). Outside the main thread, where Python allows no handlers, `requested` stays False unless
     `request()` is called.
     """
     stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        stop.check(_FINISHED)
+        return
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        stop.request(signal.Signals(number).name)
+        for one in _active:
+            one.request(signal.Signals(number).name)
 
-    with handling(handle):
-        yield stop
-    stop.check("the work in hand was finished first; run the same command again to go on")
+    if _active and _active[-1].requested:
+        stop.request(_active[-1].signal_name)
+    _active.append(stop)
+    try:
+        with handling(handle):
+            yield stop
+    finally:
+        _active.remove(stop)
+    stop.check(_FINISHED)
 
 
 class _Stopped(KeyboardInterrupt):

@@ -46,6 +46,29 @@ def test_the_second_interrupt_is_immediate() -> None:
         work()
 
 
+def test_of_blocks_in_one_another_all_are_asked() -> None:
+    """Work inside the inner block may look at the outer one's request only."""
+
+    def work() -> None:
+        with stop_on_sigterm() as outer, stop_on_sigterm():
+            os.kill(os.getpid(), signal.SIGTERM)
+            outer.check("two shards are kept")
+
+    with pytest.raises(Interrupted, match="SIGTERM: two shards are kept"):
+        work()
+
+    def late() -> None:
+        with stop_on_sigterm():
+            os.kill(os.getpid(), signal.SIGTERM)
+            with stop_on_sigterm() as inner:
+                inner.check("nothing began")
+
+    with pytest.raises(Interrupted, match="SIGTERM: nothing began"):
+        late()
+    with stop_on_sigterm() as stop:
+        assert not stop.requested, "nothing is left of the blocks before"
+
+
 def test_an_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -15,7 +15,7 @@ from torch import Tensor
 from components.distributed import World
 from components.errors import Interrupted, PermanentError
 from components.loader import ImageSet
-from components.manifest import open_artifact
+from components.manifest import Commit, open_artifact
 from components.openclip import load_teacher
 from components.signals import Stop, stop_on_sigterm
 from components.store import open_store, sha256_file
@@ -117,6 +117,35 @@ def test_what_is_missing_is_made_and_nothing_else(setting: Setting, asked: list[
     first.write_bytes(b"damaged")
     with pytest.raises(PermanentError, match="sha256"):
         setting.made(flips=False).of(setting.stream(flips=False).at(0))
+
+
+def test_processes_that_see_different_lists_leave_no_file_out(
+    setting: Setting,
+) -> None:
+    """What is missing is dealt by process 0's list: the second one here looks when the first has done its part."""
+    listed: list[dict[int, Any]] = []
+
+    class Two(World):
+        """Two processes, one after the other, in one."""
+
+        def share(self, value: Any) -> Any:
+            if not listed:
+                listed.append(value())
+            return listed[0]
+
+        def wait(self) -> None:
+            pass
+
+    images, teacher = setting.images, setting.teacher
+    commit = Commit(setting.store, stage="teacher_embeddings", version=1, params={}, inputs={"images": images})
+    for rank in (0, 1):
+        maker = targets._Maker(images, "train", teacher, commit, flips=False)
+        if rank == 1:
+            maker.run(Stop(), Two(rank, 2))
+        else:
+            with pytest.raises(PermanentError, match=r"no embeddings of image shards \[1\]"):
+                maker.run(Stop(), Two(rank, 2))
+    assert sorted(targets._Maker(images, "train", teacher, commit, flips=False)._done()) == [0, 1]
 
 
 def test_a_stop_keeps_the_shards_that_are_done(

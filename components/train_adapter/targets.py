@@ -143,7 +143,7 @@ class _Maker:
 
     def run(self, stop: Stop, world: World) -> None:
         """Make this process's part; process 0 lists all when every process is done."""
-        done = self._done()
+        done = world.share(self._done)  # one list for all: each its own part of what is missing, and nothing left over
         missing = [shard for shard in self._shards if shard.index not in done]
         mine = missing[world.part(len(missing))]
         label, total = "teacher's embeddings", sum(shard.ok for shard in mine)
@@ -155,6 +155,11 @@ class _Maker:
         world.wait()
         if world.leads:
             files = self._done()
+            if lost := sorted({shard.index for shard in self._shards} - files.keys()):
+                raise PermanentError(
+                    f"{self._commit.url}: no embeddings of image shards {lost}, though they were made; something "
+                    "removed them: run the same command again"
+                )
             sides = 2 if self._flips else 1
             pictures = sum(shard.ok for shard in self._shards)
             metrics = {"pictures": pictures, "embeddings": pictures * sides, "dim": self._teacher.config["embed_dim"]}
