@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -152,8 +153,9 @@ def _some(splats: SplatTensors, values: Tensor, *, picture: tuple[int, int], cel
         weights = torch.cat([_weights(near, to_x, to_y, p) for p in points], dim=2)
     if index is None:  # [B, L K, N] x [B, N, C]
         return (weights.flatten(1, 2) @ values).reshape(*weights.shape[:3], -1)
-    gathered: Tensor = values[torch.arange(len(values), device=index.device)[:, None, None], index]
-    return weights @ gathered
+    first = count * torch.arange(len(values), device=index.device)[:, None, None]
+    # Not values[..., index]: the gradient of that is summed in whatever order threads come.
+    return weights @ F.embedding(index + first, values.flatten(0, 1))
 
 
 def splat_to_points(

@@ -221,6 +221,25 @@ def test_batches_in_parts_give_the_same(monkeypatch: pytest.MonkeyPatch, top_k: 
         assert torch.allclose(whole, parts, atol=1e-5)
 
 
+def test_gradients_are_the_same_in_any_number_of_threads() -> None:
+    """Many cells take the same Gaussian of one picture: their gradients are summed in one order."""
+    before = torch.get_num_threads()
+    given = splats(1, 400)
+    into, seen = torch.randn(1, 196, 4, 12, generator=torch.Generator().manual_seed(3)), set()
+    try:
+        for threads in (1, 2, 4, 4, 4, 4):
+            torch.set_num_threads(threads)
+            values = torch.ones(1, 400, 12, requires_grad=True)
+            points = [square_points(2, 0.25, 0.5)]
+            at = splat_to_points(given, values, picture=PICTURE, cells=(14, 14), points=points, top_k=256)
+            (at * into).sum().backward()
+            assert values.grad is not None
+            seen.add(values.grad.numpy().tobytes())
+    finally:
+        torch.set_num_threads(before)
+    assert len(seen) == 1
+
+
 def test_parts_count_what_looking_for_the_nearest_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many Gaussians of which few are taken: the parts are cut by the many."""
     sizes = []
