@@ -98,7 +98,7 @@ class TextBank:
             self._text(key, captions, number, epoch)
             for key, captions, number in zip(batch.keys, batch.captions, classes, strict=True)
         ]
-        distinct = dict(sorted(drawn, reverse=True))  # a text that is both a caption and a class prompt is the latter
+        distinct = dict(sorted(drawn))  # a text that is both a caption (-1) and a class prompt is the latter
         texts = sorted(distinct)
         place = {text: position for position, text in enumerate(texts)}
         index = torch.tensor([place[text] for text, _ in drawn])

@@ -70,6 +70,16 @@ def test_captions_are_positive_for_those_who_drew_them() -> None:
     assert seen == {"a red car", "a car", "a tree"}
 
 
+def test_a_caption_that_is_a_class_prompt_is_positive_for_the_class() -> None:
+    """Whatever drew it: as a negative of its own class's other pictures it would teach the opposite."""
+    batch = labelled([-1, 1, 1, 0], [["a small dog."], [], [], []])
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0]):
+        turned = Drawn([batch.keys[i] for i in order], [batch.captions[i] for i in order], batch.classes[order])
+        drawn = TextBank(TOKENIZER, NAMES, ["a small {c}."], seed=1).draw(turned, epoch=0)
+        column = drawn.positives[:, drawn.texts.index("a small dog.")]
+        assert column.tolist() == [i != 3 for i in order]
+
+
 def test_captions_and_class_prompts_take_turns() -> None:
     batch = labelled([0] * 200, [[f"picture {i} of a cat"] for i in range(200)])
     drawn = TextBank(TOKENIZER, NAMES, TEMPLATES).draw(batch, epoch=0)

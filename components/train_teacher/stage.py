@@ -48,7 +48,7 @@ from components.trainer import (
     train,
 )
 
-VERSION = 1
+VERSION = 2
 CROP_PADDING = 8  # a crop moves by up to 1/8 of the side
 
 
@@ -73,6 +73,7 @@ class Training:
         self.steps_per_epoch = self.train_set.steps_per_epoch(params.batch_size)
         self.steps = num_steps(params.epochs, self.steps_per_epoch)
         self._feed = self.train_set.feed(params.batch_size, seed=params.seed, world=world)
+        self.steps_made = 0  # by this call: an earlier one's checkpoint may have had others
 
     def _image_features(self, images: torch.Tensor) -> torch.Tensor:
         pixels = normalize_images(images.to(self.device), self.mean, self.std)
@@ -95,6 +96,7 @@ class Training:
     def step(self, number: int) -> tuple[torch.Tensor, Mapping[str, float]]:
         """The share of one training step's contrastive loss that is this process's."""
         batch, epoch = self._feed(number)
+        self.steps_made += 1
         count = len(batch.labels.keys)
         texts = self.bank.draw(batch.labels, epoch=epoch).to(self.device)
         images = batch.pixels
@@ -287,4 +289,5 @@ def _train(
         "precision": precision(training.device),
         **last,
     }
-    return rows, metrics, {"images_per_s": training.steps * params.batch_size / seconds}
+    speed = training.steps_made * params.batch_size / seconds
+    return rows, metrics, {"images_per_s": speed} if training.steps_made else {}
