@@ -39,15 +39,21 @@ class Job:
     limit: int = 0
 
 
-def download_params(one: EvalSet, root: str, params: Params, limit: int) -> DownloadParams:
+def download_params(one: EvalSet, root: str, params: Params, limit: int, *, refit: bool = False) -> DownloadParams:
     """The evaluation set's section: its own test split alone, in pictures of the training set's size.
 
-    The place that training pictures came from is dealt as it was for training, so that none of those is scored.
+    The place that training pictures came from is dealt as it was for training, so that none of those is scored; with
+    a limit, or with `refit` (splats that training did not make), without its other pictures where it has a test split.
     """
+    from components.download.webdataset import has_split
+
     path = location(one, root)
     for section in (params.download_eval, params.download):
         if section.source == "webdataset" and _same_place(section.path, path):
-            return section if not limit else replace(section, num_test=min(limit, section.num_test))
+            if not limit and not refit:
+                return section
+            limited = replace(section, num_test=min(limit or section.num_test, section.num_test))
+            return replace(limited, num_train=-1, num_val=0) if has_split(path, "test") else limited
     return replace(
         params.download_eval,
         source="webdataset",
@@ -177,7 +183,7 @@ def _one(
 
     urls = {"train_teacher": job.teacher, "train_adapter": job.adapter}
     sections = {
-        "download_eval": download_params(one, job.root, params, job.limit),
+        "download_eval": download_params(one, job.root, params, job.limit, refit=fit != params.splat_fit),
         "splat_fit_eval": fit,
         "zero_shot_eval": params.zero_shot_eval,
     }

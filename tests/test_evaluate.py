@@ -80,6 +80,28 @@ def test_training_pictures_are_not_scored(tmp_path: Path) -> None:
     assert download_params(pets, str(tmp_path), params, 50).num_test == 50
 
 
+def test_a_first_look_at_the_training_set_takes_no_training_pictures(tmp_path: Path) -> None:
+    """With a limit, or other splats than training's, there is more to fit: then the test split's pictures alone."""
+    place = tmp_path / "cifar10"
+    for name in ("train/0.tar", "test/0.tar"):
+        (place / name).parent.mkdir(parents=True)
+        fields = {"jpg": encode(photo(0), "jpg"), "cls": b"0"}
+        write_shard(place / name, [Sample(f"{name[:2]}{i}", fields) for i in range(9)])
+    given = ["download.source=webdataset", f"download.path={place}", "download.num_train=5", "download.num_test=6"]
+    params = load_params(TINY, given)
+    (cifar,) = find_sets(["cifar10"])
+
+    def wanted(limit: int = 0, refit: bool = False) -> tuple[int, int, int]:
+        one = download_params(cifar, str(tmp_path), params, limit, refit=refit)
+        return one.num_train, one.num_val, one.num_test
+
+    assert wanted() == (5, params.download.num_val, 6), "as in training: it lies there already"
+    assert wanted(limit=4) == (-1, 0, 4)
+    assert wanted(limit=40) == wanted(refit=True) == (-1, 0, 6)
+    shutil.rmtree(place / "test")  # what is tested on is dealt out of what is trained on
+    assert wanted(limit=4) == (5, params.download.num_val, 4)
+
+
 def test_a_run_that_may_be_mended_by_trying_again_says_so() -> None:
     assert exit_code([]) == 0
     assert exit_code([{"exit_code": 42}, {"exit_code": 75}]) == 75

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from components.config import DownloadParams
-from components.download.fetch import Tree
+from components.download.fetch import Tree, open_tree
 from components.download.sources import (
     CLASSNAMES,
     DEFAULT_TEMPLATES,
@@ -53,6 +53,15 @@ def class_files(tree: Tree, names: list[str]) -> tuple[list[str], list[str]]:
     if TEMPLATES in names:
         templates = parse_templates(tree.read(TEMPLATES), f"{tree.url}/{TEMPLATES}")
     return list(class_names), list(templates or (DEFAULT_TEMPLATES if class_names else ()))
+
+
+def has_split(path: str, split: str) -> bool:
+    """Whether tars of their own are a split: test/*.tar, beside train/*.tar. Errors are those of `open_tree`."""
+    tree = open_tree(path)
+    try:
+        return any(name.startswith(f"{split}/") and name.endswith(".tar") for name in tree.names())
+    finally:
+        tree.close()
 
 
 class WebdatasetSource(Source):
