@@ -71,7 +71,7 @@ class ImageSet:
         self.cached = count * self._decode.bytes_per_sample <= max_cached_bytes
         self._whole = self._read_all(limit, count) if self.cached else None
         self._length = (len(self._whole) if self._whole is not None else 0) if self.cached else count
-        self.missing = dict(self._shards.missing)
+        self.missing = dict(self._shards.missing) if self.cached else self._shards.unpaired()
         if not self._length:
             lack = (
                 "has no picture with splats; were they fitted to these pictures?" if splats is not None else "is empty"

@@ -118,6 +118,10 @@ class ShardPairs:
         before = sum(self._promised(other) for other in self._image_shards if other.index < entry.index)
         return rows.part(0, max(0, limit - before))
 
+    def unpaired(self) -> dict[str, int]:
+        """What `missing` will count in a whole pass, by the manifests: `checked` refuses shards that differ."""
+        return {"image": 0, "splats": sum(entry.ok - self._promised(entry) for entry in self._image_shards)}
+
     def portions(self, limit: int) -> list[tuple[ShardEntry, int]]:
         """The shards in their order and how many of each one's records are served, `limit` at most in all (0: all)."""
         found, left = [], limit or self.num_samples

@@ -35,7 +35,7 @@ from components.shards import write_shard
 from components.signals import Stop
 from components.splat_fit.stage import run as splat_fit
 from components.store import open_store
-from components.train_adapter import phases
+from components.train_adapter import phases, targets
 from components.train_adapter.augment import Augmentation, coins
 from components.train_adapter.data import Stream, TeacherEmbeddings, embed
 from components.train_adapter.loss import embedding_distance, token_loss
@@ -145,6 +145,23 @@ def test_a_stop_goes_on_to_the_same_bytes(report: Any, flow: dict[str, str], tmp
     assert digests(run(PARAMS, **inputs).url) == digests(report.url)
 
 
+def test_a_stop_while_the_teacher_looks_at_the_pictures(
+    flow: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embeddings are made inside a training step; the shard in hand is the last one."""
+    counted, looked = targets.embed, []
+
+    def signalled(clip: Any, images: Any) -> Any:
+        looked.append(len(images))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return counted(clip, images)
+
+    monkeypatch.setattr(targets, "embed", signalled)
+    with pytest.raises(Interrupted, match="finished phases and shards are kept"):
+        run(replace(PARAMS, augment=False), **{**flow, "store": str(tmp_path / "store")})
+    assert len(looked) == 1
+
+
 def stop_in(phase: str, folder: Path) -> None:
     """Send this process SIGTERM once a phase has saved its first checkpoint."""
     while not list(folder.rglob(f"_checkpoint/{phase}.safetensors")):
@@ -156,11 +173,12 @@ def stop_in(phase: str, folder: Path) -> None:
 def test_killed_it_goes_on_to_the_same_bytes(report: Any, flow: dict[str, str], tmp_path: Path) -> None:
     inputs = {**flow, "store": str(tmp_path / "store")}
     call = [sys.executable, "-c", CALL, json.dumps([asdict(PARAMS), inputs])]
-    for delay in (6.0, 7.5, 9.0):
+    for phase in ("stage1_tokens", "stage2_lr0.001", "control_lr0.001"):
         process = subprocess.Popen(call, cwd=Path(__file__).resolve().parent.parent)
-        time.sleep(delay)
+        while process.poll() is None and not list(tmp_path.rglob(f"_checkpoint/{phase}.safetensors")):
+            time.sleep(0.002)
         process.kill()
-        process.wait()
+        assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
     subprocess.run(call, check=True, cwd=Path(__file__).resolve().parent.parent)
     assert digests(run(PARAMS, **inputs).url) == digests(report.url)
 
@@ -247,9 +265,9 @@ def test_targets_are_of_the_augmented_pictures(
     )  # fmt: skip
     run(params, **{**flow, "store": str(tmp_path / "store")})
     teacher = load_teacher(open_artifact(flow["teacher"], open_store(flow["store"])), "cpu")
-    for targets, batch in zip(seen, given[-len(seen) :], strict=True):
+    for wanted, batch in zip(seen, given[-len(seen) :], strict=True):
         with torch.no_grad():
-            assert torch.allclose(targets, embed(teacher.model, batch.images), atol=2e-3 if kept else 1e-6)
+            assert torch.allclose(wanted, embed(teacher.model, batch.images), atol=2e-3 if kept else 1e-6)
     assert len(seen) > 1
     assert bool(list(tmp_path.rglob("teacher_embeddings"))) == kept
 

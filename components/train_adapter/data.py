@@ -98,6 +98,11 @@ class Stream:
     def __len__(self) -> int:
         return len(self._pictures)
 
+    @property
+    def without_splats(self) -> int:
+        """Pictures of the split that are left out, as they have none."""
+        return self._pictures.missing["splats"]
+
     def at(self, step: int) -> Given:
         """The batch of a step: a function of the step alone; cheap when steps follow each other."""
         batch, epoch = self._feed(step)

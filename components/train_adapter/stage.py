@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from components.adapter import SplatClip, describe, patch_embeddings
+from components.adapter import describe
 from components.config import TrainAdapterParams, semantic
 from components.contrastive import prompt_classifier
 from components.device import pick_device
@@ -26,20 +26,18 @@ from components.openclip import LoadedTeacher, load_teacher, save_model
 from components.prompts import Prompts, load_prompts
 from components.report import Report
 from components.signals import Stop, stop_on_sigterm
-from components.stems import StemConfig, start_stem
 from components.store import open_store
 from components.texts import TextBank
-from components.tokens import FeatureStats, feature_stats
 from components.train_adapter.augment import Augmentation
 from components.train_adapter.data import Stream, TextFeatures
 from components.train_adapter.phases import Phases, Trained, encode_images
+from components.train_adapter.start import fresh_student
 from components.train_adapter.targets import EmbeddingsAsGiven, Targets, TeacherEmbeddings
 from components.train_adapter.validate import Classifier, Validation
 from components.trainer import CurveRow, curve_csv, delete_checkpoints, has_validation
 
 STAGE = "train_adapter"
-VERSION = 4
-STATS_PICTURES = 10_000  # that the normalisation statistics are taken from: the first ones of the first epoch
+VERSION = 5
 
 
 def run(params: TrainAdapterParams, *, images: str, teacher: str, splats: str, store: str) -> Report:
@@ -108,6 +106,10 @@ def _train(
     check_teacher(teacher.model)
     stream, val = _streams(params, inputs, teacher, device, world)
     world.check_batch("train_adapter", stream.batch_size, params.accumulate_steps)
+    without = stream.without_splats
+    if without and world.leads:
+        told = f"{without:,} of {without + len(stream):,} train pictures have no splats and are left out"
+        print(f"train_adapter: {told}; {inputs['splats'].url}/_done names them", file=sys.stderr, flush=True)
     prompts = load_prompts(inputs["images"])
     texts = TextFeatures(teacher.model, _bank(teacher, prompts, params.seed))
     classifier = None
@@ -140,8 +142,8 @@ def _train(
         checkpoints=commit.store,
         stop=stop,
     )
-    student = _student(params, teacher, stream.alone(), _side(inputs["images"]), device)
-    world.copy_from_first([*student.stem.parameters(), *student.stem.buffers()])
+    side = _side(inputs["images"])
+    student = fresh_student(params, teacher, stream.alone(), side=side, device=device, stop=stop, world=world)
     after_stage1 = phases.stage1(student)
     share = phases.free(student)
     control_share = phases.free_control(copy.deepcopy(teacher.model))
@@ -156,6 +158,8 @@ def _train(
 
     metrics: dict[str, Any] = {
         "trained": share.trained,
+        "num_train": len(stream),
+        "num_train_without_splats": without,
         "stem_parameters": sum(p.numel() for p in student.stem.parameters()),
         "trained_share": share.share,
         "trained_vision_share": share.vision_share,
@@ -228,51 +232,6 @@ def _bank(teacher: LoadedTeacher, prompts: Prompts | None, seed: int) -> TextBan
     if prompts is None:
         return TextBank(teacher.tokenizer, seed=seed)
     return TextBank(teacher.tokenizer, prompts.class_names, prompts.templates, seed=seed)
-
-
-@torch.no_grad()
-def _student(
-    params: TrainAdapterParams, teacher: LoadedTeacher, stream: Stream, side: int, device: torch.device
-) -> SplatClip:
-    """The untrained student: the teacher's copy behind a fresh stem, with statistics of the first training batches."""
-    visual: Any = teacher.model.visual
-    rows, columns = visual.grid_size
-    num_latents = params.num_latents or rows * columns
-    if num_latents != rows * columns and params.stage1_token_epochs > 0:
-        raise UsageError(
-            f"train_adapter.num_latents is {num_latents}, but the teacher has {rows * columns} patches: they cannot be "
-            "matched one by one; set stage1_token_epochs to 0, or num_latents to 0"
-        )
-    steps = min(stream.steps_per_epoch, -(-STATS_PICTURES // params.batch_size))
-    features = feature_stats((stream.at(step).splats for step in range(steps)), side, side)
-    count, total, squares = 0, torch.zeros(visual.conv1.out_channels, dtype=torch.float64), torch.zeros(1)
-    for step in range(steps):
-        tokens = patch_embeddings(teacher.model, stream.at(step).images).flatten(0, 1).double().cpu()
-        count, total, squares = count + len(tokens), total + tokens.sum(0), squares + tokens.square().sum(0)
-    mean = total / count
-    std = (squares / count - mean.square()).clamp_min(1e-12).sqrt()
-    config = StemConfig(
-        stem=params.stem,
-        stem_width=params.stem_width,
-        layers=params.resampler_layers,
-        heads=params.resampler_heads,
-        num_latents=num_latents,
-        grid=(int(rows), int(columns)),
-        width=int(visual.conv1.out_channels),
-        picture=(side, side),
-        features=features,
-        tokens=FeatureStats(mean=tuple(mean.tolist()), std=tuple(std.tolist())),
-        points=params.stem_points,
-        channels=params.stem_channels,
-        top_k=params.stem_top_k,
-        pixels=FeatureStats(mean=teacher.mean, std=teacher.std),
-        patch=int(visual.conv1.kernel_size[0]),
-    )
-    torch.manual_seed(params.seed)
-    student = SplatClip(copy.deepcopy(teacher.model), config).to(device).eval()
-    given = (stream.at(step) for step in range(steps))
-    start_stem(student.stem, visual.conv1, ((g.splats, patch_embeddings(teacher.model, g.images)) for g in given))
-    return student
 
 
 def _put(
