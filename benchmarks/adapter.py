@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from components.zero_shot_eval.stage import run as zero_shot_eval
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTROLS = ("teacher", "control", "control_stage1")
+STAGES = ("download", "train_teacher", "splat_fit", "train_adapter", "zero_shot_eval")
 
 
 def digest(*values: Any) -> str:
@@ -305,6 +307,8 @@ def main() -> None:
     origin = {
         "pictures": f"{params.download.dataset} (manifest {images.manifest_sha256[:12]})",
         "hardware": f"{processor()}, {params.train_adapter.threads or os.cpu_count()} threads, {precision(device)}",
+        # A stage's version goes up where the same parameters give other results.
+        "stages": ", ".join(f"{name} {import_module(f'components.{name}.stage').VERSION}" for name in STAGES),
     }
     journal = Journal(args.out.with_suffix(".json"), origin)
     title = f"Students and their control: {params.download.dataset}"

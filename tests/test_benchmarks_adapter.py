@@ -21,6 +21,7 @@ from adapter_report import compare, lines, order_told, packed, unpacked  # noqa:
 from components import scores  # noqa: E402
 from components.config import FREEZE_POLICIES, TrainAdapterParams, semantic  # noqa: E402
 from components.errors import UsageError  # noqa: E402
+from components.train_adapter import stage  # noqa: E402
 
 
 def call(folder: Path, *more: str, grid: str = "final", out: str = "out") -> list[dict[str, Any]]:
@@ -217,6 +218,18 @@ def test_a_second_call_makes_nothing_and_takes_up_where_rows_are_missing(
     assert [row.get("hits") for row in again] == [row.get("hits") for row in rows]
     with pytest.raises(UsageError, match=r"no row.*paper, qkv"):
         call(folder, "--rows", "nonsense")
+
+
+def test_rows_of_a_stage_of_another_version_are_not_taken_up(
+    rows: list[dict[str, Any]], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert all("train_adapter" in row["origin"]["stages"] for row in rows)
+    before = json.loads((folder / "out.json").read_text())
+    (folder / "later.json").write_text(json.dumps(before))
+    monkeypatch.setattr(stage, "VERSION", stage.VERSION + 1)
+    later = call(folder, "--rows", "paper", "--seeds", "0", out="later")
+    assert later[: len(before)] == before
+    assert len(of(later[len(before) :], "student")) == 1
 
 
 def test_seeds_are_pooled_before_the_ratio() -> None:
