@@ -71,13 +71,17 @@ def test_captions_are_positive_for_those_who_drew_them() -> None:
 
 
 def test_a_caption_that_is_a_class_prompt_is_positive_for_the_class() -> None:
-    """Whatever drew it: as a negative of its own class's other pictures it would teach the opposite."""
-    batch = labelled([-1, 1, 1, 0], [["a small dog."], [], [], []])
-    for order in ([0, 1, 2, 3], [3, 2, 1, 0]):
-        turned = Drawn([batch.keys[i] for i in order], [batch.captions[i] for i in order], batch.classes[order])
-        drawn = TextBank(TOKENIZER, NAMES, ["a small {c}."], seed=1).draw(turned, epoch=0)
-        column = drawn.positives[:, drawn.texts.index("a small dog.")]
-        assert column.tolist() == [i != 3 for i in order]
+    """Whatever drew it: as a negative of its class's other pictures, which drew other prompts, it would mislead."""
+    numbers = [-1, *[1] * 20, 0]
+    drawn = TextBank(TOKENIZER, NAMES, TEMPLATES, seed=1).draw(
+        labelled(numbers, [["a small dog."], *[[] for _ in numbers[1:]]]), epoch=0
+    )
+    place = drawn.texts.index("a small dog.")
+    own = (drawn.index == place).tolist()
+    assert own[0]
+    assert any(own[1:21]), "a prompt drew it too"
+    assert not all(own[1:21])
+    assert drawn.positives[:, place].tolist() == [number != 0 for number in numbers]
 
 
 def test_captions_and_class_prompts_take_turns() -> None:
