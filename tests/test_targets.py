@@ -122,7 +122,7 @@ def test_what_is_missing_is_made_and_nothing_else(setting: Setting, asked: list[
 def test_processes_that_see_different_lists_leave_no_file_out(
     setting: Setting,
 ) -> None:
-    """What is missing is dealt by process 0's list: the second one here looks when the first has done its part."""
+    """What is missing is dealt by process 0's list: the first one here looks when the second has done its part."""
     listed: list[dict[int, Any]] = []
 
     class Two(World):
@@ -137,15 +137,17 @@ def test_processes_that_see_different_lists_leave_no_file_out(
             pass
 
     images, teacher = setting.images, setting.teacher
-    commit = Commit(setting.store, stage="teacher_embeddings", version=1, params={}, inputs={"images": images})
-    for rank in (0, 1):
-        maker = targets._Maker(images, "train", teacher, commit, flips=False)
-        if rank == 1:
-            maker.run(Stop(), Two(rank, 2))
-        else:
-            with pytest.raises(PermanentError, match=r"no embeddings of image shards \[1\]"):
-                maker.run(Stop(), Two(rank, 2))
-    assert sorted(targets._Maker(images, "train", teacher, commit, flips=False)._done()) == [0, 1]
+
+    def maker(name: str) -> Any:
+        given = {"stage": "teacher_embeddings", "version": 1, "params": {"name": name}, "inputs": {"images": images}}
+        return targets._Maker(images, "train", teacher, Commit(setting.store, **given), flips=False)
+
+    for rank in (1, 0):
+        maker("both").run(Stop(), Two(rank, 2))
+    assert sorted(maker("both")._done()) == [0, 1]
+    listed.clear()
+    with pytest.raises(PermanentError, match=r"no embeddings of image shards \[1\]"):
+        maker("one of them").run(Stop(), Two(0, 2))
 
 
 def test_a_stop_keeps_the_shards_that_are_done(
