@@ -231,6 +231,28 @@ def test_summary_divides_pairs_of_runs() -> None:
     assert "909 (target 1325: missed)" in text  # 2,650 at half of the peak it was set for
 
 
+def test_what_a_third_of_the_time_allows_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where wall time stays over a third however often the budget is cut, as on a crowded machine."""
+    budgets: list[int] = []
+
+    def crowded(images: Any, number: int, recipe: str, num_iters: int, **_: Any) -> dict[str, Any]:
+        budgets.append(num_iters)
+        spent = 3.0 if recipe == "paper" else num_iters / 1000
+        late = 1.0 if recipe == "paper" else 1.0 + len(budgets)
+        times = {"cpu_s": spent, "wall_s": spent * late, "fit_cpu_s": spent, "fit_wall_s": spent * late}
+        return {**times, "num_images": 1, "psnr_db": [20.0], "bytes_mean": 100.0}
+
+    monkeypatch.setattr(fit_script, "complete", crowded)
+    args = argparse.Namespace(
+        threads=1, device="cpu", repeats=2, probes=(20, 60), parts=["gain"], recipes=["default"], torch_iters=0
+    )
+    journal = Journal(None, {})
+    fit_script.Session(Pictures([picture(16, 16)], "made"), args, journal).measure(400)
+    one = fit_report.summary(journal, 400)["third"]["default"]
+    assert one["share"] > 1 / 3  # said as it is
+    assert [row["key"]["repeat"] for row in fit_report.fits(journal, 400, "default", one["num_iters"])] == [0, 1]
+
+
 def test_full_size_keeps_the_order_of_pictures_of_several_sizes() -> None:
     images = [picture(16, 24, 1), picture(24, 16, 2), picture(16, 24, 3)]
     args = argparse.Namespace(threads=1, device="cpu")
