@@ -5,6 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 NATIVE := $(shell find kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name CMakeLists.txt)
 STORE ?= runs/store
 PARAMS ?= params.yaml
+TEST_PROCESSES ?= logical
 
 .PHONY: demo test test-full system-packages lint format lock clean
 .DELETE_ON_ERROR:
@@ -13,7 +14,7 @@ demo: .venv/.installed  ## the whole pipeline on the embedded default, through K
 	$(BIN)/splatclip pipeline run-local --params $(PARAMS) --store $(STORE)
 
 test: .venv/.installed-dev  ## what a laptop can test; no root, no network
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile
 
 test-full: .venv/.installed-dev system-packages  ## what needs nvcc, root or time
 	$(BIN)/python -m pytest -m full --timeout 1800

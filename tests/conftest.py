@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts background jobs; the tests mean a terminal
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: more threads than cores wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["SPLATCLIP_TRACKING"] = (
     "off"  # for the tests' own processes and those they start; tests of tracking turn it on
 )
