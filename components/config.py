@@ -13,8 +13,9 @@ from typing import Any, get_type_hints
 
 from components.fields import at_least, evaluates_apart, later, local, one_of, require, seed_in_range, within
 from components.operations import PromoteParams, ResourcesParams, TrackingParams
+from components.url_params import UrlParams
 
-SOURCES = ("sample", "folder", "webdataset")
+SOURCES = ("sample", "folder", "webdataset", "urls")
 FORMATS = ("jpg", "png", "webp")
 RECIPES = ("paper", "default", "quality")  # splat2d.RECIPES, without loading it
 PRUNE_SCORES = ("", "luminance", "loss")
@@ -27,8 +28,10 @@ DEVICES = ("auto", "cpu", "cuda")
 class DownloadParams:
     """Where pictures come from and what they become.
 
-    source: `sample` (made here, no network), `folder` (images and captions.csv or captions.jsonl), `webdataset` (tars).
-    path: of the source: a folder; for `webdataset` also s3://bucket/prefix or an http(s) address; unused by `sample`.
+    source: `sample` (made here, no network), `folder` (images and captions.csv or captions.jsonl), `webdataset` (tars),
+    `urls` (lists of web addresses: .parquet, .csv, .tsv, .jsonl).
+    path: of the source: a folder; for `webdataset` and `urls` also s3://bucket/prefix or an http(s) address; unused by
+    `sample`. urls: how lists of addresses are read and fetched.
     What enters a cache key is the content found there, not the path.
     image_size: side in pixels of the square RGB pictures that come out.
     image_format, quality: of pictures that had to be re-encoded.
@@ -49,6 +52,7 @@ class DownloadParams:
     num_val: int = 500
     num_test: int = 1000
     seed: int = 0
+    urls: UrlParams = later(UrlParams())
 
     def __post_init__(self) -> None:
         one_of("download.source", self.source, SOURCES)
@@ -312,8 +316,12 @@ def semantic(section: Any) -> dict[str, Any]:
         given = getattr(section, one.name)
         return one.metadata.get("hash", True) and not (one.metadata.get("later") and given == one.default)
 
-    kept = (f.name for f in fields(section) if decides(f))
-    return {name: list(v) if isinstance(v := getattr(section, name), tuple) else v for name in kept}
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return semantic(value)
+        return list(value) if isinstance(value, tuple) else value
+
+    return {one.name: plain(getattr(section, one.name)) for one in fields(section) if decides(one)}
 
 
 def as_dict(params: Params) -> dict[str, dict[str, Any]]:

@@ -18,6 +18,7 @@ from components.errors import PermanentError, TransientError, UsageError
 from components.store import CHUNK, FolderStore, StoreNotFound, open_store, sha256_file
 from components.store_s3 import S3Store
 
+TABLES = (".parquet", ".csv", ".tsv", ".jsonl")  # lists of URLs
 SPOOL_BYTES = 20 << 30  # of downloaded files kept on disk at a time
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _HTTP_NAMES = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt")
@@ -235,7 +236,7 @@ class HttpTree(Tree):
 
 
 def open_tree(url: str) -> Tree:
-    """Open a folder, s3://bucket/prefix, http(s) base, or one .tar or a {00000..00009}.tar pattern in any of them.
+    """Open a folder, s3://bucket/prefix, http(s) base, or in any of them one .tar, list of URLs or {00000..00009}.tar.
 
     Raises UsageError or PermanentError if the address makes no sense.
     """
@@ -243,7 +244,7 @@ def open_tree(url: str) -> Tree:
     if scheme not in {"", "s3", "http", "https"}:
         raise UsageError(f"download.path {url!r}: give a folder, s3://bucket/prefix or an http(s) address")
     base, names = url, None
-    if url.endswith(".tar"):
+    if url.endswith((".tar", *TABLES)) and not (scheme == "" and Path(url).is_dir()):
         base, _, last = url.rpartition("/")
         base, names = base or ".", expand(last)
     if scheme in {"http", "https"}:

@@ -6,14 +6,15 @@ import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import TracebackType
 
 from components.config import DownloadParams
 from components.errors import SplatClipError
-from components.images import Pixels
+from components.images import ImageError, Pixels
 
 SPLITS = ("train", "val", "test")
 CLASSNAMES = "classnames.txt"
@@ -44,7 +45,7 @@ class Raw:
     """One sample as the source has it.
 
     image: encoded bytes, or pixels where the source draws them itself; label: its class, -1: none; labels: its classes
-    where a picture may have several or none, None elsewhere.
+    where a picture may have several or none, None elsewhere; extra: what else goes along into the sample's JSON.
     """
 
     image: bytes | Pixels
@@ -52,19 +53,34 @@ class Raw:
     label: int = -1
     origin: str = ""
     labels: tuple[int, ...] | None = None
+    extra: Mapping[str, str | float | int] = field(default_factory=dict)
+
+
+Result = tuple[Ref, "Raw | Skip | ImageError"]
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One shard to write: which samples go in, decided before any is read."""
+
+    index: int
+    split: str
+    refs: list[Ref]
 
 
 class Source(ABC):
     """A source of pictures. It is a context manager; what it keeps on disk goes at the end.
 
     fingerprint: of all that the output depends on besides the parameters; known once the source is open.
-    kind: what it says of itself, one of prompts.KINDS; empty where it says nothing.
+    kind: what it says of itself, one of prompts.KINDS; empty where it says nothing. streams: whether its samples come
+    from far away, each in its own time, and `stream` is the way to read them.
     """
 
     fingerprint: str = ""
     kind: str = ""
     class_names: Sequence[str] = ()
     templates: Sequence[str] = ()
+    streams: bool = False
 
     @cached_property
     def refs(self) -> Sequence[Ref]:
@@ -78,6 +94,14 @@ class Source(ABC):
     @abstractmethod
     def load(self, ref: Ref) -> Raw:
         """Read one sample. Raises ImageError if it is broken or missing, Skip if it is to be left out."""
+
+    def stream(self, refs: Iterator[Ref | None]) -> AbstractContextManager[Iterator[Result | None]]:
+        """Read many samples at a time, each once, in the order in which they are ready; only where `streams` says so.
+
+        refs: advanced in another thread; None: no further one may be begun now. A result of None: none was ready within
+        a moment.
+        """
+        raise NotImplementedError
 
     def close(self) -> None:  # noqa: B027  nothing to do for a source without files
         """Let go of files."""
@@ -182,6 +206,10 @@ def open_source(params: DownloadParams) -> Source:
             from components.download.folder import FolderSource
 
             return FolderSource(tree, params)
+        if params.source == "urls":
+            from components.download.urls import UrlSource
+
+            return UrlSource(tree, params)
         from components.download.webdataset import WebdatasetSource
 
         return WebdatasetSource(tree, params)

@@ -6,37 +6,42 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from components.config import DownloadParams, semantic
-from components.download.sources import CLASSNAMES, SPLITS, TEMPLATES, Raw, Ref, Skip, Source, deal, open_source
+from components.download.sources import (
+    CLASSNAMES,
+    SPLITS,
+    TEMPLATES,
+    Raw,
+    Ref,
+    ShardPlan,
+    Skip,
+    Source,
+    deal,
+    open_source,
+)
+from components.download.streaming import ShardStream, note_of
 from components.errors import PermanentError
 from components.images import ImageError, decode, encode, fit_square
 from components.manifest import Artifact, Commit, FileEntry, SampleNote, ShardEntry
 from components.progress import progress
 from components.prompts import DATASET_TYPE
 from components.report import Report
-from components.shards import Sample, write_shard
-from components.signals import stop_on_sigterm
+from components.shards import Sample, read_shard, write_shard
+from components.signals import Stop, stop_on_sigterm
 from components.store import open_store
 
 VERSION = 1
 MIN_SAMPLES = 3
+KEPT = "the shards that are written are kept; run the same command again to go on"
+_WORKERS = min(os.cpu_count() or 1, 16)
 _BLOCK = 64  # samples in the hands of the threads at a time
-
-
-@dataclass(frozen=True)
-class ShardPlan:
-    """One shard to write: which samples go in, decided before any is read."""
-
-    index: int
-    split: str
-    refs: list[Ref]
 
 
 def _place(params: DownloadParams) -> str:
@@ -101,6 +106,7 @@ def make_sample(ref: Ref, raw: Raw, source: Source, params: DownloadParams) -> S
         "original_width": width,
         "original_height": height,
         "source": raw.origin,
+        **raw.extra,
     }
     fields = {ext: data, "txt": caption.encode(), "json": json.dumps(meta, ensure_ascii=False, sort_keys=True).encode()}
     if raw.label >= 0:
@@ -118,7 +124,7 @@ def _samples(
         try:
             return make_sample(ref, raw, source, params)
         except ImageError as error:
-            return SampleNote(key=ref.key, outcome="failed", reason=error.reason, detail=error.detail)
+            return note_of(ref.key, error)
 
     for start in range(0, len(shard.refs), _BLOCK):
         jobs: list[tuple[Ref, Raw]] = []
@@ -128,8 +134,7 @@ def _samples(
             try:
                 jobs.append((ref, source.load(ref)))
             except (Skip, ImageError) as error:
-                outcome = "skipped" if isinstance(error, Skip) else "failed"
-                early[ref.key] = SampleNote(key=ref.key, outcome=outcome, reason=error.reason, detail=error.detail)
+                early[ref.key] = note_of(ref.key, error)
         made = {result.key: result for result in pool.map(work, jobs)}
         for ref in block:
             result = early.get(ref.key) or made[ref.key]
@@ -139,13 +144,44 @@ def _samples(
                 yield result
 
 
-def _write(
-    commit: Commit, shard: ShardPlan, source: Source, params: DownloadParams, pool: ThreadPoolExecutor
-) -> ShardEntry:
+Read = Callable[[ShardPlan, list[SampleNote]], Iterator[Sample]]
+
+
+@contextmanager
+def _reader(
+    source: Source, params: DownloadParams, commit: Commit, todo: list[ShardPlan], stop: Stop
+) -> Iterator[Read]:
+    """How the samples of a shard are read that is still to be written; `todo` are all of these."""
+    with ThreadPoolExecutor(max_workers=_WORKERS) as pool:
+        if not source.streams:
+            yield lambda shard, notes: _samples(shard, source, params, pool, notes)
+            return
+        with ShardStream(
+            source,
+            todo,
+            lambda ref, raw: make_sample(ref, raw, source, params),
+            pool,
+            seen=_pictures_of(commit) if params.urls.dedup else None,
+            check=lambda: stop.check(KEPT),
+            workers=_WORKERS,
+        ) as stream:
+            yield stream.samples
+
+
+def _pictures_of(commit: Commit) -> set[str]:
+    """sha256 sums of the pictures, as they came, of the shards that are committed."""
+    found = set()
+    for entry in commit.done().values():
+        with commit.store.local(entry.name, entry.sha256) as path:
+            found |= {str(json.loads(sample.fields["json"])["sha256"]) for sample in read_shard(path)}
+    return found
+
+
+def _write(commit: Commit, shard: ShardPlan, source: Source, read: Read) -> ShardEntry:
     notes: list[SampleNote] = []
     with tempfile.TemporaryDirectory(prefix="splatclip-") as folder:
         path = Path(folder) / "shard.tar"
-        layout = write_shard(path, _samples(shard, source, params, pool, notes))
+        layout = write_shard(path, read(shard, notes))
         groups = {source.group_name(ref.group) for ref in shard.refs}
         origin = groups.pop() if len(groups) == 1 else None
         return commit.put_shard(path, index=shard.index, split=shard.split, ok=len(layout), notes=notes, source=origin)
@@ -193,13 +229,13 @@ def run(params: DownloadParams, *, store: str) -> Report:
         entries: list[ShardEntry] = []
         with (
             progress("download", total=total, unit="images", start=kept) as bar,
-            ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 16)) as pool,
             stop_on_sigterm() as stop,
+            _reader(source, params, commit, [one for one in shards if one.index not in done], stop) as read,
         ):
             for shard in shards:
-                stop.check(f"{len(entries)} of {len(shards)} shards are kept; run the same command again to go on")
+                stop.check(KEPT)
                 if (entry := done.get(shard.index)) is None:
-                    entry = _write(commit, shard, source, params, pool)
+                    entry = _write(commit, shard, source, read)
                     bar.advance(len(shard.refs))
                 entries.append(entry)
         _check_usable(entries, params)

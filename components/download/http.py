@@ -1,0 +1,183 @@
+"""Fetching many web addresses at a time, bounded in connections, hosts, bytes and time; each comes back, good or bad.
+
+One asyncio loop in a thread of its own; whoever calls stays synchronous.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from components.download.request import Client, Fetched, host_of
+from components.download.sources import Skip
+from components.images import ImageError
+from components.url_params import UrlParams
+
+__all__ = ["Fetched", "Fetcher", "Job"]
+
+P = TypeVar("P")
+BUFFER_BYTES = 256 << 20  # of fetched bodies that nobody has taken yet; no new ones are begun beyond
+WINDOW = 16  # jobs that wait for their host, as a multiple of what runs at a time
+_PAUSE_S = 0.02  # where nothing runs and nothing may begin
+_POLL_S = 0.25  # a consumer that waits is woken so often, to hear signals
+
+Outcome = Fetched | Skip | ImageError
+
+
+@dataclass(frozen=True)
+class Job(Generic[P]):
+    """One address to fetch; payload: whatever the caller wants to see again with the result; outcome: where it is known
+    before anything is fetched.
+    """
+
+    url: str
+    payload: P
+    outcome: Skip | ImageError | None = None
+
+
+class Fetcher:
+    """Fetches jobs and hands out the results as they come.
+
+    At most `concurrency` requests run at a time, `per_host` of them to one host; a job that waits for its host takes
+    no place from others, so that neither a slow host nor a bad address holds up the rest.
+    """
+
+    def __init__(self, params: UrlParams) -> None:
+        self._params = params
+        self._results: queue.SimpleQueue[tuple[Job[Any], Outcome] | BaseException | None] = queue.SimpleQueue()
+        self._held = 0  # bytes in self._results; changed by both threads, under the lock
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Fetcher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._thread is None:
+            return
+        loop, task = self._loop, self._task
+        if loop is not None and task is not None:
+            with suppress(RuntimeError):  # the loop has ended by itself
+                loop.call_soon_threadsafe(task.cancel)
+        self._thread.join()
+
+    def fetch(self, jobs: Iterator[Job[P] | None]) -> Iterator[tuple[Job[P], Outcome] | None]:
+        """Results in the order in which they are ready, each job once; None where a moment passed without one.
+
+        `jobs` is advanced in the loop's thread; None from it: none may be begun now. What it raises is raised here.
+        """
+        started = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(jobs, started), name="splatclip-fetch", daemon=True)
+        self._thread.start()
+        started.wait()
+        while True:
+            try:
+                result = self._results.get(timeout=_POLL_S)
+            except queue.Empty:
+                yield None
+                continue
+            if result is None:
+                return
+            if isinstance(result, BaseException):
+                raise result
+            if isinstance(result[1], Fetched):
+                self._count(-len(result[1].body))
+            yield result
+
+    def _count(self, num_bytes: int) -> None:
+        with self._lock:
+            self._held += num_bytes
+
+    def _work(self, jobs: Iterator[Job[Any]], started: threading.Event) -> None:
+        async def main() -> None:
+            self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+            started.set()
+            async with Client(self._params) as client:
+                await self._schedule(jobs, client)
+
+        try:
+            asyncio.run(main())
+            self._results.put(None)
+        except asyncio.CancelledError:
+            self._results.put(None)
+        except BaseException as error:  # noqa: BLE001  nothing is swallowed: the consumer's thread raises it
+            self._results.put(error)
+        finally:
+            started.set()
+
+    async def _schedule(self, jobs: Iterator[Job[Any] | None], client: Client) -> None:
+        params = self._params
+        waiting: dict[str, deque[Job[Any]]] = {}  # by host, in the order in which the hosts' turns come
+        active: Counter[str] = Counter()
+        running: dict[asyncio.Task[Outcome], tuple[Job[Any], str]] = {}
+        exhausted = False
+
+        def admit() -> None:
+            nonlocal exhausted
+            while sum(map(len, waiting.values())) < WINDOW * params.concurrency:
+                try:
+                    job = next(jobs)
+                except StopIteration:
+                    exhausted = True
+                    return
+                if job is None:
+                    return
+                if job.outcome is not None:
+                    self._hand_out(job, job.outcome)
+                else:
+                    waiting.setdefault(host_of(job.url), deque()).append(job)
+
+        def start() -> None:
+            for host in list(waiting):
+                queued = waiting.pop(host)
+                while queued and active[host] < params.per_host and len(running) < params.concurrency:
+                    job = queued.popleft()
+                    active[host] += 1
+                    running[asyncio.create_task(client.get(job.url))] = (job, host)
+                if queued:
+                    waiting[host] = queued  # behind the others
+                if len(running) >= params.concurrency:
+                    return
+
+        try:
+            while True:
+                if not exhausted:
+                    admit()
+                if self._roomy():
+                    start()
+                if exhausted and not running and not waiting:
+                    return
+                if not running:
+                    await asyncio.sleep(_PAUSE_S)
+                    continue
+                finished, _ = await asyncio.wait(running, timeout=_POLL_S, return_when=asyncio.FIRST_COMPLETED)
+                for task in finished:
+                    job, host = running.pop(task)
+                    active[host] -= 1
+                    if not active[host]:
+                        del active[host]
+                    self._hand_out(job, task.result())
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    def _roomy(self) -> bool:
+        with self._lock:
+            return self._held < BUFFER_BYTES
+
+    def _hand_out(self, job: Job[Any], outcome: Outcome) -> None:
+        if isinstance(outcome, Fetched):
+            self._count(len(outcome.body))
+        self._results.put((job, outcome))

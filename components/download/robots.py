@@ -1,0 +1,72 @@
+"""robots.txt of many hosts, each read once (RFC 9309)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from urllib.parse import urljoin, urlsplit
+from urllib.robotparser import RobotFileParser
+
+import aiohttp
+
+MAX_BYTES = 500 << 10  # RFC 9309: a crawler reads at least that much
+MAX_HOSTS = 20_000  # kept at a time
+MAX_REDIRECTS = 5
+
+
+class Robots:
+    """Whether an agent may fetch an address.
+
+    4xx: there are no rules, all is allowed; 5xx: nothing is (RFC 9309, 2.3.1.3 and 2.3.1.4). A host that gives no
+    answer is let through: the request for the picture meets the same, and is counted by what it met.
+    """
+
+    def __init__(self, http: aiohttp.ClientSession, *, agent: str, timeout_s: float) -> None:
+        self._http, self._agent, self._timeout_s = http, agent, min(timeout_s, 10.0)
+        self._rules: OrderedDict[str, asyncio.Future[RobotFileParser]] = OrderedDict()
+
+    async def allow(self, url: str) -> bool:
+        """Whether the host's rules allow `url`."""
+        parts = urlsplit(url)
+        base = f"{parts.scheme}://{parts.netloc}"
+        found = self._rules.get(base)
+        if found is None:
+            found = asyncio.ensure_future(self._read(f"{base}/robots.txt"))
+            self._rules[base] = found
+            if len(self._rules) > MAX_HOSTS:
+                _, oldest = self._rules.popitem(last=False)
+                if not oldest.done():
+                    oldest.cancel()
+        # shielded: others wait for the same rules when this one's deadline has passed
+        rules = await asyncio.shield(found)
+        return rules.can_fetch(self._agent, url)
+
+    async def _read(self, url: str) -> RobotFileParser:
+        rules = RobotFileParser()
+        text = ""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                for _ in range(MAX_REDIRECTS + 1):
+                    async with self._http.get(url, allow_redirects=False) as answer:
+                        if answer.status in {301, 302, 303, 307, 308} and answer.headers.get("Location"):
+                            url = urljoin(url, answer.headers["Location"])
+                            continue
+                        if answer.status == 200:
+                            text = (await self._start_of(answer)).decode("utf-8", "replace")
+                        elif answer.status >= 500:
+                            text = "User-agent: *\nDisallow: /"
+                        break
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+            pass
+        rules.parse(text.splitlines())
+        rules.modified()  # it trusts no rules without a date
+        return rules
+
+    @staticmethod
+    async def _start_of(answer: aiohttp.ClientResponse) -> bytes:
+        text = b""
+        async for chunk in answer.content.iter_chunked(1 << 14):
+            text += chunk
+            if len(text) >= MAX_BYTES:
+                break
+        return text[:MAX_BYTES]

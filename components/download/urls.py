@@ -1,0 +1,111 @@
+"""Source `urls`: pictures from lists of web addresses, as DataComp, LAION or CC12M are given out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from components.config import DownloadParams
+from components.download.fetch import TABLES, Tree
+from components.download.http import Fetched, Fetcher, Job, Outcome
+from components.download.sources import Raw, Ref, Result, Skip, Source
+from components.download.url_table import read_table
+from components.errors import PermanentError
+from components.images import ImageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+_Wanted = tuple[Ref, dict[str, str]]
+
+
+class UrlSource(Source):
+    """Rows of tables, in the tables' order; a row's key is its number over all tables.
+
+    Limits: addresses and captions are held in memory, about their text and 200 bytes a row. What enters the cache key
+    is the tables' content: what the web answers is not part of it, and shards that are committed stay as they are.
+    """
+
+    streams = True
+
+    def __init__(self, tree: Tree, params: DownloadParams) -> None:
+        self._tree, self._params = tree, params
+        self._names = [name for name in tree.names() if name.lower().endswith(TABLES)]
+        if not self._names:
+            raise PermanentError(f"download.path {tree.url!r}: no list of URLs there; expected {' or '.join(TABLES)}")
+        self.fingerprint = tree.fingerprint(self._names)
+        self._rows: pa.Table | None = None
+
+    def _table(self) -> pa.Table:
+        if self._rows is None:
+            import pyarrow as pa
+
+            read = (
+                read_table(self._tree.path(name), name, self._params.urls, f"{self._tree.url}/{name}")
+                for name in self._names
+            )
+            self._rows = pa.concat_tables(read, promote_options="default").combine_chunks()
+        return self._rows
+
+    def _list(self) -> Sequence[Ref]:
+        number = len(self._table())
+        if not number:
+            raise PermanentError(f"download.path {self._tree.url!r}: its {len(self._names)} lists hold no row")
+        width = max(9, len(str(number - 1)))
+        return [Ref(f"{row:0{width}d}", "", 0, row) for row in range(number)]
+
+    def row(self, ref: Ref) -> dict[str, str]:
+        """What the tables say of one sample; columns that its table lacks are left out."""
+        rows = self._table()
+        values = {name: rows[name][ref.position].as_py() for name in rows.column_names}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def load(self, ref: Ref) -> Raw:
+        """Fetch one sample alone; `stream` is the way to fetch many."""
+        with self.stream(iter([ref])) as results:
+            found = next(result for result in results if result is not None)[1]
+        if isinstance(found, Raw):
+            return found
+        raise found
+
+    @contextmanager
+    def stream(self, refs: Iterator[Ref | None]) -> Iterator[Iterator[Result | None]]:
+        """See Source. Leaving the context gives up what is under way."""
+        with Fetcher(self._params.urls) as fetcher:
+            yield self._results(fetcher.fetch(None if ref is None else self._job(ref) for ref in refs))
+
+    def _job(self, ref: Ref) -> Job[_Wanted]:
+        row = self.row(ref)
+        skip = Skip("no_caption", "the row has none") if row.get("caption", "-").strip() == "" else None
+        return Job(row["url"].strip(), (ref, row), skip)
+
+    def _results(self, done: Iterator[tuple[Job[_Wanted], Outcome] | None]) -> Iterator[Result | None]:
+        for result in done:
+            if result is None:
+                yield None
+                continue
+            job, found = result
+            ref, row = job.payload
+            yield ref, self._raw(row, found) if isinstance(found, Fetched) else found
+
+    @staticmethod
+    def _raw(row: dict[str, str], found: Fetched) -> Raw | Skip | ImageError:
+        digest = hashlib.sha256(found.body).hexdigest()
+        expected = row.get("sha256", "").lower()
+        if expected and expected != digest:
+            return ImageError("other_content", f"sha256 is {digest}, the list says {expected[:80]}")
+        caption = row.get("caption", "").strip()
+        carried = {name: value for name, value in row.items() if name not in {"url", "caption", "sha256"}}
+        return Raw(
+            found.body,
+            (caption,) if caption else (),
+            origin=row["url"].strip(),
+            extra={**carried, "url": row["url"].strip(), "sha256": digest},
+        )
+
+    def close(self) -> None:
+        """See Source."""
+        self._tree.close()

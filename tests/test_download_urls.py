@@ -1,0 +1,304 @@
+"""Lists of web addresses: read, fetched, every row accounted for."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import socket
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from web import web_server
+
+from components.config import DownloadParams
+from components.download import stage
+from components.download.addresses import blocked, networks
+from components.download.request import check_url, retry_after
+from components.errors import PermanentError, UsageError
+from components.images import ImageError
+from components.manifest import open_artifact
+from components.shards import read_shard
+from components.store import open_store
+from components.url_params import UrlParams
+
+HERE = ("127.0.0.0/8",)
+
+
+def jpeg(seed: int, size: int = 32) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).resize((size, size)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+PICTURES = {str(number): jpeg(number) for number in range(40)}
+
+
+def table(path: Path, urls: list[str], **columns: list[str]) -> Path:
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["url", "caption", *columns])
+        for row, url in enumerate(urls):
+            writer.writerow([url, f"picture {row}", *(values[row] for values in columns.values())])
+    return path
+
+
+def params(path: Path, **urls: object) -> DownloadParams:
+    fast = {"timeout_s": 1.5, "retries": 1, "allow_networks": HERE, "per_host": 32, **urls}
+    return DownloadParams(
+        source="urls", path=str(path), dataset="web", image_size=16, image_format="jpg", shard_size=10,
+        num_train=0, num_val=0, num_test=2, urls=UrlParams(**fast),  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def outcomes(url: str) -> dict[int, tuple[str, str]]:
+    """By row: its outcome and reason."""
+    found = open_artifact(url, open_store(url))
+    by_row = {}
+    for shard in found.manifest.shards:
+        with found.local(shard) as path:
+            by_row |= {int(sample.key): ("ok", "") for sample in read_shard(path)}
+    for name in found.store.list("_done/"):
+        entry = json.loads(found.store.get_bytes(name))
+        by_row |= {int(note["key"]): (note["outcome"], note["reason"]) for note in entry["samples"]}
+    return by_row
+
+
+def test_every_row_is_accounted_for_by_reason(tmp_path: Path) -> None:
+    with web_server(PICTURES) as web, socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+        closed.close()
+        wanted = {
+            "/ok/0": "", "/ok/1": "", "/then-500/2": "", "/then-503/3": "", "/later/4": "", "/to/ok/5": "",
+            "/chain/3": "duplicate", "/404/6": "http_404", "/403/6": "http_403", "/500/6": "http_500",
+            "/hang/7": "timeout", "/drip/8": "timeout", "/short/9": "truncated", "/page/1": "not_a_picture",
+            "/huge/said": "too_large", "/huge/unsaid": "too_large", "/circle/0": "redirects", "/chain/9": "redirects",
+            "/noai/0": "noai", "/out/10.0.0.1/": "blocked_address", "/out/[::1]/": "blocked_address",
+            "/out/169.254.169.254/latest/meta-data": "blocked_address", "/ok/0?again": "duplicate",
+        }  # fmt: skip
+        urls = [web.url + path for path in wanted]
+        reasons = list(wanted.values())
+        for url, reason in (
+            (f"http://127.0.0.1:{port}/x", "no_connection"), ("ftp://host/x", "bad_url"), ("", "bad_url"),
+            ("http://no-such-host.invalid/x.jpg", "no_such_host"), ("http://user:pw@host/x", "bad_url"),
+        ):  # fmt: skip
+            urls.append(url)
+            reasons.append(reason)
+        urls += [f"{web.url}/ok/{number}" for number in range(10, 40)]
+        reasons += [""] * 30
+        report = stage.run(params(table(tmp_path / "list.csv", urls), max_bytes=1 << 20), store=str(tmp_path / "store"))
+    found = outcomes(report.url)
+    assert {row: found[row][1] for row in found} == dict(enumerate(reasons))
+    assert {reason for outcome, reason in found.values() if outcome == "skipped"} == {"noai", "duplicate"}
+    counts = report.manifest.counts
+    assert counts["in"] == len(urls) == counts["ok"] + counts["skipped"] + counts["failed"]
+    assert counts["reasons"] == {k: v for k, v in sorted(Counter(reasons).items()) if k}
+
+
+@pytest.mark.parametrize("slow", ["hang", "drip"])
+def test_slow_ones_hold_up_no_others(tmp_path: Path, slow: str) -> None:
+    """Twenty that never end, first in the list: the others take no longer than they would alone."""
+    urls = [f"/{slow}/{number}" for number in range(20)] + [f"/ok/{number}" for number in range(20, 40)]
+    with web_server(PICTURES) as web:
+        path = table(tmp_path / "list.csv", [web.url + url for url in urls])
+        started = time.monotonic()
+        report = stage.run(params(path, timeout_s=2.0, retries=0, concurrency=24), store=str(tmp_path / "store"))
+        seconds = time.monotonic() - started
+    assert report.manifest.counts["reasons"] == {"timeout": 20}
+    assert report.manifest.counts["ok"] == 20
+    assert seconds < 6  # one after the other they take 40
+
+
+def test_a_host_is_asked_for_no_more_than_its_share_at_a_time(tmp_path: Path) -> None:
+    with web_server(PICTURES) as web:
+        path = table(tmp_path / "list.csv", [f"{web.url}/ok/{number}" for number in range(40)])
+        stage.run(params(path, per_host=3, robots=False), store=str(tmp_path / "store"))
+        assert 1 <= web.most <= 3
+        assert sum(web.requests.values()) == 40
+
+
+def test_robots_txt_is_read_once_and_respected(tmp_path: Path) -> None:
+    robots = "User-agent: splatclip\nDisallow: /ok/1\n\nUser-agent: *\nDisallow: /\n"
+    with web_server(PICTURES, robots) as web:
+        path = table(tmp_path / "list.csv", [f"{web.url}/ok/{number}" for number in range(30)])
+        report = stage.run(params(path), store=str(tmp_path / "store"))
+        assert report.manifest.counts["reasons"] == {"robots": 11}  # 1 and 10 to 19
+        assert not any(name.startswith("/ok/1") for name in web.requests)
+
+
+def test_a_directive_for_another_robot_is_not_ours(tmp_path: Path) -> None:
+    with web_server(PICTURES) as web:
+        path = table(
+            tmp_path / "list.csv", [f"{web.url}/{how}/{number}" for how in ("noai", "ok") for number in range(5)]
+        )
+        report = stage.run(params(path), store=str(tmp_path / "a"))
+        assert report.manifest.counts["reasons"] == {"noai": 4, "duplicate": 1}
+        report = stage.run(params(path, robots=False, dedup=False), store=str(tmp_path / "b"))
+        assert report.manifest.counts["ok"] == 10
+
+
+def test_what_a_list_says_of_a_picture_goes_along_and_its_sum_is_checked(tmp_path: Path) -> None:
+    import hashlib
+
+    sums = [hashlib.sha256(PICTURES[str(number)]).hexdigest() for number in range(6)]
+    sums[2] = "0" * 64
+    with web_server(PICTURES) as web:
+        urls = [f"{web.url}/ok/{number}" for number in range(6)]
+        columns = {"sha256": sums, "UID": [f"u{k}" for k in range(6)], "NSFW": ["UNLIKELY"] * 6, "mine": list("abcdef")}
+        path = table(tmp_path / "list.csv", urls, **columns)
+        report = stage.run(params(path, carry=("mine",)), store=str(tmp_path / "store"))
+    assert outcomes(report.url)[2] == ("failed", "other_content")
+    found = open_artifact(report.url, open_store(report.url))
+    metas = {}
+    for shard in found.manifest.shards:
+        with found.local(shard) as tar:
+            metas |= {sample.key: json.loads(sample.fields["json"]) for sample in read_shard(tar)}
+    meta = metas["000000004"]
+    assert (meta["uid"], meta["nsfw"], meta["mine"], meta["sha256"]) == ("u4", "UNLIKELY", "e", sums[4])
+    assert (meta["url"], meta["caption"]) == (urls[4], "picture 4")
+
+
+def test_tables_of_every_kind_give_the_same_shards(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    captions = [f'a "quoted" picture, {number}, \u00fc' for number in range(12)]
+    manifests = set()
+    with web_server(PICTURES) as web:
+        urls = [f"{web.url}/ok/{number}" for number in range(12)]
+        for kind in ("parquet", "csv", "tsv", "jsonl"):
+            path = tmp_path / f"list.{kind}"
+            if kind == "parquet":
+                parquet.write_table(pa.table({"URL": urls, "TEXT": captions}), path)
+            elif kind == "jsonl":
+                rows = zip(urls, captions, strict=True)
+                path.write_text("".join(json.dumps({"URL": url, "TEXT": text}) + "\n" for url, text in rows))
+            else:
+                with path.open("w", newline="") as stream:
+                    writer = csv.writer(stream, delimiter="\t" if kind == "tsv" else ",")
+                    writer.writerows([("URL", "TEXT"), *zip(urls, captions, strict=True)])
+            report = stage.run(params(path), store=str(tmp_path / kind))
+            assert report.manifest.counts["ok"] == 12
+            manifests.add(tuple(shard.sha256 for shard in report.manifest.shards))
+    assert len(manifests) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.csv", "address,caption\nx,y\n", "none of its columns (address, caption) is called url"),
+        ("a.csv", "url,caption\nhttp://a,b,c\n", "line 2 has more or fewer values"),
+        ("a.jsonl", '{"url": "http://a", "caption": "b"}\n{"url": \n', "line 2"),
+        ("a.jsonl", "[1]\n", "line 1 (not an object)"),
+        ("a.parquet", "no parquet", "not a whole Parquet file"),
+        ("a.csv", "", "none of its columns"),
+        ("a.csv", "url,caption\n", "hold no row"),
+    ],
+)
+def test_a_bad_list_says_where(tmp_path: Path, name: str, text: str, said: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(PermanentError) as error:
+        stage.run(params(tmp_path / name), store=str(tmp_path / "store"))
+    assert said in str(error.value)
+    assert name in str(error.value) or "hold no row" in said
+
+
+def test_a_column_that_is_not_there_names_the_nearest(tmp_path: Path) -> None:
+    path = table(tmp_path / "list.csv", ["http://a"])
+    with pytest.raises(PermanentError, match="no column 'captoin' \\(did you mean 'caption'\\?\\)"):
+        stage.run(params(path, caption_column="captoin"), store=str(tmp_path / "store"))
+
+
+def test_networks_and_agents_are_checked_early() -> None:
+    with pytest.raises(UsageError, match="allow_networks"):
+        UrlParams(allow_networks=("10.0.0.0/99",))
+    with pytest.raises(UsageError, match="user_agent"):
+        UrlParams(user_agent="a\r\nCookie: b")
+
+
+_BLOCKED = """127.0.0.1 127.1.2.3 0.0.0.0 10.0.0.1 172.16.0.1 172.31.255.255 192.168.1.1 169.254.169.254 100.64.0.1
+100.127.255.255 192.0.0.1 192.0.2.1 198.18.0.1 198.51.100.1 203.0.113.1 224.0.0.1 239.255.255.255 240.0.0.1
+255.255.255.255 192.88.99.1 :: ::1 fe80::1 fe80::1%eth0 fc00::1 fd12:3456::1 ff02::1 ::ffff:127.0.0.1
+::ffff:10.0.0.1 ::ffff:169.254.169.254 64:ff9b::7f00:1 64:ff9b:1::1 2002:7f00:1:: 2001::1 2001:db8::1 ::7f00:1
+100::1 fec0::1 3fff::1 not-an-address"""
+
+
+@pytest.mark.parametrize("address", _BLOCKED.split())
+def test_ranges_that_are_not_public_are_blocked(address: str) -> None:
+    assert blocked(address)
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8", "172.32.0.1"])
+def test_public_addresses_are_not(address: str) -> None:
+    assert not blocked(address)
+
+
+def test_allowed_networks_open_only_themselves() -> None:
+    allowed = networks(["127.0.0.1/32", "fd00::/8"])
+    assert not blocked("127.0.0.1", allowed)
+    assert not blocked("::ffff:127.0.0.1", allowed)
+    assert not blocked("fd00::5", allowed)
+    assert blocked("127.0.0.2", allowed)
+    assert blocked("::1", allowed)
+
+
+FORMS = """http://127.0.0.1:{port}/ http://localhost:{port}/ http://0x7f.1:{port}/ http://0177.0.0.1:{port}/
+http://2130706433:{port}/ http://127.1:{port}/ http://0x7f000001:{port}/ http://0:{port}/ http://0.0.0.0:{port}/
+http://[::ffff:127.0.0.1]:{port}/ http://[::ffff:7f00:1]:{port}/ http://[::1]:{port}/ http://[::]:{port}/
+http://LOCALHOST:{port}/ http://127.0.0.1.:{port}/ http://%31%32%37.0.0.1:{port}/ http://127%2e0%2e0%2e1:{port}/
+http://a@127.0.0.1:{port}/ http://a:b@127.0.0.1:{port}/ http://127.0.0.1:{port}@example.org/
+http://example.org@127.0.0.1:{port}/ http://127.0.0.1:{port}#@example.org/ http://127.0.0.1:{port}\\@example.org/
+http://\u2460\u2461\u2466.0.0.1:{port}/ http://127.0.0.1\u3002:{port}/ http://0x7f.0x0.0x0.0x1:{port}/
+http://127.0.1:{port}/ http://00000127.0.0.1:{port}/ http://[fe80::1%25lo]:{port}/ http://[0:0:0:0:0:ffff:127.0.0.1]:{port}/
+file:///etc/passwd gopher://127.0.0.1:{port}/ dict://127.0.0.1:{port}/ //127.0.0.1:{port}/ http:///127.0.0.1:{port}/
+http:127.0.0.1:{port} HTTP://127.0.0.1:{port}/ http://127.0.0.1:{port}/%0d%0aHost:x http://lo\tcalhost:{port}/
+http://[::ffff:0:127.0.0.1]:{port}/ http://[64:ff9b::7f00:1]:{port}/ http://017700000001:{port}/""".replace(
+    "\n", " "
+).split(" ")
+
+
+def test_no_form_of_an_address_reaches_the_inside(tmp_path: Path) -> None:
+    """Forty spellings of this machine, against a server on it: not one connection arrives."""
+    with web_server(PICTURES) as web:
+        port = web.url.rpartition(":")[2]
+        urls = [form.format(port=port) for form in FORMS]
+        assert len(urls) >= 40
+        path = tmp_path / "list.jsonl"
+        path.write_text("".join(json.dumps({"url": url, "caption": "x"}) + "\n" for url in urls))
+        with pytest.raises(PermanentError, match="none of the"):
+            stage.run(params(path, allow_networks=(), retries=0), store=str(tmp_path / "store"))
+        assert not web.requests
+
+
+@pytest.mark.parametrize("url", ["http://a b/", "http://a/\r\nx", "http://", "http://[::1", "x", "http://a:99999/"])
+def test_addresses_that_are_none(url: str) -> None:
+    with pytest.raises(ImageError, match="bad_url"):
+        check_url(url)
+
+
+def test_retry_after_is_a_number_or_a_date() -> None:
+    assert retry_after("7") == 7
+    assert retry_after("soon") == retry_after(None) == 0
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+
+
+def test_shards_that_were_written_are_not_fetched_again(tmp_path: Path) -> None:
+    with web_server(PICTURES) as web:
+        path = table(tmp_path / "list.csv", [f"{web.url}/ok/{number % 36}" for number in range(40)])
+        whole = stage.run(params(path), store=str(tmp_path / "whole"))
+        first = stage.run(params(path), store=str(tmp_path / "again"))
+        assert whole.manifest_sha256 == first.manifest_sha256
+        assert whole.manifest.counts["reasons"] == {"duplicate": 4}
+        place = open_store(first.url)
+        place.delete("manifest.json")
+        gone = max(place.list("_done/"))
+        place.delete(gone)
+        web.requests.clear()
+        again = stage.run(params(path), store=str(tmp_path / "again"))
+    assert again.manifest_sha256 == whole.manifest_sha256
+    assert sum(web.requests.values()) < 15  # one shard of at most ten and robots.txt
