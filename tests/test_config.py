@@ -181,7 +181,8 @@ def test_the_evaluation_set_inherits_what_it_leaves_out() -> None:
             "download_eval": {"path": "b", "dataset": "b", "num_train": -1, "num_val": 0},
         }
     )
-    changed = {name for name, value in asdict(other.download).items() if value != getattr(other.download_eval, name)}
+    train, test = asdict(other.download), asdict(other.download_eval)
+    changed = {name for name in train if train[name] != test[name]}
     assert changed == {"path", "dataset", "num_train", "num_val"}
     assert (other.download.trains, other.download_eval.trains) == (True, False)
 

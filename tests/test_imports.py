@@ -18,6 +18,7 @@ LEAN = {
     "fields",
     "manifest",
     "operations",
+    "url_params",
     "params",
     "splats",
 }  # standard library, NumPy, YAML, splat2d, and modules as lean

@@ -34,12 +34,11 @@ from components.progress import progress
 from components.prompts import DATASET_TYPE
 from components.report import Report
 from components.shards import Sample, read_shard, write_shard
-from components.signals import Stop, stop_on_sigterm
+from components.signals import stop_on_sigterm
 from components.store import open_store
 
 VERSION = 1
 MIN_SAMPLES = 3
-KEPT = "the shards that are written are kept; run the same command again to go on"
 _WORKERS = min(os.cpu_count() or 1, 16)
 _BLOCK = 64  # samples in the hands of the threads at a time
 
@@ -149,7 +148,7 @@ Read = Callable[[ShardPlan, list[SampleNote]], Iterator[Sample]]
 
 @contextmanager
 def _reader(
-    source: Source, params: DownloadParams, commit: Commit, todo: list[ShardPlan], stop: Stop
+    source: Source, params: DownloadParams, commit: Commit, todo: list[ShardPlan], check: Callable[[], None]
 ) -> Iterator[Read]:
     """How the samples of a shard are read that is still to be written; `todo` are all of these."""
     with ThreadPoolExecutor(max_workers=_WORKERS) as pool:
@@ -162,7 +161,7 @@ def _reader(
             lambda ref, raw: make_sample(ref, raw, source, params),
             pool,
             seen=_pictures_of(commit) if params.urls.dedup else None,
-            check=lambda: stop.check(KEPT),
+            check=check,
             workers=_WORKERS,
         ) as stream:
             yield stream.samples
@@ -227,17 +226,18 @@ def run(params: DownloadParams, *, store: str) -> Report:
         kept = sum(len(shard.refs) for shard in shards if shard.index in done)
         total = sum(len(shard.refs) for shard in shards)
         entries: list[ShardEntry] = []
-        with (
-            progress("download", total=total, unit="images", start=kept) as bar,
-            stop_on_sigterm() as stop,
-            _reader(source, params, commit, [one for one in shards if one.index not in done], stop) as read,
-        ):
-            for shard in shards:
-                stop.check(KEPT)
-                if (entry := done.get(shard.index)) is None:
-                    entry = _write(commit, shard, source, read)
-                    bar.advance(len(shard.refs))
-                entries.append(entry)
+        with progress("download", total=total, unit="images", start=kept) as bar, stop_on_sigterm() as stop:
+
+            def check() -> None:
+                stop.check(f"{len(entries)} of {len(shards)} shards are kept; run the same command again to go on")
+
+            with _reader(source, params, commit, [one for one in shards if one.index not in done], check) as read:
+                for shard in shards:
+                    check()
+                    if (entry := done.get(shard.index)) is None:
+                        entry = _write(commit, shard, source, read)
+                        bar.advance(len(shard.refs))
+                    entries.append(entry)
         _check_usable(entries, params)
         metrics = {"num_classes": len(source.class_names), "image_size": params.image_size, "dataset": params.dataset}
         artifact = commit.finalise(shards=entries, files=_class_files(commit, source), metrics=metrics)
