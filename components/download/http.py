@@ -121,11 +121,11 @@ class Fetcher:
         waiting: dict[str, deque[Job[Any]]] = {}  # by host, in the order in which the hosts' turns come
         active: Counter[str] = Counter()
         running: dict[asyncio.Task[Outcome], tuple[Job[Any], str]] = {}
-        exhausted = False
+        exhausted, num_waiting = False, 0
 
         def admit() -> None:
-            nonlocal exhausted
-            while sum(map(len, waiting.values())) < WINDOW * params.concurrency:
+            nonlocal exhausted, num_waiting
+            while num_waiting < WINDOW * params.concurrency:
                 try:
                     job = next(jobs)
                 except StopIteration:
@@ -137,12 +137,15 @@ class Fetcher:
                     self._hand_out(job, job.outcome)
                 else:
                     waiting.setdefault(host_of(job.url), deque()).append(job)
+                    num_waiting += 1
 
         def start() -> None:
+            nonlocal num_waiting
             for host in list(waiting):
                 queued = waiting.pop(host)
                 while queued and active[host] < params.per_host and len(running) < params.concurrency:
                     job = queued.popleft()
+                    num_waiting -= 1
                     active[host] += 1
                     running[asyncio.create_task(client.get(job.url))] = (job, host)
                 if queued:

@@ -146,7 +146,13 @@ class ShardStream:
     def _advance(self) -> None:
         """Take one result, or a moment's rest, and what the threads have made meanwhile."""
         self._check()
-        result = next(self._results, None)
+        try:
+            result = next(self._results)
+        except StopIteration:
+            if not self._pending:
+                raise RuntimeError("the source ended before it had given all samples") from None
+            result = None
+            self._pending[0][1].exception()  # waits for it
         if result is not None:
             ref, found = result
             index = self._shard_of[ref.position]
