@@ -24,6 +24,9 @@ _V4 = tuple(ipaddress.IPv4Network(text) for text in _BLOCKED_V4)
 _V6 = tuple(ipaddress.IPv6Network(text) for text in _BLOCKED_V6)
 
 
+NOT_PUBLIC = "is not on the public network"
+
+
 class BlockedAddress(OSError):
     """A connection to an address inside a blocked range was refused before a socket was made."""
 
@@ -57,5 +60,5 @@ def checked_socket(place: Any, allowed: Sequence[Network] = ()) -> socket.socket
     """
     family, kind, protocol, _, where = place
     if family not in {socket.AF_INET, socket.AF_INET6} or blocked(str(where[0]), allowed):
-        raise BlockedAddress(f"address {where[0]} is not on the public network")
+        raise BlockedAddress(f"address {where[0]} {NOT_PUBLIC}")
     return socket.socket(family, kind, protocol)

@@ -13,7 +13,7 @@ from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 
-from components.download.addresses import BlockedAddress, checked_socket, networks
+from components.download.addresses import NOT_PUBLIC, checked_socket, networks
 from components.download.robots import Robots
 from components.download.sources import Skip
 from components.images import ImageError
@@ -167,8 +167,8 @@ class Client:
         except aiohttp.ClientSSLError as error:
             raise ImageError("tls", str(error)[:200]) from None
         except aiohttp.ClientConnectorError as error:
-            if isinstance(error.os_error, BlockedAddress):
-                raise ImageError("blocked_address", str(error.os_error)) from None
+            if NOT_PUBLIC in str(error.os_error):  # of several addresses the client joins the errors' texts
+                raise ImageError("blocked_address", str(error.os_error)[:200]) from None
             raise _Again(ImageError("no_connection", error.os_error.strerror or str(error.os_error))) from None
         except aiohttp.ClientPayloadError:
             raise _Again(ImageError("truncated", "the connection ended before the whole body had come")) from None
