@@ -6,8 +6,8 @@ import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import TracebackType
 
@@ -19,6 +19,11 @@ SPLITS = ("train", "val", "test")
 CLASSNAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
 DEFAULT_TEMPLATES = ("a photo of a {c}.",)
+
+
+def written(text: str) -> str:
+    """A text that UTF-8 can write: halves of surrogate pairs (from JSON, from names of files) become question marks."""
+    return text.encode("utf-8", "replace").decode()
 
 
 class Skip(SplatClipError):
@@ -44,7 +49,8 @@ class Raw:
     """One sample as the source has it.
 
     image: encoded bytes, or pixels where the source draws them itself; label: its class, -1: none; labels: its classes
-    where a picture may have several or none, None elsewhere.
+    where a picture may have several or none, None elsewhere; origin: its address or its name in the source; extra:
+    columns of the source's own, for the shard's table and the sample's json.
     """
 
     image: bytes | Pixels
@@ -52,6 +58,11 @@ class Raw:
     label: int = -1
     origin: str = ""
     labels: tuple[int, ...] | None = None
+    extra: Mapping[str, str | float | int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "captions", tuple(map(written, self.captions)))
+        object.__setattr__(self, "origin", written(self.origin))
 
 
 class Source(ABC):
@@ -78,6 +89,10 @@ class Source(ABC):
     @abstractmethod
     def load(self, ref: Ref) -> Raw:
         """Read one sample. Raises ImageError if it is broken or missing, Skip if it is to be left out."""
+
+    def about(self, ref: Ref) -> Raw:
+        """What is known of a sample without reading it: all but `image`, as far as it goes. For what `load` refused."""
+        return Raw(b"", origin=ref.key)
 
     def close(self) -> None:  # noqa: B027  nothing to do for a source without files
         """Let go of files."""

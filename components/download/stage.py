@@ -11,12 +11,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from components.config import DownloadParams, semantic
-from components.download.sources import CLASSNAMES, SPLITS, TEMPLATES, Raw, Ref, Skip, Source, deal, open_source
+from components.download.picture import sized
+from components.download.sources import (
+    CLASSNAMES,
+    SPLITS,
+    TEMPLATES,
+    Raw,
+    Ref,
+    Skip,
+    Source,
+    deal,
+    open_source,
+    written,
+)
+from components.download.table import SUCCESS, Row, bad_row, row, side_files
 from components.errors import PermanentError
-from components.images import ImageError, decode, encode, fit_square
+from components.images import ImageError
 from components.manifest import Artifact, Commit, FileEntry, SampleNote, ShardEntry
 from components.progress import progress
 from components.prompts import DATASET_TYPE
@@ -25,9 +36,10 @@ from components.shards import Sample, write_shard
 from components.signals import stop_on_sigterm
 from components.store import open_store
 
-VERSION = 1
+VERSION = 2
 MIN_SAMPLES = 3
-_BLOCK = 64  # samples in the hands of the threads at a time
+_BLOCK = 64  # samples in the hands of the threads at a time, fewer where they have more bytes together than
+_BLOCK_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -74,81 +86,91 @@ def plan(source: Source, params: DownloadParams) -> list[ShardPlan]:
     return shards
 
 
-def make_sample(ref: Ref, raw: Raw, source: Source, params: DownloadParams) -> Sample:
-    """A sample as image shards hold it. Raises ImageError if the picture cannot be used."""
-    size = params.image_size
-    if isinstance(raw.image, np.ndarray):
-        height, width = raw.image.shape[:2]
-        ext, data = params.image_format, encode(raw.image, params.image_format, params.quality)
-    else:
-        decoded = decode(raw.image)
-        height, width = decoded.pixels.shape[:2]
-        if decoded.plain and height == width == size:  # untouched: no second loss
-            ext, data = decoded.format, raw.image
-        else:
-            ext = params.image_format
-            data = encode(fit_square(decoded.pixels, size), ext, params.quality)
+def make_sample(ref: Ref, raw: Raw, source: Source, params: DownloadParams) -> tuple[Sample, Row]:
+    """A sample as image shards hold it, and its row. Raises ImageError if the picture cannot be used."""
+    made = sized(raw.image, params)
     caption = raw.captions[0] if raw.captions else ""
     meta = {
+        **raw.extra,
         "key": ref.key,
         "caption": caption,
         "captions": list(raw.captions),
         "class": raw.label,
         "class_name": source.class_names[raw.label] if raw.label >= 0 else "",
         **({"classes": list(raw.labels)} if raw.labels is not None else {}),
-        "width": size,
-        "height": size,
-        "original_width": width,
-        "original_height": height,
+        **made.sizes,
         "source": raw.origin,
     }
-    fields = {ext: data, "txt": caption.encode(), "json": json.dumps(meta, ensure_ascii=False, sort_keys=True).encode()}
+    text = json.dumps(meta, ensure_ascii=False, sort_keys=True)
+    fields = {made.ext: made.data, "txt": caption.encode(), "json": text.encode()}
     if raw.label >= 0:
         fields["cls"] = str(raw.label).encode()
-    return Sample(ref.key, fields)
+    return Sample(ref.key, fields), row(ref.key, raw, SUCCESS, exif=made.exif, **made.sizes)
 
 
 def _samples(
-    shard: ShardPlan, source: Source, params: DownloadParams, pool: ThreadPoolExecutor, notes: list[SampleNote]
+    shard: ShardPlan,
+    source: Source,
+    params: DownloadParams,
+    pool: ThreadPoolExecutor,
+    *,
+    notes: list[SampleNote],
+    rows: list[Row],
 ) -> Iterator[Sample]:
-    """The shard's good samples in order; the others go to `notes`."""
+    """The shard's good samples in order; the others go to `notes`; a row of each goes to `rows`."""
 
-    def work(job: tuple[Ref, Raw]) -> Sample | SampleNote:
+    def work(job: tuple[Ref, Raw]) -> tuple[Sample | SampleNote, Row]:
         ref, raw = job
         try:
             return make_sample(ref, raw, source, params)
         except ImageError as error:
-            return SampleNote(key=ref.key, outcome="failed", reason=error.reason, detail=error.detail)
+            return _note(ref, error), bad_row(ref.key, raw, error, loaded=True)
 
     for start in range(0, len(shard.refs), _BLOCK):
         jobs: list[tuple[Ref, Raw]] = []
-        early: dict[str, SampleNote] = {}
+        done: dict[str, tuple[Sample | SampleNote, Row]] = {}
         block = shard.refs[start : start + _BLOCK]
         for ref in block:
             try:
                 jobs.append((ref, source.load(ref)))
             except (Skip, ImageError) as error:
-                outcome = "skipped" if isinstance(error, Skip) else "failed"
-                early[ref.key] = SampleNote(key=ref.key, outcome=outcome, reason=error.reason, detail=error.detail)
-        made = {result.key: result for result in pool.map(work, jobs)}
+                done[ref.key] = _note(ref, error), bad_row(ref.key, source.about(ref), error, loaded=False)
+            if ref is block[-1] or sum(len(raw.image) for _, raw in jobs) > _BLOCK_BYTES:
+                done |= {result.key: (result, line) for result, line in pool.map(work, jobs)}
+                jobs.clear()
         for ref in block:
-            result = early.get(ref.key) or made[ref.key]
+            result, line = done[ref.key]
+            rows.append(line)
             if isinstance(result, SampleNote):
                 notes.append(result)
             else:
                 yield result
 
 
+def _note(ref: Ref, error: Skip | ImageError) -> SampleNote:
+    outcome = "skipped" if isinstance(error, Skip) else "failed"
+    return SampleNote(key=ref.key, outcome=outcome, reason=error.reason, detail=written(error.detail))
+
+
 def _write(
     commit: Commit, shard: ShardPlan, source: Source, params: DownloadParams, pool: ThreadPoolExecutor
 ) -> ShardEntry:
     notes: list[SampleNote] = []
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="splatclip-") as folder:
         path = Path(folder) / "shard.tar"
-        layout = write_shard(path, _samples(shard, source, params, pool, notes))
+        layout = write_shard(path, _samples(shard, source, params, pool, notes=notes, rows=rows))
         groups = {source.group_name(ref.group) for ref in shard.refs}
         origin = groups.pop() if len(groups) == 1 else None
-        return commit.put_shard(path, index=shard.index, split=shard.split, ok=len(layout), notes=notes, source=origin)
+        return commit.put_shard(
+            path,
+            index=shard.index,
+            split=shard.split,
+            ok=len(layout),
+            notes=notes,
+            source=origin,
+            side_files=side_files(rows),
+        )
 
 
 def _class_files(commit: Commit, source: Source) -> list[FileEntry]:
