@@ -6,7 +6,7 @@ import json
 
 from PIL import ExifTags, Image
 
-from components.images import DAMAGE
+from components.images import DAMAGE, quiet
 
 MAX_TEXT = 200  # characters of a value that are kept; longer ones are data, not words
 _GROUPS = {"EXIF": ExifTags.IFD.Exif, "GPS": ExifTags.IFD.GPSInfo}
@@ -21,8 +21,9 @@ def exif_json(data: bytes) -> str:
     exif = Image.Exif()
     found: dict[str, str] = {}
     try:
-        exif.load(data)
-        groups = {"Image": dict(exif), **{name: dict(exif.get_ifd(ifd)) for name, ifd in _GROUPS.items()}}
+        with quiet():
+            exif.load(data)
+            groups = {"Image": dict(exif), **{name: dict(exif.get_ifd(ifd)) for name, ifd in _GROUPS.items()}}
     except DAMAGE:
         return "{}"
     for group, tags in groups.items():

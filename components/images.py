@@ -38,6 +38,7 @@ _TURN = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+LONG = 16  # times: 1 x 30,000 pixels would grow to 224 x 6,720,000
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 # What Pillow's readers raise on damaged data.
 DAMAGE = (
@@ -140,7 +141,7 @@ _share = _Share(MAX_PIXELS)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Pillow warns of odd metadata; the outcome here is pixels or an ImageError, whatever the warning filters are."""
     with _lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -168,7 +169,7 @@ def _failure(error: BaseException) -> ImageError:
 def _open(data: bytes, limits: Limits) -> Image.Image:
     """The picture, its header read and within the limits; nothing is decoded yet."""
     limits.check_bytes(len(data))
-    with _reasons(), _quiet():
+    with _reasons(), quiet():
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         limits.check_size(*image.size)
         tags = getattr(image, "tag_v2", {})
@@ -193,11 +194,11 @@ def _decode(image: Image.Image, data: bytes) -> Decoded:
         deep = image.format == "PNG" and len(data) > 24 and data[24] == 16
         color = data[25] if deep else 0
         if color in {2, 6} and "transparency" not in image.info:
-            with _quiet():
+            with quiet():
                 low = Image.open(io.BytesIO(data), formats=["PNG"])
             with low:
                 image = with_lower_bytes(image, low)
-        with _quiet():
+        with quiet():
             ext = _EXT.get(image.format or "", "")
             still = bool(ext) and getattr(image, "n_frames", 1) == 1
             orientation = _orientation(image)  # of a TIFF it is 1 by now: Pillow has turned it
@@ -238,13 +239,22 @@ def decode_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
     return decode(data, Limits(max_pixels=max_pixels)).pixels
 
 
+def _middle(length: int, most: int) -> slice:
+    """What is left of a side when its ends are cut off alike, down to `most` or one more."""
+    cut = max(0, length - most) // 2
+    return slice(cut, length - cut)
+
+
 def fit_square(image: Pixels, size: int) -> Pixels:
     """The picture's centre, [H, W, 3] -> [size, size, 3]: shortest side to `size` (bicubic, antialiased), centre crop.
 
-    The same steps as open_clip's preprocessing for evaluation. Raises UsageError if size < 1.
+    The same steps as open_clip's preprocessing for evaluation. Of a picture more than LONG times as long as wide the
+    ends, which go anyway, are cut off first: the same but for rounding. Raises UsageError if size < 1.
     """
     if size < 1:
         raise UsageError(f"picture size {size}: it must be at least 1")
+    height, width = image.shape[:2]
+    image = image[_middle(height, LONG * width), _middle(width, LONG * height)]
     height, width = image.shape[:2]
     if min(height, width) != size:
         short = min(height, width)

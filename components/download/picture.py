@@ -8,7 +8,7 @@ import numpy as np
 
 from components.config import DownloadParams
 from components.exif import exif_json
-from components.images import Limits, Pixels, decoding, encode
+from components.images import ImageError, Limits, Pixels, decoding, encode
 from components.sizing import fit, target
 
 
@@ -42,10 +42,17 @@ def sized(image: bytes | Pixels, params: DownloadParams) -> Sized:
     with decoding(image, limits(params)) as decoded:
         exif = exif_json(decoded.exif) if decoded.exif else None
         height, width = decoded.pixels.shape[:2]
-        if decoded.plain and (height, width) == target(height, width, params.image_size, params.resize_mode):
+        wanted = target(height, width, params.image_size, params.resize_mode)
+        if decoded.plain and (height, width) == wanted:
             return Sized(decoded.format, image, _sizes(decoded.pixels, decoded.pixels), exif)  # no second loss
+        if wanted[0] * wanted[1] > params.max_pixels:
+            raise ImageError("too_large", f"{wanted[1]} x {wanted[0]} pixels when resized; see download.max_pixels")
         pixels = fit(decoded.pixels, params.image_size, params.resize_mode)
-        data = encode(pixels, params.image_format, params.quality)
+        try:
+            data = encode(pixels, params.image_format, params.quality)
+        except (OSError, ValueError) as error:  # a side of more than 65,500 as JPEG, 16,383 as WebP
+            detail = f"{wanted[1]} x {wanted[0]} pixels cannot be written as {params.image_format}: {error}"
+            raise ImageError("too_large", detail) from error
         return Sized(params.image_format, data, _sizes(pixels, decoded.pixels), exif)
 
 

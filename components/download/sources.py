@@ -63,6 +63,8 @@ class Raw:
     def __post_init__(self) -> None:
         object.__setattr__(self, "captions", tuple(map(written, self.captions)))
         object.__setattr__(self, "origin", written(self.origin))
+        extra = {name: written(value) if isinstance(value, str) else value for name, value in self.extra.items()}
+        object.__setattr__(self, "extra", extra)
 
 
 class Source(ABC):

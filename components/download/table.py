@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from components.download.sources import Raw, Skip
+from components.download.sources import Raw, Skip, written
 from components.images import ImageError
 from components.manifest import canonical
 
@@ -54,7 +54,7 @@ def row(key: str, raw: Raw, status: str, **found: str | float | None) -> Row:
 def bad_row(key: str, raw: Raw, error: Skip | ImageError, *, loaded: bool) -> Row:
     """The row of a sample that has no picture. loaded: its bytes were there, and no picture came of them."""
     status = SKIPPED if isinstance(error, Skip) else NO_RESIZE if loaded else NO_DOWNLOAD
-    return row(key, raw, status, error_message=f"{error.reason}: {error.detail}")
+    return row(key, raw, status, error_message=written(f"{error.reason}: {error.detail}"))
 
 
 def _kind(values: Sequence[Any]) -> type:
