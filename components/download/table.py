@@ -59,10 +59,12 @@ def bad_row(key: str, raw: Raw, error: Skip | ImageError, *, loaded: bool) -> Ro
 
 def _kind(values: Sequence[Any]) -> type:
     """What a column of the source's own holds: whole numbers of 64 bits, numbers, or else texts."""
-    there = [value for value in values if value is not None]
-    if there and all(isinstance(value, int) and abs(value) < 1 << 63 for value in there):
-        return int
-    return float if there and all(isinstance(value, float | int) for value in there) else str
+    kinds = {
+        float if isinstance(value, float) else int if isinstance(value, int) and abs(value) < 1 << 63 else str
+        for value in values
+        if value is not None
+    }
+    return kinds.pop() if len(kinds) == 1 else float if kinds == {int, float} else str
 
 
 def _parquet(rows: Sequence[Row]) -> bytes:
