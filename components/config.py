@@ -17,6 +17,8 @@ from components.url_params import UrlParams
 
 SOURCES = ("sample", "folder", "webdataset", "urls")
 FORMATS = ("jpg", "png", "webp")
+SQUARE_MODES = ("center_crop", "border")
+RESIZE_MODES = (*SQUARE_MODES, "no", "keep_ratio", "keep_ratio_largest")
 RECIPES = ("paper", "default", "quality")  # splat2d.RECIPES, without loading it
 PRUNE_SCORES = ("", "luminance", "loss")
 STEMS = ("splat", "paper", "render", "grid", "hilbert")
@@ -34,6 +36,10 @@ class DownloadParams:
     `sample`. urls: how lists of addresses are read and fetched.
     What enters a cache key is the content found there, not the path.
     image_size: side in pixels of the square RGB pictures that come out.
+    resize_mode: `center_crop`, or `border`: the whole picture with white bars. What reads pictures of several sizes
+    alone may have `no` (they stay), `keep_ratio` (the shorter side gets image_size), `keep_ratio_largest` (the longer).
+    max_bytes: of an encoded picture; max_pixels: of a whole one; min_side: of the shorter side, in pixels;
+    max_aspect_ratio: longer side by shorter, 0: any. What does not keep to these four fails before it is decoded.
     image_format, quality: of pictures that had to be re-encoded.
     shard_size: samples an image shard.
     num_train, num_val, num_test: samples of each split at most; 0 in num_train: all that is left, -1: none, for a set
@@ -52,16 +58,26 @@ class DownloadParams:
     num_val: int = 500
     num_test: int = 1000
     seed: int = 0
+    resize_mode: str = later("center_crop")
+    max_bytes: int = later(50 << 20)
+    max_pixels: int = later(89_478_485)  # images.MAX_PIXELS
+    min_side: int = later(0)
+    max_aspect_ratio: float = later(0.0)
     urls: UrlParams = later(UrlParams())
 
     def __post_init__(self) -> None:
         one_of("download.source", self.source, SOURCES)
         one_of("download.image_format", self.image_format, FORMATS)
+        one_of("download.resize_mode", self.resize_mode, RESIZE_MODES)
         require(self.source == "sample" or bool(self.path), f"download.path is empty; {self.source!r} needs one")
         seed_in_range("download", self.seed)
         at_least("download", self, 1, "shard_size", "quality", "num_test")
         at_least("download", self, 8, "image_size")
-        at_least("download", self, 0, "num_val")
+        at_least("download", self, 1, "max_bytes")
+        at_least("download", self, 0, "num_val", "min_side")
+        within("download", self, 1, 2 * 89_478_485, "max_pixels")  # beyond, Pillow itself refuses
+        ratio = self.max_aspect_ratio
+        require(ratio == 0 or ratio >= 1, f"download.max_aspect_ratio is {ratio:g}; give 1 or more, or 0 for any")
         at_least("download", self, -1, "num_train")
         require(self.quality <= 100, f"download.quality is {self.quality}; it must be at most 100")
         require(self.source != "sample" or self.num_train != 0, "download.num_train is 0; 'sample' needs a number")
@@ -304,6 +320,14 @@ class Params:
             train.trains, "download.num_train is -1, which leaves nothing to train on; only download_eval may say so"
         )
         evaluates_apart(train, test)
+
+    def require_squares(self) -> None:
+        """Raise UsageError unless pictures come out as squares of one size, which all that trains and scores needs."""
+        for name in ("download", "download_eval"):
+            mode = getattr(self, name).resize_mode
+            remedy = f"choose {' or '.join(SQUARE_MODES)}, or run `splatclip download` and `splat-fit` alone"
+            found = f"{name}.resize_mode is {mode!r}, which leaves pictures of several sizes"
+            require(mode in SQUARE_MODES, f"{found}, where training and scoring need squares of one; {remedy}")
 
 
 SECTIONS: dict[str, type[Any]] = dict(get_type_hints(Params))

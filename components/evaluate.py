@@ -62,6 +62,8 @@ def download_params(one: EvalSet, root: str, params: Params, limit: int, *, refi
         num_train=-1,
         num_val=0,
         num_test=limit or EVERYTHING,
+        min_side=0,  # a benchmark is scored whole
+        max_aspect_ratio=0.0,
     )
 
 

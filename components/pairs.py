@@ -10,6 +10,7 @@ from functools import partial
 from itertools import islice
 from typing import TypeVar
 
+from components.config import SQUARE_MODES
 from components.errors import PermanentError
 from components.manifest import Artifact, ShardEntry
 from components.records import Rows
@@ -41,6 +42,12 @@ class ShardPairs:
     def __init__(
         self, images: Artifact, split: str, splats: Artifact | None, *, want_images: bool, want_splats: bool
     ) -> None:
+        mode = images.manifest.params.get("resize_mode", SQUARE_MODES[0])
+        if mode not in SQUARE_MODES:
+            raise PermanentError(
+                f"{images.url}: its pictures are of several sizes (download.resize_mode {mode!r}); training and "
+                f"scoring need squares of one: set it to {' or '.join(SQUARE_MODES)} and run download again"
+            )
         self._images, self._splats = images, splats
         self._want_images, self._want_splats = want_images, want_splats
         self._image_shards = images.manifest.split(split)

@@ -74,6 +74,7 @@ def _persist(name: str, tries: int, call: Callable[[], T]) -> T:
 
 def run_flow(params: Params, store: str, out: Path, info: tracking.RunInfo | None) -> None:
     """All steps in order; manifests, scores, contact sheet and report.html end up in `out`."""
+    params.require_squares()
     urls: dict[str, str] = {}
     status = "FAILED"
     try:

@@ -16,7 +16,7 @@ class UrlParams:
     url_column, caption_column: empty takes the usual ones (url; caption, text, alt). carry: further columns to keep
     with each picture; uid, nsfw, punsafe, license and sha256 are kept where a list has them, and a sha256 is checked.
     dedup: leave out pictures whose bytes were there before. robots: respect robots.txt and the noai directives of
-    X-Robots-Tag, under the name user_agent. max_bytes: of a picture. concurrency: requests at a time, per_host of them
+    X-Robots-Tag, under the name user_agent. concurrency: requests at a time, per_host of them
     to one host; timeout_s: of one try, connection to last byte; retries: further tries where one may help.
     allow_networks: addresses that may be connected to though they are not public, as in 10.1.0.0/16; for a mirror of
     one's own.
@@ -28,7 +28,6 @@ class UrlParams:
     dedup: bool = True
     robots: bool = True
     user_agent: str = "splatclip/0.1"
-    max_bytes: int = 50 << 20
     concurrency: int = local(128)
     per_host: int = local(8)
     timeout_s: float = local(30.0)
@@ -36,7 +35,7 @@ class UrlParams:
     allow_networks: tuple[str, ...] = local(())
 
     def __post_init__(self) -> None:
-        at_least("download.urls", self, 1, "max_bytes", "per_host")
+        at_least("download.urls", self, 1, "per_host")
         within("download.urls", self, 1, 4096, "concurrency")
         within("download.urls", self, 0, 10, "retries")
         within("download.urls", self, 0.1, 3600, "timeout_s")

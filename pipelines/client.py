@@ -50,6 +50,7 @@ def compile_pipeline(params: Params, out: Path, image: str = IMAGE) -> None:
     Raises UsageError where a parameter holds a secret (a password in an address, a signed address), or where the
     YAML is too large for Kubernetes.
     """
+    params.require_squares()
     with tempfile.TemporaryDirectory(prefix="splatclip-compile-") as folder:
         target = Path(folder) / "pipeline.yaml"
         compiler.Compiler().compile(
@@ -111,6 +112,7 @@ def run_local(params: Params, store: str, out: Path, run_id: str = "", tracked: 
     run_id: names the run in MLflow (made up if empty); tracked: whether it is recorded there.
     Raises what the failing step raised; Interrupted after SIGTERM or Ctrl-C, when the step has saved its work.
     """
+    params.require_squares()
     info = tracking.run_info(params.tracking, run_id) if tracked else None
     info = info and replace(info, given_to="parent")  # of MLFLOW_RUN_ID: also where this runs in a pod
     with tempfile.TemporaryDirectory(prefix="splatclip-run-") as scratch:

@@ -53,7 +53,7 @@ def params(path: Path, **urls: object) -> DownloadParams:
     fast = {"timeout_s": 1.5, "retries": 1, "allow_networks": HERE, "per_host": 32, **urls}
     return DownloadParams(
         source="urls", path=str(path), dataset="web", image_size=16, image_format="jpg", shard_size=10,
-        num_train=0, num_val=0, num_test=2, urls=UrlParams(**fast),  # type: ignore[arg-type]
+        num_train=0, num_val=0, num_test=2, max_bytes=1 << 20, urls=UrlParams(**fast),  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def test_every_row_is_accounted_for_by_reason(tmp_path: Path) -> None:
             reasons.append(reason)
         urls += [f"{web.url}/ok/{number}" for number in range(10, 40)]
         reasons += [""] * 30
-        report = stage.run(params(table(tmp_path / "list.csv", urls), max_bytes=1 << 20), store=str(tmp_path / "store"))
+        report = stage.run(params(table(tmp_path / "list.csv", urls)), store=str(tmp_path / "store"))
     found = outcomes(report.url)
     assert {row: found[row][1] for row in found} == dict(enumerate(reasons))
     assert {reason for outcome, reason in found.values() if outcome == "skipped"} == {"noai", "duplicate"}
@@ -269,7 +269,7 @@ def test_no_form_of_an_address_reaches_the_inside() -> None:
         port = web.url.rpartition(":")[2]
         urls = [form.format(port=port) for form in FORMS]
         assert len(urls) >= 40
-        with Fetcher(UrlParams(retries=0, timeout_s=5.0)) as fetcher:
+        with Fetcher(UrlParams(retries=0, timeout_s=5.0), max_bytes=1 << 20) as fetcher:
             found = [result for result in fetcher.fetch(Job(url, url) for url in urls) if result is not None]
         assert {job.url for job, _ in found} == set(urls)
         reasons = {job.url: outcome.reason for job, outcome in found if isinstance(outcome, ImageError)}

@@ -101,7 +101,7 @@ class Tree(ABC):
         digest = hashlib.sha256()
         for name in sorted(names):
             size, mark = self.identity(name)
-            digest.update(f"{name}\0{size}\0{mark}\n".encode())
+            digest.update(f"{name}\0{size}\0{mark}\n".encode(errors="surrogateescape"))  # names may not be UTF-8
         return digest.hexdigest()
 
 
@@ -127,9 +127,11 @@ class FolderTree(Tree):
             shutil.copyfile(source, path)
 
     def path(self, name: str) -> Path:
-        """See Tree: the file itself."""
-        with self._store.local(name) as path:
-            return path
+        """See Tree: the file itself, under any name that the file system takes."""
+        path = self._store.root / name
+        if not path.is_file():
+            raise self._store.not_found(name)
+        return path
 
 
 class S3Tree(Tree):

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from components.config import DownloadParams
@@ -23,10 +23,11 @@ from components.download.sources import (
     rank,
     splits_to_read,
     unique,
+    written,
 )
 from components.download.webdataset import class_files
 from components.errors import PermanentError
-from components.images import EXTENSIONS, ImageError
+from components.images import EXTENSIONS, ImageError, Limits
 from components.store import StoreNotFound
 
 CAPTION_FILES = ("captions.csv", "captions.jsonl")
@@ -100,6 +101,7 @@ class FolderSource(Source):
 
     def __init__(self, tree: Tree, params: DownloadParams) -> None:
         self._tree = tree
+        self._limits = Limits(max_bytes=params.max_bytes)
         names = tree.names()
         pictures = [name for name in names if name.rpartition(".")[2].lower() in EXTENSIONS]
         if not pictures:
@@ -169,10 +171,10 @@ class FolderSource(Source):
                 f"download.path {self._tree.url!r}: {found[0]!r} is its only class, and classification needs two or "
                 "more; add pictures of another class, or give captions.csv with the columns image, caption alone"
             )
-        if bad := [name for name in found if name.splitlines() != [name.strip()]]:  # a line of its own when stored
+        if bad := [name for name in found if written(name).splitlines() != [name.strip()]]:  # a line when stored
             raise PermanentError(
-                f"download.path {self._tree.url!r}: the class name {bad[0]!r} begins or ends with a space or has a "
-                "line break; rename it"
+                f"download.path {self._tree.url!r}: the class name {bad[0]!r} begins or ends with a space, has a "
+                "line break or is not UTF-8; rename it"
             )
         return found
 
@@ -199,7 +201,13 @@ class FolderSource(Source):
         if not entry.captions and label < 0:
             raise Skip("no_caption", f"{name} has an empty caption and no class")
         try:
-            data = self._tree.read(name)
-        except StoreNotFound:
+            self._limits.check_bytes(self._tree.path(name).stat().st_size)  # before it is in memory
+            return replace(self.about(ref), image=self._tree.read(name))
+        except (StoreNotFound, FileNotFoundError):
             raise ImageError("missing", f"{name} went away") from None
-        return Raw(data, tuple(dict.fromkeys(entry.captions)), label, name)
+
+    def about(self, ref: Ref) -> Raw:
+        """See Source."""
+        name = self._names[ref.position]
+        entry = self._entries.get(name, _Entry())
+        return Raw(b"", tuple(dict.fromkeys(entry.captions)), self._labels.get(entry.class_name, -1), name)

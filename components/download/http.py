@@ -49,8 +49,8 @@ class Fetcher:
     no place from others, so that neither a slow host nor a bad address holds up the rest.
     """
 
-    def __init__(self, params: UrlParams) -> None:
-        self._params = params
+    def __init__(self, params: UrlParams, *, max_bytes: int) -> None:
+        self._params, self._max_bytes = params, max_bytes
         self._results: queue.SimpleQueue[tuple[Job[Any], Outcome] | BaseException | None] = queue.SimpleQueue()
         self._held = 0  # bytes in self._results; changed by both threads, under the lock
         self._lock = threading.Lock()
@@ -103,7 +103,7 @@ class Fetcher:
         async def main() -> None:
             self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
             started.set()
-            async with Client(self._params) as client:
+            async with Client(self._params, max_bytes=self._max_bytes) as client:
                 await self._schedule(jobs, client)
 
         try:

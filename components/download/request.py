@@ -110,8 +110,8 @@ def forbids(headers: Mapping[str, str], agent: str) -> str:
 class Client:
     """An HTTP client for pictures on the public network. An asynchronous context manager."""
 
-    def __init__(self, params: UrlParams) -> None:
-        self._params, self._max_bytes = params, params.max_bytes
+    def __init__(self, params: UrlParams, *, max_bytes: int) -> None:
+        self._params, self._max_bytes = params, max_bytes
         self._allowed = networks(params.allow_networks)
         self._large = asyncio.Semaphore(NUM_LARGE)
         connector = aiohttp.TCPConnector(

@@ -22,6 +22,11 @@ TEMPLATES = "zeroshot_classification_templates.txt"
 DEFAULT_TEMPLATES = ("a photo of a {c}.",)
 
 
+def written(text: str) -> str:
+    """A text that UTF-8 can write: halves of surrogate pairs (from JSON, from names of files) become question marks."""
+    return text.encode("utf-8", "replace").decode()
+
+
 class Skip(SplatClipError):
     """A sample that is left out on purpose, counted by its reason."""
 
@@ -45,7 +50,8 @@ class Raw:
     """One sample as the source has it.
 
     image: encoded bytes, or pixels where the source draws them itself; label: its class, -1: none; labels: its classes
-    where a picture may have several or none, None elsewhere; extra: what else goes along into the sample's JSON.
+    where a picture may have several or none, None elsewhere; origin: its address or its name in the source; extra:
+    columns of the source's own, for the shard's table and the sample's json.
     """
 
     image: bytes | Pixels
@@ -54,6 +60,12 @@ class Raw:
     origin: str = ""
     labels: tuple[int, ...] | None = None
     extra: Mapping[str, str | float | int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "captions", tuple(map(written, self.captions)))
+        object.__setattr__(self, "origin", written(self.origin))
+        extra = {name: written(value) if isinstance(value, str) else value for name, value in self.extra.items()}
+        object.__setattr__(self, "extra", extra)
 
 
 Result = tuple[Ref, "Raw | Skip | ImageError"]
@@ -102,6 +114,10 @@ class Source(ABC):
         a moment.
         """
         raise NotImplementedError
+
+    def about(self, ref: Ref) -> Raw:
+        """What is known of a sample without reading it: all but `image`, as far as it goes. For what `load` refused."""
+        return Raw(b"", origin=ref.key)
 
     def close(self) -> None:  # noqa: B027  nothing to do for a source without files
         """Let go of files."""

@@ -11,9 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
 from components.config import DownloadParams, semantic
+from components.download.picture import sized
 from components.download.sources import (
     CLASSNAMES,
     SPLITS,
@@ -26,21 +25,23 @@ from components.download.sources import (
     deal,
     open_source,
 )
-from components.download.streaming import ShardStream, note_of
+from components.download.streaming import Made, ShardStream, refused
+from components.download.table import SUCCESS, TABLE_SUFFIX, Row, row, side_files, sums_of
 from components.errors import PermanentError
-from components.images import ImageError, decode, encode, fit_square
+from components.images import ImageError
 from components.manifest import Artifact, Commit, FileEntry, SampleNote, ShardEntry
 from components.progress import progress
 from components.prompts import DATASET_TYPE
 from components.report import Report
-from components.shards import Sample, read_shard, write_shard
+from components.shards import Sample, write_shard
 from components.signals import stop_on_sigterm
 from components.store import open_store
 
-VERSION = 1
+VERSION = 2
 MIN_SAMPLES = 3
 _WORKERS = min(os.cpu_count() or 1, 16)
-_BLOCK = 64  # samples in the hands of the threads at a time
+_BLOCK = 64  # samples in the hands of the threads at a time, fewer where they have more bytes together than
+_BLOCK_BYTES = 256 << 20
 
 
 def _place(params: DownloadParams) -> str:
@@ -78,72 +79,51 @@ def plan(source: Source, params: DownloadParams) -> list[ShardPlan]:
     return shards
 
 
-def make_sample(ref: Ref, raw: Raw, source: Source, params: DownloadParams) -> Sample:
-    """A sample as image shards hold it. Raises ImageError if the picture cannot be used."""
-    size = params.image_size
-    if isinstance(raw.image, np.ndarray):
-        height, width = raw.image.shape[:2]
-        ext, data = params.image_format, encode(raw.image, params.image_format, params.quality)
-    else:
-        decoded = decode(raw.image)
-        height, width = decoded.pixels.shape[:2]
-        if decoded.plain and height == width == size:  # untouched: no second loss
-            ext, data = decoded.format, raw.image
-        else:
-            ext = params.image_format
-            data = encode(fit_square(decoded.pixels, size), ext, params.quality)
+def make_sample(ref: Ref, raw: Raw, source: Source, params: DownloadParams) -> Made:
+    """A sample as image shards hold it, or why it cannot be used, and its row."""
+    try:
+        made = sized(raw.image, params)
+    except ImageError as error:
+        return refused(ref, raw, error, loaded=True)
     caption = raw.captions[0] if raw.captions else ""
     meta = {
+        **raw.extra,
         "key": ref.key,
         "caption": caption,
         "captions": list(raw.captions),
         "class": raw.label,
         "class_name": source.class_names[raw.label] if raw.label >= 0 else "",
         **({"classes": list(raw.labels)} if raw.labels is not None else {}),
-        "width": size,
-        "height": size,
-        "original_width": width,
-        "original_height": height,
+        **made.sizes,
         "source": raw.origin,
-        **raw.extra,
     }
-    fields = {ext: data, "txt": caption.encode(), "json": json.dumps(meta, ensure_ascii=False, sort_keys=True).encode()}
+    text = json.dumps(meta, ensure_ascii=False, sort_keys=True)
+    fields = {made.ext: made.data, "txt": caption.encode(), "json": text.encode()}
     if raw.label >= 0:
         fields["cls"] = str(raw.label).encode()
-    return Sample(ref.key, fields)
+    return Sample(ref.key, fields), row(ref.key, raw, SUCCESS, exif=made.exif, **made.sizes)
 
 
-def _samples(
-    shard: ShardPlan, source: Source, params: DownloadParams, pool: ThreadPoolExecutor, notes: list[SampleNote]
-) -> Iterator[Sample]:
-    """The shard's good samples in order; the others go to `notes`."""
-
-    def work(job: tuple[Ref, Raw]) -> Sample | SampleNote:
-        ref, raw = job
-        try:
-            return make_sample(ref, raw, source, params)
-        except ImageError as error:
-            return note_of(ref.key, error)
-
+def _samples(shard: ShardPlan, source: Source, params: DownloadParams, pool: ThreadPoolExecutor) -> Iterator[Made]:
+    """The shard's samples in order, good and bad."""
     for start in range(0, len(shard.refs), _BLOCK):
         jobs: list[tuple[Ref, Raw]] = []
-        early: dict[str, SampleNote] = {}
+        done: dict[str, Made] = {}
         block = shard.refs[start : start + _BLOCK]
         for ref in block:
             try:
                 jobs.append((ref, source.load(ref)))
             except (Skip, ImageError) as error:
-                early[ref.key] = note_of(ref.key, error)
-        made = {result.key: result for result in pool.map(work, jobs)}
+                done[ref.key] = refused(ref, source.about(ref), error, loaded=False)
+            if ref is block[-1] or sum(len(raw.image) for _, raw in jobs) > _BLOCK_BYTES:
+                made = pool.map(lambda job: make_sample(job[0], job[1], source, params), jobs)
+                done |= {ref.key: one for (ref, _), one in zip(jobs, made, strict=True)}
+                jobs.clear()
         for ref in block:
-            result = early.get(ref.key) or made[ref.key]
-            if isinstance(result, SampleNote):
-                notes.append(result)
-            else:
-                yield result
+            yield done[ref.key]
 
 
-Read = Callable[[ShardPlan, list[SampleNote]], Iterator[Sample]]
+Read = Callable[[ShardPlan], Iterator[Made]]
 
 
 @contextmanager
@@ -153,7 +133,7 @@ def _reader(
     """How the samples of a shard are read that is still to be written; `todo` are all of these."""
     with ThreadPoolExecutor(max_workers=_WORKERS) as pool:
         if not source.streams:
-            yield lambda shard, notes: _samples(shard, source, params, pool, notes)
+            yield lambda shard: _samples(shard, source, params, pool)
             return
         with ShardStream(
             source,
@@ -169,21 +149,40 @@ def _reader(
 
 def _pictures_of(commit: Commit) -> set[str]:
     """sha256 sums of the pictures, as they came, of the shards that are committed."""
-    found = set()
+    found: set[str] = set()
     for entry in commit.done().values():
-        with commit.store.local(entry.name, entry.sha256) as path:
-            found |= {str(json.loads(sample.fields["json"])["sha256"]) for sample in read_shard(path)}
+        table = next(file for file in entry.files if file.name.endswith(TABLE_SUFFIX))
+        with commit.store.local(table.name, table.sha256) as path:
+            found |= sums_of(path)
     return found
 
 
 def _write(commit: Commit, shard: ShardPlan, source: Source, read: Read) -> ShardEntry:
     notes: list[SampleNote] = []
+    rows: list[Row] = []
+
+    def good() -> Iterator[Sample]:
+        for result, line in read(shard):
+            rows.append(line)
+            if isinstance(result, SampleNote):
+                notes.append(result)
+            else:
+                yield result
+
     with tempfile.TemporaryDirectory(prefix="splatclip-") as folder:
         path = Path(folder) / "shard.tar"
-        layout = write_shard(path, read(shard, notes))
+        layout = write_shard(path, good())
         groups = {source.group_name(ref.group) for ref in shard.refs}
         origin = groups.pop() if len(groups) == 1 else None
-        return commit.put_shard(path, index=shard.index, split=shard.split, ok=len(layout), notes=notes, source=origin)
+        return commit.put_shard(
+            path,
+            index=shard.index,
+            split=shard.split,
+            ok=len(layout),
+            notes=notes,
+            source=origin,
+            side_files=side_files(rows),
+        )
 
 
 def _class_files(commit: Commit, source: Source) -> list[FileEntry]:

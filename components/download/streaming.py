@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -11,48 +10,53 @@ from contextlib import ExitStack
 from threading import Lock
 from types import TracebackType
 
-from components.download.sources import Raw, Ref, ShardPlan, Skip, Source
+from components.download.sources import Raw, Ref, ShardPlan, Skip, Source, written
+from components.download.table import Row, bad_row
 from components.images import ImageError
 from components.manifest import SampleNote
 from components.shards import Sample
 
 AHEAD = 32768  # samples that are begun before the oldest shard is whole: one slow host must not hold up the others
 PENDING = 4  # pictures waiting to be decoded, as a multiple of the threads
-Made = Sample | SampleNote
+Made = tuple[Sample | SampleNote, Row]
+"""A sample, or why there is none, and its row in the shard's table."""
 
 
-def note_of(key: str, error: Skip | ImageError) -> SampleNote:
-    """What a manifest keeps of a sample that is not ok."""
+def refused(ref: Ref, raw: Raw, error: Skip | ImageError, *, loaded: bool) -> Made:
+    """A sample that is not ok. raw: what is known of it; loaded: its bytes were there."""
     outcome = "skipped" if isinstance(error, Skip) else "failed"
-    return SampleNote(key=key, outcome=outcome, reason=error.reason, detail=error.detail)
+    note = SampleNote(key=ref.key, outcome=outcome, reason=error.reason, detail=written(error.detail))
+    return note, bad_row(ref.key, raw, error, loaded=loaded)
 
 
 class _Spool:
-    """One shard's samples in a temporary file, in any order, until all are there."""
+    """One shard's samples, good ones in a temporary file, in any order, until all are there."""
 
     def __init__(self) -> None:
         self._stream = tempfile.TemporaryFile(prefix="splatclip-")  # noqa: SIM115  closed by close()
-        self._spans: dict[str, list[tuple[str, int]]] = {}
-        self._starts: dict[str, int] = {}
-        self.notes: dict[str, SampleNote] = {}
+        self._spans: dict[str, tuple[int, list[tuple[str, int]]]] = {}
+        self._notes: dict[str, SampleNote] = {}
+        self._rows: dict[str, Row] = {}
 
-    def put(self, made: Made) -> None:
-        if isinstance(made, SampleNote):
-            self.notes[made.key] = made
+    def put(self, key: str, made: Made) -> None:
+        result, self._rows[key] = made
+        if isinstance(result, SampleNote):
+            self._notes[key] = result
             return
-        self._starts[made.key] = self._stream.seek(0, 2)
-        for content in made.fields.values():
+        start = self._stream.seek(0, 2)
+        for content in result.fields.values():
             self._stream.write(content)
-        self._spans[made.key] = [(ext, len(content)) for ext, content in made.fields.items()]
+        self._spans[key] = start, [(ext, len(content)) for ext, content in result.fields.items()]
 
     def __len__(self) -> int:
-        return len(self.notes) + len(self._spans)
+        return len(self._rows)
 
     def get(self, key: str) -> Made:
-        if key in self.notes:
-            return self.notes[key]
-        self._stream.seek(self._starts[key])
-        return Sample(key, {ext: self._stream.read(size) for ext, size in self._spans[key]})
+        if key in self._notes:
+            return self._notes[key], self._rows[key]
+        start, fields = self._spans[key]
+        self._stream.seek(start)
+        return Sample(key, {ext: self._stream.read(size) for ext, size in fields}), self._rows[key]
 
     def close(self) -> None:
         self._stream.close()
@@ -90,16 +94,16 @@ class _Gate:
 class ShardStream:
     """Reads the samples of many shards at a time and gives them out shard by shard. A context manager.
 
-    shards: those to read, in order. make: a sample as shards hold it, from what the source gave, run in `pool`; raises
-    ImageError. seen: sha256 sums of the pictures of earlier shards; a picture that was there before is left out, or
-    None to keep them all. check: called every now and then; raises to stop.
+    shards: those to read, in order. make: a sample as shards hold it, from what the source gave, run in `pool`. seen:
+    sha256 sums of the pictures of earlier shards; a picture that was there before is left out; None: all are kept.
+    check: called every now and then; raises to stop.
     """
 
     def __init__(
         self,
         source: Source,
         shards: Sequence[ShardPlan],
-        make: Callable[[Ref, Raw], Sample],
+        make: Callable[[Ref, Raw], Made],
         pool: ThreadPoolExecutor,
         *,
         seen: set[str] | None,
@@ -110,7 +114,7 @@ class ShardStream:
         self._seen, self._check, self._most = seen, check, PENDING * workers
         self._shard_of = {ref.position: shard.index for shard in shards for ref in shard.refs}
         self._spools: dict[int, _Spool] = {}
-        self._pending: deque[tuple[int, Future[Made]]] = deque()
+        self._pending: deque[tuple[Ref, Future[Made]]] = deque()
         self._files = ExitStack()
         largest = max((len(shard.refs) for shard in shards), default=0)
         self._gate = _Gate(shards, max(AHEAD, 2 * largest))
@@ -129,17 +133,13 @@ class ShardStream:
         for spool in self._spools.values():
             spool.close()
 
-    def samples(self, shard: ShardPlan, notes: list[SampleNote]) -> Iterator[Sample]:
-        """The shard's good samples in order, as soon as all of it has come; the others go to `notes`."""
+    def samples(self, shard: ShardPlan) -> Iterator[Made]:
+        """The shard's samples in order, good and bad, as soon as all of it has come."""
         spool = self._spool(shard.index)
         while len(spool) < len(shard.refs):
             self._advance()
         for ref in shard.refs:
-            made = self._once(spool.get(ref.key))
-            if isinstance(made, SampleNote):
-                notes.append(made)
-            else:
-                yield made
+            yield self._once(ref, spool.get(ref.key))
         self._spools.pop(shard.index).close()
         self._gate.release(len(shard.refs))
 
@@ -155,35 +155,31 @@ class ShardStream:
             self._pending[0][1].exception()  # waits for it
         if result is not None:
             ref, found = result
-            index = self._shard_of[ref.position]
             if isinstance(found, Raw):
-                self._pending.append((index, self._pool.submit(self._made, ref, found)))
+                self._pending.append((ref, self._pool.submit(self._make, ref, found)))
             else:
-                self._keep(index, note_of(ref.key, found))
+                self._keep(ref, refused(ref, self._source.about(ref), found, loaded=False))
         while self._pending and (self._pending[0][1].done() or len(self._pending) > self._most):
-            index, future = self._pending.popleft()
-            self._keep(index, future.result())
+            ref, future = self._pending.popleft()
+            self._keep(ref, future.result())
 
-    def _keep(self, index: int, made: Made) -> None:
-        self._spool(index).put(made)
+    def _keep(self, ref: Ref, made: Made) -> None:
+        self._spool(self._shard_of[ref.position]).put(ref.key, made)
 
     def _spool(self, index: int) -> _Spool:
         if index not in self._spools:
             self._spools[index] = _Spool()
         return self._spools[index]
 
-    def _made(self, ref: Ref, raw: Raw) -> Made:
-        try:
-            return self._make(ref, raw)
-        except (Skip, ImageError) as error:
-            return note_of(ref.key, error)
-
-    def _once(self, made: Made) -> Made:
+    def _once(self, ref: Ref, made: Made) -> Made:
         """A picture whose bytes an earlier sample had is left out: by the shards' order, not by that of arrival."""
-        if self._seen is None or isinstance(made, SampleNote):
+        result, row = made
+        if self._seen is None or isinstance(result, SampleNote):
             return made
-        digest = str(json.loads(made.fields["json"])["sha256"])
+        digest = str(row["sha256"])
         if digest in self._seen:
-            return note_of(made.key, Skip("duplicate", "an earlier picture has the same bytes"))
+            again = Skip("duplicate", "an earlier picture has the same bytes")
+            note, line = refused(ref, self._source.about(ref), again, loaded=True)
+            return note, {**line, "sha256": digest}
         self._seen.add(digest)
         return made

@@ -74,7 +74,7 @@ class UrlSource(Source):
     @contextmanager
     def stream(self, refs: Iterator[Ref | None]) -> Iterator[Iterator[Result | None]]:
         """See Source. Leaving the context gives up what is under way."""
-        with Fetcher(self._params.urls) as fetcher:
+        with Fetcher(self._params.urls, max_bytes=self._params.max_bytes) as fetcher:
             yield self._results(fetcher.fetch(None if ref is None else self._job(ref) for ref in refs))
 
     def _job(self, ref: Ref) -> Job[_Wanted]:
@@ -89,22 +89,25 @@ class UrlSource(Source):
                 continue
             job, found = result
             ref, row = job.payload
-            yield ref, self._raw(row, found) if isinstance(found, Fetched) else found
+            yield ref, self._checked(row, found) if isinstance(found, Fetched) else found
+
+    def about(self, ref: Ref) -> Raw:
+        """See Source."""
+        return self._raw(self.row(ref))
 
     @staticmethod
-    def _raw(row: dict[str, str], found: Fetched) -> Raw | Skip | ImageError:
+    def _raw(row: dict[str, str], body: bytes = b"", **extra: str) -> Raw:
+        caption = row.get("caption", "").strip()
+        carried = {name: value for name, value in row.items() if name not in {"url", "caption", "sha256"}}
+        url = row["url"].strip()
+        return Raw(body, (caption,) if caption else (), origin=url, extra={**carried, **extra})
+
+    def _checked(self, row: dict[str, str], found: Fetched) -> Raw | ImageError:
         digest = hashlib.sha256(found.body).hexdigest()
         expected = row.get("sha256", "").lower()
         if expected and expected != digest:
             return ImageError("other_content", f"sha256 is {digest}, the list says {expected[:80]}")
-        caption = row.get("caption", "").strip()
-        carried = {name: value for name, value in row.items() if name not in {"url", "caption", "sha256"}}
-        return Raw(
-            found.body,
-            (caption,) if caption else (),
-            origin=row["url"].strip(),
-            extra={**carried, "url": row["url"].strip(), "sha256": digest},
-        )
+        return self._raw(row, found.body, url=row["url"].strip(), sha256=digest)
 
     def close(self) -> None:
         """See Source."""

@@ -28,7 +28,7 @@ from components.download.sources import (
 )
 from components.errors import PermanentError
 from components.evalsets import shipped_prompts
-from components.images import EXTENSIONS, ImageError
+from components.images import EXTENSIONS, ImageError, Limits
 from components.prompts import DATASET_TYPE, parse_class_names, parse_kind, parse_templates
 from components.shards import IndexedShard
 
@@ -76,6 +76,7 @@ class WebdatasetSource(Source):
 
     def __init__(self, tree: Tree, params: DownloadParams) -> None:
         self._tree = tree
+        self._limits = Limits(max_bytes=params.max_bytes)
         names = tree.names()
         self._tars = sorted((name for name in names if name.endswith(".tar")), key=_natural)
         in_splits = [name for name in self._tars if name.split("/")[0] in SPLITS and "/" in name]
@@ -144,8 +145,13 @@ class WebdatasetSource(Source):
         label = self._label(shard, ref.position) if labels is None else -1
         if not captions and label < 0 and labels is None:
             raise Skip("no_caption", "neither a caption nor a known class")
-        origin = f"{self._tars[ref.group]}/{shard.keys[ref.position]}.{images[0]}"
-        return Raw(bytes(shard.field(ref.position, images[0])), captions, label, origin, labels)
+        picture = shard.field(ref.position, images[0])
+        self._limits.check_bytes(len(picture))  # before it is copied
+        return Raw(bytes(picture), captions, label, f"{self.about(ref).origin}.{images[0]}", labels)
+
+    def about(self, ref: Ref) -> Raw:
+        """See Source: where it lies; its texts may be what is wrong with it."""
+        return Raw(b"", origin=f"{self._tars[ref.group]}/{self._shard(ref.group).keys[ref.position]}")
 
     def _texts(self, shard: IndexedShard, position: int) -> tuple[str, ...]:
         """Captions: in a retrieval set a line each, as CLIP_benchmark has them; else the text and those of the json."""
