@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import signal
 import socket
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -20,7 +23,7 @@ from components.download import stage
 from components.download.addresses import blocked, networks
 from components.download.http import Fetcher, Job
 from components.download.request import check_url, retry_after
-from components.errors import PermanentError, UsageError
+from components.errors import Interrupted, PermanentError, UsageError
 from components.images import ImageError
 from components.manifest import open_artifact
 from components.shards import read_shard
@@ -288,6 +291,20 @@ def test_retry_after_is_a_number_or_a_date() -> None:
     assert retry_after("7") == 7
     assert retry_after("soon") == retry_after(None) == 0
     assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+
+
+def test_a_signal_is_heard_while_nothing_comes(tmp_path: Path) -> None:
+    with web_server(PICTURES) as web:
+        urls = [f"{web.url}/ok/{number}" for number in range(20)] + [f"{web.url}/hang/{number}" for number in range(8)]
+        path = table(tmp_path / "list.csv", urls)
+        timer = threading.Timer(3.0, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.start()
+        started = time.monotonic()
+        with pytest.raises(Interrupted, match="1 of 4 shards are kept"):
+            stage.run(params(path, timeout_s=60.0), store=str(tmp_path / "store"))
+        assert time.monotonic() - started < 20
+        timer.join()
+    assert not [thread for thread in threading.enumerate() if thread.name == "splatclip-fetch"]
 
 
 def test_shards_that_were_written_are_not_fetched_again(tmp_path: Path) -> None:
