@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import tarfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,12 +17,15 @@ from aiohttp import web
 
 @dataclass
 class Web:
-    """url: its address; requests: how often each path was asked for; most: at a time, over all paths."""
+    """url: its address; requests: how often each path was asked for; most: at a time, over all paths; first: when
+    the first came, as a Unix time, told and forgotten at /_first, as are the requests.
+    """
 
     url: str = ""
     requests: Counter[str] = field(default_factory=Counter)
     most: int = 0
     now: int = 0
+    first: float = 0.0
 
 
 def _pictures(pictures: Mapping[str, bytes], robots: str, seen: Web) -> web.Application:
@@ -38,6 +44,11 @@ def _pictures(pictures: Mapping[str, bytes], robots: str, seen: Web) -> web.Appl
         how, _, name = request.path.strip("/").partition("/")
         body = pictures.get(name, b"")
         times = seen.requests[request.path]
+        if how == "_first":
+            first, seen.first = seen.first, 0.0
+            seen.requests.clear()
+            return web.Response(text=str(first))
+        seen.first = seen.first or time.time()
         if how == "robots.txt" and robots:
             return web.Response(text=robots)
         if how == "ok":
@@ -119,3 +130,19 @@ def web_server(pictures: Mapping[str, bytes], robots: str = "") -> Iterator[Web]
         loop.call_soon_threadsafe(stop.set)
         thread.join(10)
         loop.close()
+
+
+def _of_tars(paths: list[str]) -> dict[str, bytes]:
+    found: list[bytes] = []
+    for path in paths:
+        with tarfile.open(path) as tar:
+            streams = (tar.extractfile(member) for member in tar if member.name.endswith((".jpg", ".jpeg")))
+            found += [stream.read() for stream in streams if stream is not None]
+    return {str(number): content for number, content in enumerate(found)}
+
+
+if __name__ == "__main__":
+    given = _of_tars(sys.argv[1:])
+    with web_server(given) as served:
+        print(served.url, len(given), flush=True)
+        threading.Event().wait()
