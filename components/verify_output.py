@@ -204,7 +204,7 @@ def _second(found: ShardEntry, shard: ShardEntry, data: bytes) -> bool:
     """Whether an entry is whole, and of the same work as the shard, but of other bytes."""
     name = f"{shard.split}/{shard.index:05d}-{found.sha256[:12]}.tar"
     same = (found.index, found.split, found.params_hash) == (shard.index, shard.split, shard.params_hash)
-    return same and found.sha256 != shard.sha256 and found.name == name and data == _entry_bytes(found)
+    return same and name == found.name != shard.name and data == _entry_bytes(found)
 
 
 def _second_worker(where: str, found: str, listed_name: str) -> Finding:

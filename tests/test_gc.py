@@ -133,10 +133,11 @@ def test_ages(text: str, seconds: float | None, monkeypatch: pytest.MonkeyPatch)
 
 def test_an_unfinished_output_goes_only_when_asked_and_all_of_it_is_old(root: Store) -> None:
     commit, _ = begun(root)
+    commit.put_file("A.txt", b"1")  # the first by name
     names = root.list()
     total, lines = later(root, 25 * HOUR)
     assert (total.files, root.list()) == (0, names)
-    assert lines[0] == f"not finished: {commit.url} (9 files); --unfinished drops it once it is old"
+    assert lines[0] == f"not finished: {commit.url} (10 files); --unfinished drops it once it is old"
     assert later(root, 23 * HOUR, unfinished=True)[0].files == 0
     assert root.list() == names
     if "://" not in root.url:
@@ -144,8 +145,18 @@ def test_an_unfinished_output_goes_only_when_asked_and_all_of_it_is_old(root: St
         assert later(root, 25 * HOUR, unfinished=True)[0].files == 0, "somebody is at work there"
         assert root.list() == names
     total, lines = later(root, 31 * HOUR, unfinished=True)
-    assert (total.files, root.list()) == (9, [])
-    assert [line.partition("/_done/")[1] for line in lines[:9]] == ["/_done/"] * 3 + [""] * 6, "entries before shards"
+    assert (total.files, root.list()) == (10, [])
+    assert [line.partition("/_done/")[1] for line in lines[:10]] == ["/_done/"] * 3 + [""] * 7, "entries before shards"
+
+
+def test_a_copy_of_a_manifest_is_no_output(tmp_path: Path) -> None:
+    root = open_store(str(tmp_path))
+    images = finished(root)
+    root.put_bytes("runs/artifact/manifest.json", images.manifest.to_bytes())
+    root.put_bytes("runs/artifact/mine", b"1")
+    names = root.list()
+    assert main(["gc", root.url, "--older-than", "0s", "--unfinished"]) == 0
+    assert root.list() == names
 
 
 def test_what_belongs_to_no_output_is_never_touched(root: Store) -> None:

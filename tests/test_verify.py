@@ -336,6 +336,7 @@ def test_done_entries_say_what_the_manifest_says(tmp_path: Path) -> None:
         "names other samples than": {**values, "samples": [{**bad, "reason": "x"}, dull]},
         "says something else of": {**values, "bytes": 1},
         "says something else of train": {**values, "metrics": {"psnr_db_sum": 1.0}},
+        "says something else of train/": {**values, "sha256": values["sha256"][:-1] + "x"},
         "not a valid entry": {**values, "extra": 1},
         "not a valid entry (": {**values, "metrics": {"psnr_db_sum": float("nan")}, "sha256": "0" * 64},
     }
