@@ -17,6 +17,8 @@ from components.processes import only_training
 from components.signals import interrupted_by_signals
 
 DEFAULT_STORE = "runs/store"
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_PREFIX = "an output, a stage's folder or a whole store: a folder or s3://bucket/prefix"
 
 
 def _add_params(command: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -104,6 +106,30 @@ def _whole(text: str) -> int:
     return int(text)
 
 
+def _age(text: str) -> float:
+    number, unit = text[:-1], text[-1:]
+    if not number.isdecimal() or unit not in _UNITS_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 90m, 24h or 7d")
+    return float(number) * _UNITS_S[unit]
+
+
+def _add_gc(command: argparse.ArgumentParser) -> None:
+    command.add_argument("prefix", metavar="PREFIX", help=_PREFIX)
+    command.add_argument("--dry-run", action="store_true", help="delete nothing; say what would go")
+    command.add_argument(
+        "--older-than",
+        type=_age,
+        default="24h",
+        metavar="TIME",
+        help="leave alone what is younger: 90m, 24h, 7d (default: 24h; temporary files: 1h at least)",
+    )
+    command.add_argument(
+        "--unfinished",
+        action="store_true",
+        help="also whole outputs without a manifest, where no file is younger than that",
+    )
+
+
 def _add_pipeline(command: argparse.ArgumentParser) -> None:
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
     compile_ = actions.add_parser("compile", help="write the pipeline's YAML")
@@ -178,6 +204,16 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("--json", action="store_true", help="as JSON")
     runs.add_argument("--sync", action="store_true", help="first deliver what a store holds back for MLflow")
     _add_store(runs)
+    check = add(
+        "verify",
+        "outputs read back: every byte, count and input, against the manifests",
+        "splatclip verify runs/store",
+        commands.verify,
+    )
+    check.add_argument("prefix", metavar="PREFIX", help=_PREFIX)
+    check.add_argument("--json", action="store_true", help="as JSON")
+    summary = "remove what no manifest names: orphans, temporary files, uploads in parts"
+    _add_gc(add("gc", summary, "splatclip gc runs/store --dry-run --older-than 7d", commands.gc))
     _add_pipeline(
         add(
             "pipeline",

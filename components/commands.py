@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components import FLOW
-from components.errors import UsageError
+from components.errors import PermanentError, UsageError
 
 if TYPE_CHECKING:
     from components.config import Params
@@ -144,6 +144,29 @@ def runs(args: argparse.Namespace) -> int:
 
     print_runs(args.run, args.against, as_json=args.json, sync_store=args.store if args.sync else None)
     return 0
+
+
+def verify(args: argparse.Namespace) -> int:
+    """All that outputs hold, read back; the exit code says whether something is damaged."""
+    from components.verify import verify as check
+
+    result = check(args.prefix)
+    if args.json:
+        print(result.to_json())
+    else:
+        for line in result.lines():
+            print(line)
+    return PermanentError.exit_code if result.damaged else 0
+
+
+def gc(args: argparse.Namespace) -> int:
+    """Files that no manifest names, removed; the exit code says whether an output was refused."""
+    from components.gc import collect
+
+    total = collect(
+        args.prefix, dry_run=args.dry_run, unfinished=args.unfinished, older_than_s=args.older_than, tell=print
+    )
+    return PermanentError.exit_code if total.refused else 0
 
 
 def pipeline_compile(args: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,6 +26,29 @@ from components.errors import PermanentError, TransientError, UsageError
 TEMP_PREFIX = ".tmp-"  # of the last part of a name; never listed, never a name of the caller's
 CHUNK = 1 << 20
 MOST_IN_MEMORY = 64 << 20  # bytes of a file that is fetched: a shuffled epoch has up to 32 shards at a time
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file as a store lists it. modified: seconds since 1970 by the store's clock; now where it does not tell."""
+
+    name: str
+    bytes: int
+    modified: float
+
+    @property
+    def temporary(self) -> bool:
+        """Whether it is being written, or was when its writer was killed."""
+        return self.name.rpartition("/")[2].startswith(TEMP_PREFIX)
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An upload in parts that was begun and not completed. begun: seconds since 1970 by the store's clock."""
+
+    name: str
+    id: str
+    begun: float
 
 
 class StoreNotFound(PermanentError):
@@ -107,6 +131,25 @@ class Store(ABC):
     @abstractmethod
     def delete(self, name: str) -> None:
         """Remove `name`; nothing happens if it is not there."""
+
+    @abstractmethod
+    def entries(self) -> Iterator[StoredFile]:
+        """All files with size and age, one after another, those still being written too; a folder's together.
+
+        A name may be one that `check_name` refuses, where others write there as well.
+        """
+
+    @abstractmethod
+    def remove(self, file: StoredFile) -> bool:
+        """Delete what `entries` listed, if its size and time still are the same; whether it did."""
+
+    def uploads(self) -> builtins.list[Upload]:
+        """Uploads in parts that nobody has completed; none where there is no such thing."""
+        return []
+
+    def abort(self, upload: Upload) -> None:
+        """Give up an upload in parts, whose parts go; nothing happens if it is gone or completed."""
+        raise UsageError(f"{self.url}: holds no uploads in parts")
 
     @abstractmethod
     def sub(self, path: str) -> Store:
@@ -274,6 +317,36 @@ class FolderStore(Store):
                 _fsync_folder(path.parent)
         except OSError as error:
             raise _os_error(path, error) from error
+
+    def entries(self) -> Iterator[StoredFile]:
+        """See Store; of a link its own size and age."""
+
+        def failed(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):  # removed, or not made yet
+                raise _os_error(Path(error.filename or self.root), error) from error
+
+        for where, _, files in os.walk(self.root, onerror=failed):
+            for file in sorted(files):
+                path = Path(where) / file
+                with contextlib.suppress(FileNotFoundError):  # its writer renamed it
+                    found = path.lstat()
+                    yield StoredFile(path.relative_to(self.root).as_posix(), found.st_size, found.st_mtime)
+
+    def remove(self, file: StoredFile) -> bool:
+        """See Store."""
+        folder, _, last = file.name.rpartition("/")
+        path = self._path(file.name) if not file.temporary else (self._path(folder) if folder else self.root) / last
+        try:
+            found = path.lstat()
+            if (found.st_size, found.st_mtime) != (file.bytes, file.modified):
+                return False
+            path.unlink()
+            _fsync_folder(path.parent)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise _os_error(path, error) from error
+        return True
 
     def sweep(self, older_than_s: float = 3600.0) -> int:
         """See Store."""

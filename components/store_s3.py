@@ -10,6 +10,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +23,17 @@ from minio.error import InvalidResponseError, MinioException, S3Error, ServerErr
 from urllib3.exceptions import HTTPError
 
 from components.errors import PermanentError, SplatClipError, TransientError, UsageError
-from components.store import CHUNK, MOST_IN_MEMORY, TEMP_PREFIX, Store, check_name, mismatch
+from components.store import (
+    CHUNK,
+    MOST_IN_MEMORY,
+    TEMP_PREFIX,
+    Store,
+    StoredFile,
+    StoreNotFound,
+    Upload,
+    check_name,
+    mismatch,
+)
 
 PART_SIZE = 16 << 20  # of a multipart upload; three parts are in memory at a time
 CACHED_CHUNK = 256 << 10  # stays in the processor's cache between receiving, hashing and copying
@@ -103,6 +115,10 @@ def connect() -> Minio:
             ca_certs=os.environ.get("SSL_CERT_FILE") or os.environ.get("AWS_CA_BUNDLE"),
         ),
     )
+
+
+def _seconds(moment: datetime | None) -> float:
+    return time.time() if moment is None else moment.timestamp()
 
 
 def _room(num_bytes: int) -> mmap.mmap:
@@ -267,6 +283,57 @@ class S3Store(Store):
         """See Store."""
         key = self._key(name)
         self._call(lambda: self._client.remove_object(bucket_name=self._bucket, object_name=key), name)
+
+    def entries(self) -> Iterator[StoredFile]:
+        """See Store."""
+        root = f"{self._prefix}/" if self._prefix else ""
+        objects = iter(self._client.list_objects(bucket_name=self._bucket, prefix=root, recursive=True))
+        while (item := self._call(lambda: next(objects, None))) is not None:
+            key = item.object_name or ""
+            if not key.endswith("/"):
+                yield StoredFile(key[len(root) :], item.size or 0, _seconds(item.last_modified))
+
+    def remove(self, file: StoredFile) -> bool:
+        """See Store; a HEAD, which tells whole seconds, and a DELETE."""
+        key = f"{self._prefix}/{file.name}" if self._prefix else file.name
+        try:
+            found = self._call(lambda: self._client.stat_object(bucket_name=self._bucket, object_name=key), file.name)
+        except StoreNotFound:
+            return False
+        if (found.size or 0, int(_seconds(found.last_modified))) != (file.bytes, int(file.modified)):
+            return False
+        self._call(lambda: self._client.remove_object(bucket_name=self._bucket, object_name=key), file.name)
+        return True
+
+    def uploads(self) -> builtins.list[Upload]:
+        """See Store. PermanentError where the client or the service has no list of them."""
+        work = getattr(self._client, "_list_multipart_uploads", None)  # the client has no public one
+        if work is None:
+            raise PermanentError(f"{self.url}: this version of the minio client cannot list uploads in parts")
+        root, marker = f"{self._prefix}/" if self._prefix else "", ""
+        found: builtins.list[Upload] = []
+        while True:
+            page = self._call(partial(work, self._bucket, prefix=root, key_marker=marker))
+            found += [
+                Upload(one.object_name[len(root) :], one.upload_id, _seconds(one.initiated_time))
+                for one in page.uploads
+            ]
+            if not page.is_truncated or not page.next_key_marker or page.next_key_marker == marker:
+                return found
+            marker = page.next_key_marker
+
+    def abort(self, upload: Upload) -> None:
+        """See Store."""
+        key = self._key(upload.name)
+
+        def work() -> None:
+            try:
+                self._client._abort_multipart_upload(self._bucket, key, upload.id)
+            except S3Error as error:
+                if error.code != "NoSuchUpload":
+                    raise
+
+        self._call(work, upload.name)
 
     def sub(self, path: str) -> Store:
         """See Store."""

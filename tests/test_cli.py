@@ -11,7 +11,17 @@ from conftest import ROOT
 
 from components import STAGES
 
-COMMANDS = (*(stage.command for stage in STAGES.values()), "run", "evaluate", "show", "report", "runs", "pipeline")
+COMMANDS = (
+    *(stage.command for stage in STAGES.values()),
+    "run",
+    "evaluate",
+    "show",
+    "report",
+    "runs",
+    "verify",
+    "gc",
+    "pipeline",
+)
 
 
 def splatclip(*args: str) -> subprocess.CompletedProcess[str]:

@@ -13,6 +13,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from s3 import FaultyServer, moto_server, new_bucket, s3_environment
 
 import components.store_s3
 from components.errors import PermanentError, TransientError, UsageError
-from components.store import FolderStore, Store, StoreNotFound, check_name, open_store
+from components.store import FolderStore, Store, StoredFile, StoreNotFound, check_name, open_store
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,54 @@ def test_sub_is_the_same_place(place: Store) -> None:
     assert place.list() == ["stage/key/x"]
     assert place.sub("stage").sub("key").get_bytes("x") == b"1"
     assert place.sub("stage/key").url == f"{place.url}/stage/key"
+
+
+def test_entries_tell_size_and_age_and_are_removed_as_listed(place: Store) -> None:
+    before = time.time()
+    place.put_bytes("b/two", b"22")
+    place.put_bytes("one", b"1")
+    found = {file.name: file for file in place.entries()}
+    assert {name: file.bytes for name, file in found.items()} == {"b/two": 2, "one": 1}
+    assert all(before - 2 < file.modified < time.time() + 2 for file in found.values())
+    assert [file.name for file in place.sub("b").entries()] == ["two"]
+    assert list(place.sub("nothing").entries()) == []
+    assert not place.remove(replace(found["one"], modified=before - 100)), "written to since it was listed"
+    assert not place.remove(replace(found["one"], bytes=3))
+    assert place.list() == ["b/two", "one"]
+    assert place.remove(found["one"])
+    assert not place.remove(found["one"])
+    assert place.list() == ["b/two"]
+    assert place.uploads() == []
+
+
+def test_temporary_files_are_entries_and_nothing_leads_out(tmp_path: Path) -> None:
+    place = open_store(str(tmp_path / "store"))
+    place.put_bytes("a/b", b"1")
+    (tmp_path / "store/a/.tmp-1").write_bytes(b"123")
+    (tmp_path / "store/a/gone").symlink_to("nowhere")
+    found = {file.name: file for file in place.entries()}
+    assert {name: file.temporary for name, file in found.items()} == {"a/.tmp-1": True, "a/b": False, "a/gone": False}
+    assert place.remove(found["a/.tmp-1"])
+    assert place.list() == ["a/b", "a/gone"]
+    (tmp_path / "out").write_bytes(b"1")
+    (tmp_path / ".tmp-out").write_bytes(b"1")
+    for name in ("../out", "../.tmp-out", "a/../../out"):
+        with pytest.raises(UsageError):
+            place.remove(StoredFile(name, 1, (tmp_path / "out").stat().st_mtime))
+
+
+def test_uploads_in_parts_are_listed_and_given_up(endpoint: str) -> None:
+    bucket = new_bucket()
+    place = components.store_s3.open_s3(f"{bucket}/p")
+    for name in ("p/a b.tar", "p/c", "q/d"):
+        place._client._create_multipart_upload(bucket.removeprefix("s3://"), name, {})
+    found = place.uploads()
+    assert sorted(upload.name for upload in found) == ["a b.tar", "c"]
+    for upload in found:
+        place.abort(upload)
+        place.abort(upload)
+    assert place.uploads() == []
+    assert len(components.store_s3.open_s3(bucket).uploads()) == 1
 
 
 def test_local_checks_the_sum(place: Store) -> None:

@@ -1,0 +1,442 @@
+"""Verify: every byte, count and input is looked at; damage is named with what to do, and nothing else is called damage.
+
+The seed of the random places is printed; SPLATCLIP_TEST_SEED sets it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from picture_sets import commit_images, png_samples
+from s3 import moto_server, new_bucket
+
+import components.store_s3
+import components.verify_output
+from components.__main__ import main
+from components.entries import canonical
+from components.errors import PermanentError, UsageError
+from components.manifest import Artifact, Commit, Manifest, SampleNote, sha256_bytes
+from components.shards import ShardIndex, write_shard
+from components.store import Store, open_store, sha256_file
+from components.verify import Verified, verify
+
+NOTES = [
+    SampleNote(key="bad", outcome="failed", reason="truncated", detail="at byte 7"),
+    SampleNote(key="dull", outcome="skipped", reason="no_caption"),
+]
+FLIPS = 4  # of each file, besides its first and last byte; on S3, where each look takes longer, these are one
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    with moto_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["folder", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "folder":
+        return open_store(str(tmp_path / "store"))
+    request.getfixturevalue("endpoint")
+    return open_store(f"{new_bucket()}/some/store")
+
+
+def commit_splats(root: Store, images: Artifact, notes: list[SampleNote] | None = None, ok: int = 3) -> Artifact:
+    """An output with a shard, an index, a file and bad samples, made from images."""
+    commit = Commit(root, stage="splat_fit", version=2, params={"num_gaussians": 8}, inputs={"images": images})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "shard.tar"
+        layout = write_shard(path, png_samples(20, 3))
+        side: dict[str, Path | bytes] = {".idx": ShardIndex.of(layout).to_bytes()}
+        metrics = {"psnr_db_sum": 91.5}
+        commit.put_shard(path, index=0, split="train", ok=ok, notes=notes or [], side_files=side, metrics=metrics)
+    return commit.finalise(
+        shards=list(commit.done().values()), files=[commit.put_file("reader.bin", b"model")], metrics={"psnr": 30.5}
+    )
+
+
+def commit_scores(root: Store, splats: Artifact) -> Artifact:
+    commit = Commit(root, stage="zero_shot_eval", version=1, params={}, inputs={"splats": splats})
+    return commit.finalise(shards=[], files=[commit.put_file("scores.json", b"{}")], metrics={})
+
+
+def whole(root: Store, notes: list[SampleNote] | None = None) -> tuple[Artifact, Artifact, Artifact]:
+    """A store of three outputs, each made from the one before."""
+    images = commit_images(root.url, [("train", png_samples(0, 3)), ("test", png_samples(3, 2))])
+    splats = commit_splats(root, images, notes)
+    return images, splats, commit_scores(root, splats)
+
+
+def damage(result: Verified) -> list[str]:
+    return [str(finding) for finding in result.findings if finding.level == "damage"]
+
+
+def warnings(result: Verified) -> list[str]:
+    return [str(finding) for finding in result.findings if finding.level == "warning"]
+
+
+def rewrite(artifact: Artifact, change: Callable[[Manifest], Manifest]) -> None:
+    artifact.store.put_bytes("manifest.json", change(artifact.manifest).to_bytes())
+
+
+def test_a_sound_store_is_sound_and_its_lineage_goes_back_to_the_source(
+    root: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outputs = whole(root, NOTES)
+    root.put_bytes("_tracking/1.jsonl", b"{}")
+    images, splats, scores = (output.manifest for output in outputs)
+    assert main(["verify", root.url]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[:3] == [
+        f"zero_shot_eval/{scores.key[:8]} {scores.sha256[:8]}",
+        f"  splats: splat_fit/{splats.key[:8]} {splats.sha256[:8]}",
+        f"    images: download/{images.key[:8]} {images.sha256[:8]}",
+    ]
+    names = [name for name in root.list() if not name.startswith("_tracking")]
+    size = sum(root.size(name) for name in names)
+    assert lines[3:] == [
+        f"{root.url}: sound: 3 outputs, {len(names)} files, {size:,} bytes read; 0 damaged, 0 warnings; 1 files belong "
+        "to no output and were not looked at"
+    ]
+    assert f"verify: {len(names)}/{len(names)} files" in err
+    for prefix in (outputs[2].url, f"{outputs[2].url}/", f"{outputs[2].url}/manifest.json"):
+        result = verify(prefix)
+        assert result.findings == []
+        assert result.lineage == lines[:3], "from one output alone, too"
+        assert [(read.path, read.files) for read in result.outputs] == [("", 2)]
+    assert len(verify(f"{root.url}/download").outputs) == 1
+
+
+def test_a_flipped_byte_is_found_wherever_it_is(root: Store) -> None:
+    seed = int(os.environ.get("SPLATCLIP_TEST_SEED") or random.SystemRandom().randrange(2**32))
+    print(f"SPLATCLIP_TEST_SEED={seed}")
+    rng = random.Random(seed)
+    scores = whole(root)[2]
+    last = f"{scores.manifest.path}/manifest.json"  # nothing is made from it: its metrics have no other witness
+    names = [name for name in root.list() if name != last]
+    assert len(names) == 13
+    for name in names:
+        data = root.get_bytes(name)
+        places = {rng.randrange(len(data)) for _ in range(FLIPS)} | {0, len(data) - 1}
+        for at in places if "://" not in root.url else rng.sample(sorted(places), 1):
+            flipped = bytearray(data)
+            flipped[at] ^= rng.randrange(1, 256)
+            root.put_bytes(name, bytes(flipped))
+            found = damage(verify(root.url))
+            told = [line for line in found if name in line or name.removesuffix("/manifest.json") in line]
+            assert told, f"{name} at {at}: {found} (SPLATCLIP_TEST_SEED={seed})"
+        root.put_bytes(name, data)
+    assert verify(root.url).findings == []
+
+
+def test_a_manifest_that_nothing_was_made_from_is_checked_as_far_as_it_goes(tmp_path: Path) -> None:
+    root = open_store(str(tmp_path))
+    *_, scores = whole(root)
+    data = scores.store.get_bytes("manifest.json")
+    for old, new, says in (
+        (b'"metrics": {}', b'"metrics":  {}', "not as a stage wrote it"),
+        (b'"version": 1', b'"version": x', "not a valid manifest"),
+        (b'"params": {}', b'"params": {"a": 1}', "not as a stage wrote it"),
+        (b'"params": {}', b'"params": {\n  "a": 1\n }', "params_hash is not that of its params"),
+    ):
+        assert old in data
+        scores.store.put_bytes("manifest.json", data.replace(old, new))
+        [line] = damage(verify(root.url))
+        assert f"{scores.url}/manifest.json: " in line
+        assert says in line
+        assert line.endswith("; delete it and run the stage again")
+
+
+def test_every_missing_file_is_named(root: Store) -> None:
+    whole(root, NOTES)
+    for name in [name for name in root.list() if not name.endswith("manifest.json")]:
+        data = root.get_bytes(name)
+        root.delete(name)
+        [line] = damage(verify(root.url))
+        assert line.startswith(f"damage: {root.url}/{name}: is missing")
+        assert "manifest.json, then run the stage again" in line
+        root.put_bytes(name, data)
+    assert verify(root.url).findings == []
+
+
+def test_all_that_is_wrong_is_listed(root: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    images, splats, scores = whole(root)
+    images.store.put_bytes(images.manifest.shards[0].name, b"short")
+    images.store.delete(images.manifest.shards[1].name)
+    splats.store.put_bytes("reader.bin", b"MODEL")
+    scores.store.put_bytes("manifest.json", b"{")
+    assert main(["verify", root.url]) == 42
+    out = capsys.readouterr().out
+    assert out.count("damage: ") == 4
+    assert "(5 bytes, expected 10,240" in out or "(5 bytes, expected 20,480" in out
+    assert sha256_bytes(b"MODEL") in out
+    assert splats.manifest.files[0].sha256 in out
+    assert "DAMAGED" in out
+    assert main(["verify", "--json", root.url]) == 42
+    values = json.loads(capsys.readouterr().out)
+    assert not values["sound"]
+    assert [finding["level"] for finding in values["findings"]] == ["damage"] * 4
+    assert {"where", "what", "remedy"} < values["findings"][0].keys()
+
+
+def test_orphans_and_temporary_files_are_warnings(root: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    images, *_ = whole(root)
+    names = ["train/00000-0123456789ab.tar", "_done/00009.json", "_checkpoint/x.safetensors", "notes.txt"]
+    for name in names:
+        images.store.put_bytes(name, b"1234")
+    if "://" not in root.url:
+        names.append("train/.tmp-7-abc")
+        Path(images.url, names[-1]).write_bytes(b"1234")
+    result = verify(root.url)
+    assert damage(result) == []
+    assert sorted(finding.where for finding in result.findings) == sorted(f"{images.url}/{name}" for name in names)
+    assert all("of 4 bytes: the manifest does not name it; `splatclip gc`" in line for line in warnings(result))
+    assert main(["verify", root.url]) == 0
+    assert f"0 damaged, {len(names)} warnings" in capsys.readouterr().out
+
+
+def test_a_shard_with_other_samples_than_are_counted(tmp_path: Path) -> None:
+    root = open_store(str(tmp_path))
+    images = commit_images(root.url, [("train", png_samples(0, 3))])
+    splats = commit_splats(root, images, NOTES, ok=4)
+    [line] = damage(verify(root.url))
+    assert line.startswith(f"damage: {splats.url}/{splats.manifest.shards[0].name}: ")
+    assert "holds 3 samples, where its manifest counts 4 as ok" in line
+
+
+@pytest.mark.parametrize("kind", ["another shard's index", "no index", "no tar"])
+def test_side_files_that_do_not_belong_to_their_shard(kind: str, tmp_path: Path) -> None:
+    root = open_store(str(tmp_path / "store"))
+    commit = Commit(root, stage="download", version=1, params={}, inputs={})
+    path = tmp_path / "shard.tar"
+    index = ShardIndex.of(write_shard(path, png_samples(0, 3))).to_bytes()
+    if kind == "another shard's index":
+        index = ShardIndex.of(write_shard(path, png_samples(0, 3, height=20))).to_bytes()
+        write_shard(path, png_samples(0, 3))
+    elif kind == "no index":
+        index = b"[]"
+    else:
+        path.write_bytes(b"no tar at all" * 100)
+    entry = commit.put_shard(path, index=0, split="train", ok=3, side_files={".idx": index})
+    commit.finalise(shards=[entry], files=[], metrics={})
+    says = {
+        "another shard's index": "is not the index of",
+        "no index": "not a shard's index",
+        "no tar": "not a readable",
+    }
+    [line] = damage(verify(root.url))
+    assert says[kind] in line
+    assert "delete it and " in line
+
+
+def test_sizes_that_are_not_the_files(tmp_path: Path) -> None:
+    root = open_store(str(tmp_path))
+    *_, scores = whole(root)
+    wrong = replace(scores.manifest.files[0], bytes=3)
+    rewrite(scores, lambda manifest: replace(manifest, files=[wrong]))
+    [line] = damage(verify(root.url))
+    assert "scores.json: has 2 bytes, where the manifest says 3" in line
+
+
+def test_shards_of_other_parameters(tmp_path: Path) -> None:
+    root = open_store(str(tmp_path))
+    images = commit_images(root.url, [("train", png_samples(0, 2))])
+    shard = replace(images.manifest.shards[0], params_hash="0" * 64)
+    rewrite(images, lambda manifest: replace(manifest, shards=[shard]))
+    found = damage(verify(root.url))
+    assert f"lists shards of other parameters: {shard.name}" in found[0]
+
+
+def test_an_input_that_is_another_one_by_now(root: Store) -> None:
+    images, splats, scores = whole(root)
+    rewrite(images, lambda manifest: replace(manifest, metrics={"other": 1}))
+    for prefix in (root.url, splats.url, scores.url):
+        result = verify(prefix)
+        [line] = damage(result)
+        assert line.startswith(f"damage: {splats.url}: was made from images {images.manifest.path} ")
+        assert images.manifest.sha256 in line
+        assert "run splat_fit again" in line
+        assert result.lineage[-1].endswith(" CHANGED")
+
+
+def test_an_input_that_is_elsewhere_is_a_warning(root: Store) -> None:
+    images, splats, scores = whole(root)
+    for name in images.store.list():
+        images.store.delete(name)
+    for prefix in (root.url, scores.url):
+        result = verify(prefix)
+        assert damage(result) == []
+        [line] = warnings(result)
+        assert line.startswith(f"warning: {splats.url}: its input 'images', {images.manifest.path}, is not in this st")
+        assert result.lineage[-1] == f"    images: download/{images.manifest.key[:8]} not in this store"
+
+
+def test_an_input_whose_manifest_is_damaged_or_makes_no_sense(tmp_path: Path) -> None:
+    root = open_store(str(tmp_path))
+    images, splats, scores = whole(root)
+    images.store.put_bytes("manifest.json", b"{")
+    [line] = damage(verify(scores.url))
+    assert f"{splats.url}: its input 'images' cannot be read: {images.url}/manifest.json: not a valid manifest" in line
+    images.store.put_bytes("manifest.json", splats.manifest.to_bytes())
+    [line] = damage(verify(scores.url))
+    assert f"{images.manifest.path}, holds the manifest of {splats.manifest.path}" in line
+    for given in ({"path": "../../etc", "sha256": ""}, {"path": "x"}, "text"):
+        changed: Any = {"images": given}
+        rewrite(splats, lambda manifest, changed=changed: replace(manifest, inputs=changed))
+        assert any("its input 'images' is not a path and a sha256" in line for line in damage(verify(splats.url)))
+
+
+def test_outputs_that_name_each_other_as_inputs_end(tmp_path: Path) -> None:
+    root = open_store(str(tmp_path))
+    images, splats, _ = whole(root)
+    given = {"splats": {"path": splats.manifest.path, "sha256": splats.manifest.sha256}}
+    rewrite(images, lambda manifest: replace(manifest, inputs=given))
+    result = verify(root.url)
+    assert len(damage(result)) == 1
+    assert len(result.lineage) == 4
+
+
+def test_an_output_that_was_moved_or_is_a_copy(tmp_path: Path) -> None:
+    root = open_store(str(tmp_path / "store"))
+    images, splats, _ = whole(root)
+    moved = tmp_path / "store" / "elsewhere"
+    shutil.move(splats.url, moved)
+    copy = tmp_path / "store" / "artifact"
+    copy.mkdir()
+    (copy / "manifest.json").write_bytes(images.manifest.to_bytes())
+    found = damage(verify(root.url))
+    assert len(found) == 2
+    assert f"{copy}/manifest.json: says that it lies at {images.manifest.path}: a copy, or moved" in found[0]
+    assert f"{moved}/manifest.json: says that it lies at {splats.manifest.path}" in found[1]
+    Path(moved, "reader.bin").write_bytes(b"other")
+    assert len(damage(verify(root.url))) == 3, "what was moved is read all the same"
+
+
+def test_done_entries_say_what_the_manifest_says(tmp_path: Path) -> None:
+    root = open_store(str(tmp_path))
+    images = commit_images(root.url, [("train", png_samples(0, 3))])
+    splats = commit_splats(root, images, NOTES)
+    name = "_done/00000.json"
+    data = splats.store.get_bytes(name)
+    values = json.loads(data)
+    bad, dull = values["samples"]
+    cases: dict[str, dict[str, Any]] = {
+        "names other samples": {**values, "samples": [bad]},
+        "names other samples than": {**values, "samples": [{**bad, "reason": "x"}, dull]},
+        "says something else of": {**values, "bytes": 1},
+        "says something else of train": {**values, "metrics": {"psnr_db_sum": 1.0}},
+        "says something else of train/": {**values, "sha256": values["sha256"][:-1] + "x"},
+        "not a valid entry": {**values, "extra": 1},
+        "not a valid entry (": {**values, "metrics": {"psnr_db_sum": float("nan")}, "sha256": "0" * 64},
+    }
+    for says, changed in cases.items():
+        named = {**changed, "name": f"train/00000-{changed['sha256'][:12]}.tar"}
+        splats.store.put_bytes(name, json.dumps(named, indent=1, sort_keys=True).encode() + b"\n")
+        [line] = damage(verify(root.url))
+        assert line.startswith(f"damage: {splats.url}/{name}: {says}")
+    other = {**values, "sha256": "0" * 64, "name": "train/00000-000000000000.tar"}
+    splats.store.put_bytes(name, canonical(other, indent=1))
+    result = verify(root.url)
+    assert damage(result) == []
+    assert "names train/00000-000000000000.tar, a second worker's; the manifest names" in warnings(result)[0]
+    splats.store.put_bytes(name, data)
+    assert verify(root.url).findings == []
+
+
+def test_done_entries_of_files(tmp_path: Path) -> None:
+    root = open_store(str(tmp_path))
+    commit = Commit(root, stage="teacher_embeddings", version=1, params={}, inputs={})
+    entry = commit.put_file("train/00003-0123456789ab.safetensors", b"x")
+    commit.store.put_bytes("_done/00003.json", canonical(asdict(entry)))
+    commit.finalise(shards=[], files=[entry], metrics={})
+    assert verify(root.url).findings == []
+    commit.store.put_bytes("_done/00003.json", canonical(asdict(replace(entry, bytes=2))))
+    assert "says something else of train/00003" in damage(verify(root.url))[0]
+    other = replace(entry, name="train/00003-ba9876543210.safetensors")
+    commit.store.put_bytes("_done/00003.json", canonical(asdict(other)))
+    assert "a second worker's" in warnings(verify(root.url))[0]
+    for data in (b"{", b"[]", b"{}", b'{"bytes":1,"name":1,"sha256":""}\n'):
+        commit.store.put_bytes("_done/00003.json", data)
+        assert "not a valid entry" in damage(verify(root.url))[0]
+
+
+def test_what_is_not_finished_is_said(root: Store) -> None:
+    images, splats, scores = whole(root)
+    splats.store.delete("manifest.json")
+    result = verify(root.url)
+    assert damage(result) == []
+    assert (
+        f"warning: {splats.url}: not finished: 4 files and no manifest.json; run its stage again" in warnings(result)[0]
+    )
+    assert f"{scores.url}: its input 'splats', {splats.manifest.path}, is not in this store" in warnings(result)[1]
+    with pytest.raises(PermanentError, match=r"no finished output lies there .*; 1 begun and not finished: run"):
+        verify(splats.url)
+    with pytest.raises(PermanentError, match=r"no finished output lies there .*give another prefix"):
+        verify(f"{root.url}/nowhere")
+    assert verify(images.url).findings == []
+
+
+def test_addresses_that_make_no_sense(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "copy.json"
+    file.write_bytes(b"{}")
+    for prefix in ("", "gs://bucket", str(file)):
+        with pytest.raises(UsageError):
+            verify(prefix)
+    assert main(["verify", str(file)]) == 2
+    assert "is a file; give the prefix that it belongs to" in capsys.readouterr().err
+
+
+def test_a_relative_folder_and_the_one_at_work_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    *_, scores = whole(open_store(str(tmp_path / "store")))
+    monkeypatch.chdir(tmp_path)
+    assert len(verify("store").outputs) == 3
+    monkeypatch.chdir(scores.url)
+    for prefix in (".", "manifest.json"):
+        result = verify(prefix)
+        assert result.findings == []
+        assert len(result.lineage) == 3
+
+
+def test_a_file_that_the_disk_does_not_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = open_store(str(tmp_path))
+    images, *_ = whole(root)
+    lost = images.manifest.shards[0].name
+
+    def fails(path: Path) -> str:
+        if path.name == Path(lost).name:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return sha256_file(path)
+
+    monkeypatch.setattr(components.verify_output, "sha256_file", fails)
+    [line] = damage(verify(root.url))
+    assert f"{images.url}/{lost}: cannot be read: Input/output error; check the disk" in line
+
+
+def test_a_file_that_comes_damaged_once_is_fetched_again(root: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole(root)
+    seen: set[str] = set()
+
+    def wrong_at_first(path: Path) -> str:
+        first, _ = path.name not in seen, seen.add(path.name)
+        return "0" * 64 if first else sha256_file(path)
+
+    monkeypatch.setattr(components.verify_output, "sha256_file", wrong_at_first)
+    assert verify(root.url).findings == []
+    assert len(seen) == 8
+
+
+def test_a_store_that_is_away(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setattr(components.store_s3, "BACKOFF_S", 0.001)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    assert main(["verify", "s3://bucket/x"]) == 75
