@@ -81,7 +81,7 @@ def test_every_row_is_accounted_for_by_reason(tmp_path: Path) -> None:
             "/ok/0": "", "/ok/1": "", "/then-500/2": "", "/then-503/3": "", "/later/4": "", "/to/ok/5": "",
             "/chain/3": "duplicate", "/404/6": "http_404", "/403/6": "http_403", "/500/6": "http_500",
             "/hang/7": "timeout", "/drip/8": "timeout", "/short/9": "truncated", "/page/1": "not_a_picture",
-            "/huge/said": "too_large", "/huge/unsaid": "too_large", "/circle/0": "redirects", "/chain/9": "redirects",
+            "/huge/said": "too_large", "/huge/unsaid": "too_large", "/circle/0": "redirects", "/chain/12": "redirects",
             "/noai/0": "noai", "/out/10.0.0.1/": "blocked_address", "/out/[::1]/": "blocked_address",
             "/out/169.254.169.254/latest/meta-data": "blocked_address", "/ok/0?again": "duplicate",
         }  # fmt: skip

@@ -19,7 +19,7 @@ from components.download.sources import Skip
 from components.images import ImageError
 from components.url_params import UrlParams
 
-MAX_REDIRECTS = 5
+MAX_REDIRECTS = 10  # as urllib, which img2dataset uses
 MAX_URL = 8192  # characters
 LARGE_BYTES, NUM_LARGE = 4 << 20, 8  # bodies beyond so many bytes are read so many at a time: memory stays bounded
 LONGEST_WAIT_S = 30.0  # that a Retry-After is waited for
