@@ -13,7 +13,6 @@ from PIL import Image, ImageCms, ImageFile
 
 MAX_PROFILE = 4 << 20  # bytes; printers' own have up to 3 MB
 NEARLY = 1  # levels of 255 by which a profile may differ from sRGB and still be it: makers round differently
-_SPACES = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK"}  # Pillow's mode -> what the profile must be of
 _BAND = 1 << 20  # pixels that are converted at a time
 _UNUSABLE = (OSError, TypeError, ValueError, ImageCms.PyCMSError)
 
@@ -44,8 +43,6 @@ def _profile(data: bytes, mode: str) -> _Profile:
         if len(data) > MAX_PROFILE:
             return _Profile(None)
         given = ImageCms.ImageCmsProfile(io.BytesIO(data))
-        if given.profile.xcolor_space != _SPACES[mode]:
-            return _Profile(None)
         transform = ImageCms.buildTransform(
             given, ImageCms.createProfile("sRGB"), mode, "RGB", ImageCms.Intent.PERCEPTUAL
         )

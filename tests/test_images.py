@@ -135,6 +135,28 @@ def test_exif_orientation(orientation: int) -> None:
     assert found.plain == (orientation == 1)
 
 
+def test_exif_orientation_wherever_it_stands_and_once() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = np.rot90(scene(), -1)
+    image = Image.fromarray(scene())
+    for options in ({}, {"compression": "tiff_lzw"}):  # Pillow turns a TIFF while it reads it
+        assert np.array_equal(decode_rgb(saved(image, "TIFF", exif=exif, **options)), turned)
+    bare, data = (saved(image, "PNG", **more) for more in ({}, {"exif": exif}))
+    start = data.index(b"eXIf") - 4
+    (size,) = struct.unpack(">I", data[start : start + 4])
+    late = bare[:-12] + data[start : start + 12 + size] + bare[-12:]  # behind the pixels
+    found = decode(late)
+    assert np.array_equal(found.pixels, turned)
+    assert not found.plain
+
+
+def test_broken_exif_is_no_reason_to_lose_the_picture() -> None:
+    for exif in (b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x63\0\0\0"):
+        for format in ("JPEG", "PNG", "WEBP"):
+            assert decode(saved(Image.fromarray(scene()), format, exif=exif)).pixels.shape == (24, 32, 3)
+
+
 def test_the_first_frame_of_an_animation() -> None:
     frames = [Image.new("RGB", (8, 8), color) for color in ((255, 0, 0), (0, 255, 0))]
     for format in ("GIF", "PNG", "WEBP"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,19 @@ from test_images import saved, scene
 
 from components import images
 from components.config import DownloadParams, Params, semantic
+from components.download import stage
+from components.download.sources import Raw, Ref
+from components.download.webdataset import WebdatasetSource
 from components.errors import PermanentError, UsageError
+from components.evalsets import find_sets
+from components.evaluate import download_params
 from components.images import ImageError, Limits, decode, decoding, fit_square
 from components.loader import ImageSet
 from components.manifest import open_artifact
 from components.runner import run_flow
 from components.sizing import fit, target
 from components.store import open_store
+from pipelines import client
 
 WIDE, HIGH = (30, 60), (90, 40)
 
@@ -139,6 +146,33 @@ def test_download_sizes_and_filters(tmp_path: Path) -> None:
         download(tmp_path / "s", max_bytes=99, **common)
 
 
+def test_few_bytes_are_in_hand_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large files are not read 64 at a time; what comes out is the same."""
+    source = {"source": "webdataset", "path": str(flat(tmp_path / "in", [12])), "num_val": 2, "num_test": 2}
+    whole, make, load = download(tmp_path / "a", **source), stage.make_sample, WebdatasetSource.load
+    made: list[str] = []
+    ahead: list[int] = []
+
+    def loading(self: WebdatasetSource, ref: Ref) -> Raw:
+        ahead.append(len(ahead) - len(made))
+        return load(self, ref)
+
+    monkeypatch.setattr(WebdatasetSource, "load", loading)
+    monkeypatch.setattr(stage, "make_sample", lambda ref, *rest: (made.append(ref.key), make(ref, *rest))[1])
+    monkeypatch.setattr(stage, "_BLOCK_BYTES", 0)
+    assert download(tmp_path / "b", **source).manifest_sha256 == whole.manifest_sha256
+    assert ahead == [0] * 12
+    assert len(made) == 12, "each once"
+
+
+def test_an_evaluation_set_is_scored_whole(tmp_path: Path) -> None:
+    one = find_sets(["cifar10"])[0]
+    given = DownloadParams(source="folder", path="x", dataset="x", min_side=500, max_aspect_ratio=2, max_bytes=5000)
+    params = Params(download_eval=given)
+    made = download_params(one, str(tmp_path), params, 0)
+    assert (made.min_side, made.max_aspect_ratio, made.max_bytes) == (0, 0, 5000)
+
+
 def test_what_a_format_cannot_hold_is_counted(tmp_path: Path) -> None:
     source = tmp_path / "in"
     source.mkdir()
@@ -169,6 +203,9 @@ def test_several_sizes_are_refused_by_what_cannot_read_them(tmp_path: Path) -> N
     )
     with pytest.raises(UsageError, match=r"download\.resize_mode is 'keep_ratio'.*choose center_crop or border"):
         run_flow(params, str(tmp_path / "s"), tmp_path / "out", None)
+    for refuse in (client.compile_pipeline, partial(client.run_local, store=str(tmp_path / "s"), tracked=False)):
+        with pytest.raises(UsageError, match=r"download\.resize_mode is 'keep_ratio'"):
+            refuse(params, out=tmp_path / "out")
     assert not list(tmp_path.iterdir()), "refused before anything is done"
     report = download(tmp_path / "s", source="webdataset", path=str(flat(tmp_path / "in", [12])), resize_mode="no")
     with pytest.raises(PermanentError, match=r"several sizes .*set it to center_crop or border"):
