@@ -6,6 +6,7 @@ NATIVE := $(shell find kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 STORE ?= runs/store
 PARAMS ?= params.yaml
 TEST_PROCESSES ?= logical
+IN_PARALLEL := --numprocesses $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test test-full system-packages lint format lock clean
 .DELETE_ON_ERROR:
@@ -14,10 +15,10 @@ demo: .venv/.installed  ## the whole pipeline on the embedded default, through K
 	$(BIN)/splatclip pipeline run-local --params $(PARAMS) --store $(STORE)
 
 test: .venv/.installed-dev  ## what a laptop can test; no root, no network
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest $(IN_PARALLEL)
 
 test-full: .venv/.installed-dev system-packages  ## what needs nvcc, root or time
-	$(BIN)/python -m pytest -m full --timeout 1800
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m full --timeout 1800
 
 # A real S3 server for the tests. Without root they fail and say what to install.
 SYSTEM_PACKAGES := swift-proxy swift-account swift-container swift-object memcached

@@ -36,7 +36,7 @@ def start(*args: str, **env: str) -> subprocess.Popen[str]:
 
 def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
     process = start(*args, **env)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     return subprocess.CompletedProcess(args, process.returncode, out, err)
 
 
