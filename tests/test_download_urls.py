@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 from web import web_server
 
@@ -29,6 +33,10 @@ from components.manifest import open_artifact
 from components.shards import read_shard
 from components.store import open_store
 from components.url_params import UrlParams
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from downloading import BAD, ENDLESS, addresses
 
 HERE = ("127.0.0.0/8",)
 
@@ -104,6 +112,29 @@ def test_every_row_is_accounted_for_by_reason(tmp_path: Path) -> None:
     assert counts["reasons"] == {k: v for k, v in sorted(Counter(reasons).items()) if k}
 
 
+REASONS = {
+    "404": "http_404", "403": "http_403", "410": "http_410", "hang": "timeout", "drip": "timeout", "short": "truncated",
+    "page": "not_a_picture", "huge": "too_large", "circle": "redirects", "chain": "redirects", "out": "blocked_address",
+}  # fmt: skip
+
+
+@pytest.mark.full
+def test_two_thousand_addresses_a_quarter_of_them_bad(tmp_path: Path) -> None:
+    """The benchmark's list, with the answers that never end: each row by its reason, in bounded time."""
+    rows = addresses(2000, len(PICTURES), (*BAD, *ENDLESS))
+    with web_server(PICTURES) as web:
+        path = table(tmp_path / "list.csv", [web.url + place for place, _ in rows])
+        given = params(path, timeout_s=5.0, concurrency=64, per_host=64, dedup=False)
+        started = time.monotonic()
+        report = stage.run(replace(given, shard_size=100), store=str(tmp_path / "store"))
+        seconds = time.monotonic() - started
+    expected = {row: "" if good else REASONS[place.split("/")[1]] for row, (place, good) in enumerate(rows)}
+    assert {row: reason for row, (_, reason) in outcomes(report.url).items()} == expected
+    assert report.manifest.counts["in"] == 2000
+    slow = sum(reason in {"timeout", "truncated"} for reason in expected.values())
+    assert seconds < slow * 10 / 2, "one after the other the slow ones alone take twice as long"
+
+
 @pytest.mark.parametrize("slow", ["hang", "drip"])
 def test_slow_ones_hold_up_no_others(tmp_path: Path, slow: str) -> None:
     """Twenty that never end, first in the list: the others take no longer than they would alone."""
@@ -147,8 +178,6 @@ def test_a_directive_for_another_robot_is_not_ours(tmp_path: Path) -> None:
 
 
 def test_what_a_list_says_of_a_picture_goes_along_and_its_sum_is_checked(tmp_path: Path) -> None:
-    import hashlib
-
     sums = [hashlib.sha256(PICTURES[str(number)]).hexdigest() for number in range(6)]
     sums[2] = "0" * 64
     with web_server(PICTURES) as web:
