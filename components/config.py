@@ -336,14 +336,14 @@ SECTIONS: dict[str, type[Any]] = dict(get_type_hints(Params))
 def semantic(section: Any) -> dict[str, Any]:
     """The fields that decide the output, as JSON values: what a cache key is made of."""
 
-    def decides(one: dataclasses.Field[Any]) -> bool:
-        given = getattr(section, one.name)
-        return one.metadata.get("hash", True) and not (one.metadata.get("later") and given == one.default)
-
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
             return semantic(value)
         return list(value) if isinstance(value, tuple) else value
+
+    def decides(one: dataclasses.Field[Any]) -> bool:
+        given = plain(getattr(section, one.name))
+        return one.metadata.get("hash", True) and not (one.metadata.get("later") and given == plain(one.default))
 
     return {one.name: plain(getattr(section, one.name)) for one in fields(section) if decides(one)}
 

@@ -78,8 +78,17 @@ def params_from_dict(values: Any, where: str = "params") -> Params:
             raise _unknown("section", key, SECTIONS, where)
     known = {name: part for name, part in values.items() if part is not None}
     if all(isinstance(part, dict) for part in (known.get("download", {}), known.get("download_eval", {}))):
-        known["download_eval"] = {**known.get("download", {}), **known.get("download_eval", {})}
+        known["download_eval"] = _inherited(known.get("download", {}), known.get("download_eval", {}))
     return Params(**{name: _section(name, part, where) for name, part in known.items()})
+
+
+def _inherited(whole: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    """`part`, and what it leaves out as `whole` has it, in mappings within it too."""
+    given = {
+        name: _inherited(whole[name], value) if isinstance(value, dict) and isinstance(whole.get(name), dict) else value
+        for name, value in part.items()
+    }
+    return {**whole, **given}
 
 
 def _section(name: str, values: Any, where: str) -> Any:

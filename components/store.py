@@ -164,7 +164,8 @@ class Store(ABC):
         return StoreNotFound(f"{self.url}: there is no file {name!r}")
 
 
-def _os_error(where: Path, error: OSError) -> PermanentError | TransientError:
+def os_error(where: Path, error: OSError) -> PermanentError | TransientError:
+    """What a failure of the file system means for the caller."""
     reason = error.strerror or str(error)
     if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         return TransientError(f"{where}: {reason}; free some space and run the same command again")
@@ -246,7 +247,7 @@ class FolderStore(Store):
                 raise
             _fsync_folder(target.parent)
         except OSError as error:
-            raise _os_error(target, error) from error
+            raise os_error(target, error) from error
 
     def put_bytes(self, name: str, data: bytes) -> None:
         """See Store."""
@@ -275,7 +276,7 @@ class FolderStore(Store):
         except FileNotFoundError:
             raise self.not_found(name) from None
         except OSError as error:
-            raise _os_error(path, error) from error
+            raise os_error(path, error) from error
 
     @contextmanager
     def local(self, name: str, sha256: str | None = None) -> Iterator[Path]:
@@ -316,14 +317,14 @@ class FolderStore(Store):
             if path.parent.is_dir():
                 _fsync_folder(path.parent)
         except OSError as error:
-            raise _os_error(path, error) from error
+            raise os_error(path, error) from error
 
     def entries(self) -> Iterator[StoredFile]:
         """See Store; of a link its own size and age."""
 
         def failed(error: OSError) -> None:
             if not isinstance(error, FileNotFoundError):  # removed, or not made yet
-                raise _os_error(Path(error.filename or self.root), error) from error
+                raise os_error(Path(error.filename or self.root), error) from error
 
         for where, _, files in os.walk(self.root, onerror=failed):
             for file in sorted(files):
@@ -345,7 +346,7 @@ class FolderStore(Store):
         except FileNotFoundError:
             return False
         except OSError as error:
-            raise _os_error(path, error) from error
+            raise os_error(path, error) from error
         return True
 
     def sweep(self, older_than_s: float = 3600.0) -> int:

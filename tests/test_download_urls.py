@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,14 +23,14 @@ from conftest import ROOT
 from PIL import Image
 from web import web_server
 
-from components.config import DownloadParams
+from components.config import DownloadParams, semantic
 from components.download import stage
-from components.download.addresses import blocked, networks
-from components.download.http import Fetcher, Job
-from components.download.request import check_url, retry_after
-from components.errors import Interrupted, PermanentError, UsageError
+from components.download.http import Fetched, Fetcher, Job
+from components.download.request import check_url, forbids, retry_after
+from components.errors import Interrupted, PermanentError, TransientError, UsageError
 from components.images import ImageError
 from components.manifest import open_artifact
+from components.params import params_from_dict
 from components.shards import read_shard
 from components.store import open_store
 from components.url_params import UrlParams
@@ -254,62 +255,6 @@ def test_networks_and_agents_are_checked_early() -> None:
         UrlParams(user_agent="a\r\nCookie: b")
 
 
-_BLOCKED = """127.0.0.1 127.1.2.3 0.0.0.0 10.0.0.1 172.16.0.1 172.31.255.255 192.168.1.1 169.254.169.254 100.64.0.1
-100.127.255.255 192.0.0.1 192.0.2.1 198.18.0.1 198.51.100.1 203.0.113.1 224.0.0.1 239.255.255.255 240.0.0.1
-255.255.255.255 192.88.99.1 :: ::1 fe80::1 fe80::1%eth0 fc00::1 fd12:3456::1 ff02::1 ::ffff:127.0.0.1
-::ffff:10.0.0.1 ::ffff:169.254.169.254 64:ff9b::7f00:1 64:ff9b:1::1 2002:7f00:1:: 2001::1 2001:db8::1 ::7f00:1
-100::1 fec0::1 3fff::1 not-an-address"""
-
-
-@pytest.mark.parametrize("address", _BLOCKED.split())
-def test_ranges_that_are_not_public_are_blocked(address: str) -> None:
-    assert blocked(address)
-
-
-@pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8", "172.32.0.1"])
-def test_public_addresses_are_not(address: str) -> None:
-    assert not blocked(address)
-
-
-def test_allowed_networks_open_only_themselves() -> None:
-    allowed = networks(["127.0.0.1/32", "fd00::/8"])
-    assert not blocked("127.0.0.1", allowed)
-    assert not blocked("::ffff:127.0.0.1", allowed)
-    assert not blocked("fd00::5", allowed)
-    assert blocked("127.0.0.2", allowed)
-    assert blocked("::1", allowed)
-
-
-FORMS = """http://127.0.0.1:{port}/ http://localhost:{port}/ http://0x7f.1:{port}/ http://0177.0.0.1:{port}/
-http://2130706433:{port}/ http://127.1:{port}/ http://0x7f000001:{port}/ http://0:{port}/ http://0.0.0.0:{port}/
-http://[::ffff:127.0.0.1]:{port}/ http://[::ffff:7f00:1]:{port}/ http://[::1]:{port}/ http://[::]:{port}/
-http://LOCALHOST:{port}/ http://127.0.0.1.:{port}/ http://%31%32%37.0.0.1:{port}/ http://127%2e0%2e0%2e1:{port}/
-http://a@127.0.0.1:{port}/ http://a:b@127.0.0.1:{port}/ http://127.0.0.1:{port}@example.org/
-http://example.org@127.0.0.1:{port}/ http://127.0.0.1:{port}#@example.org/ http://127.0.0.1:{port}\\@example.org/
-http://\u2460\u2461\u2466.0.0.1:{port}/ http://127.0.0.1\u3002:{port}/ http://0x7f.0x0.0x0.0x1:{port}/
-http://127.0.1:{port}/ http://00000127.0.0.1:{port}/ http://[fe80::1%25lo]:{port}/ http://[0:0:0:0:0:ffff:127.0.0.1]:{port}/
-file:///etc/passwd gopher://127.0.0.1:{port}/ dict://127.0.0.1:{port}/ //127.0.0.1:{port}/ http:///127.0.0.1:{port}/
-http:127.0.0.1:{port} HTTP://127.0.0.1:{port}/ http://127.0.0.1:{port}/%0d%0aHost:x http://lo\tcalhost:{port}/
-http://[::ffff:0:127.0.0.1]:{port}/ http://[64:ff9b::7f00:1]:{port}/ http://017700000001:{port}/""".replace(
-    "\n", " "
-).split(" ")
-
-
-def test_no_form_of_an_address_reaches_the_inside() -> None:
-    """Forty spellings of this machine, against a server on it: not one connection arrives."""
-    with web_server(PICTURES) as web:
-        port = web.url.rpartition(":")[2]
-        urls = [form.format(port=port) for form in FORMS]
-        assert len(urls) >= 40
-        with Fetcher(UrlParams(retries=0, timeout_s=5.0), max_bytes=1 << 20) as fetcher:
-            found = [result for result in fetcher.fetch(Job(url, url) for url in urls) if result is not None]
-        assert {job.url for job, _ in found} == set(urls)
-        reasons = {job.url: outcome.reason for job, outcome in found if isinstance(outcome, ImageError)}
-        assert {reasons.get(url) for url in urls} == {"blocked_address", "bad_url", "no_such_host"}
-        assert reasons[f"http://localhost:{port}/"] == reasons[f"http://127.0.0.1:{port}/"] == "blocked_address"
-        assert not web.requests
-
-
 @pytest.mark.parametrize("url", ["http://a b/", "http://a/\r\nx", "http://", "http://[::1", "x", "http://a:99999/"])
 def test_addresses_that_are_none(url: str) -> None:
     with pytest.raises(ImageError, match="bad_url"):
@@ -351,3 +296,97 @@ def test_shards_that_were_written_are_not_fetched_again(tmp_path: Path) -> None:
         again = stage.run(params(path), store=str(tmp_path / "again"))
     assert again.manifest_sha256 == whole.manifest_sha256
     assert sum(web.requests.values()) < 15  # one shard of at most ten and robots.txt
+
+
+def test_a_dead_host_does_not_hold_up_the_list(tmp_path: Path) -> None:
+    """Three hundred rows of a host that never answers, first: most of them fail without a request."""
+    with web_server(PICTURES) as dead, web_server(PICTURES) as web:
+        urls = [f"{dead.url}/hang/{row}" for row in range(300)] + [f"{web.url}/ok/{row}" for row in range(40)]
+        given = params(table(tmp_path / "list.csv", urls), timeout_s=0.5, retries=0, per_host=4, concurrency=8)
+        started = time.monotonic()
+        report = stage.run(replace(given, num_test=30), store=str(tmp_path / "store"))
+        seconds = time.monotonic() - started
+        asked = sum(count for path, count in dead.requests.items() if path.startswith("/hang"))
+    assert report.manifest.counts["ok"] == 40
+    assert set(report.manifest.counts["reasons"]) == {"timeout", "host_down"}
+    assert 8 <= asked < 40
+    assert seconds < 15  # one round after the other they take 37
+
+
+def test_a_host_that_comes_back_is_asked_again() -> None:
+    with (
+        web_server(PICTURES) as web,
+        Fetcher(UrlParams(allow_networks=HERE, timeout_s=0.5, retries=0, per_host=2), max_bytes=1 << 20) as f,
+    ):
+        urls = [f"{web.url}/hang/{row}" for row in range(6)] + [f"{web.url}/ok/{row % 40}" for row in range(200)]
+        found = [result for result in f.fetch(Job(url, url) for url in urls) if result is not None]
+    assert len(found) == 206
+    good = [job.url for job, outcome in found if isinstance(outcome, Fetched)]
+    assert len(good) > 100, "a probe found it up again"
+
+
+def test_robots_that_are_away_for_a_moment_do_not_lose_the_host(tmp_path: Path) -> None:
+    with web_server(PICTURES, "503 once") as web:
+        path = table(tmp_path / "list.csv", [f"{web.url}/ok/{row}" for row in range(20)])
+        report = stage.run(params(path), store=str(tmp_path / "store"))
+        assert web.requests["/robots.txt"] == 2
+    assert report.manifest.counts["ok"] == 20
+
+
+def test_own_columns_that_a_list_has_too_may_hold_anything(tmp_path: Path) -> None:
+    with web_server(PICTURES) as web:
+        urls = [f"{web.url}/{'ok' if row % 3 else '404'}/{row}" for row in range(12)]
+        odd = ["", "640.0", "nan", "640", "x", "1e400"] * 2
+        path = table(tmp_path / "list.csv", urls, original_width=odd, width=odd)
+        report = stage.run(params(path, carry=("width",)), store=str(tmp_path / "store"))
+    assert report.manifest.counts["reasons"] == {"http_404": 4}
+
+
+def test_an_outage_on_this_side_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = socket.getaddrinfo
+
+    def away(host: str | None, *more: Any, **options: Any) -> Any:
+        if host == "pictures.test":
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return real(host, *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", away)
+    path = table(tmp_path / "list.csv", [f"http://pictures.test/{row}" for row in range(12)])
+    with pytest.raises(TransientError, match=r"no_name_server.*run the same command again"):
+        stage.run(params(path, retries=0), store=str(tmp_path / "store"))
+    assert not list((tmp_path / "store").rglob("_done/*"))
+
+
+def test_a_line_may_lack_what_others_have(tmp_path: Path) -> None:
+    with web_server(PICTURES) as web:
+        rows: list[dict[str, str]] = [{"url": f"{web.url}/ok/{row}"} for row in range(12)]
+        for row in rows[1:]:
+            row |= {"caption": "a", "sha256": "0" * 64 if row is rows[5] else ""}
+        path = tmp_path / "list.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        report = stage.run(params(path), store=str(tmp_path / "store"))
+    assert report.manifest.counts["reasons"] == {"no_caption": 1, "other_content": 1}
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("noai, noimageai, max-image-preview:large", "noai"), ("noindex, max-snippet:-1", "noindex"),
+        ("max-video-preview:-1, noai", "noai"), ("splatclip: noai", "noai"), ("other: noai", ""), ("all", ""),
+    ],
+)  # fmt: skip
+def test_directives_of_headers(line: str, found: str) -> None:
+    assert forbids({"X-Robots-Tag": line}, "splatclip") == found
+
+
+def test_how_fast_it_is_fetched_is_no_part_of_the_key() -> None:
+    plain = semantic(DownloadParams())
+    assert semantic(DownloadParams(urls=UrlParams(concurrency=3, timeout_s=1.0, allow_networks=HERE))) == plain
+    assert semantic(DownloadParams(urls=UrlParams(dedup=False))) != plain
+
+
+def test_the_evaluation_set_inherits_how_lists_are_read() -> None:
+    found = params_from_dict(
+        {"download": {"urls": {"robots": False, "retries": 5}}, "download_eval": {"urls": {"retries": 1}}}
+    )
+    assert (found.download_eval.urls.robots, found.download_eval.urls.retries) == (False, 1)

@@ -49,6 +49,8 @@ def _pictures(pictures: Mapping[str, bytes], robots: str, seen: Web) -> web.Appl
             seen.requests.clear()
             return web.Response(text=str(first))
         seen.first = seen.first or time.time()
+        if how == "robots.txt" and robots == "503 once":
+            return web.Response(status=503 if times == 1 else 404)
         if how == "robots.txt" and robots:
             return web.Response(text=robots)
         if how == "ok":

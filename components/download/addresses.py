@@ -10,9 +10,11 @@ from typing import Any
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# Not global by RFC 6890's registries, or ways into IPv4 through IPv6 (RFC 6052, 8215, 3056, 4380).
+# Not global by RFC 6890's registries, or ways into IPv4 through IPv6 (RFC 6052, 8215, 3056, 4380); and Azure's own
+# host, 168.63.129.16, which answers virtual machines alone.
 _BLOCKED_V4 = (
-    "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+    "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "168.63.129.16/32", "169.254.0.0/16",
+    "172.16.0.0/12", "192.0.0.0/24",
     "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
     "224.0.0.0/4", "240.0.0.0/4",
 )  # fmt: skip

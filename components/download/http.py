@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import resource
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -24,9 +26,12 @@ __all__ = ["Fetched", "Fetcher", "Job"]
 
 P = TypeVar("P")
 BUFFER_BYTES = 256 << 20  # of fetched bodies that nobody has taken yet; no new ones are begun beyond
-WINDOW = 16  # jobs that wait for their host, as a multiple of what runs at a time
+WINDOW = 64  # jobs that wait for their host, as a multiple of what runs at a time
 _PAUSE_S = 0.02  # where nothing runs and nothing may begin
 _POLL_S = 0.25  # a consumer that waits is woken so often, to hear signals
+
+PROBE = 50  # of the rows of a host that is down one in so many is tried
+_DOWN = {"timeout", "no_connection"}
 
 Outcome = Fetched | Skip | ImageError
 
@@ -42,11 +47,25 @@ class Job(Generic[P]):
     outcome: Skip | ImageError | None = None
 
 
+def _down(times: int) -> ImageError:
+    return ImageError("host_down", f"the last {times} requests to this host came to nothing")
+
+
+def more_files(wanted: int) -> None:
+    """Raise this process's limit on open files, where it is lower and may be raised."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+
+
 class Fetcher:
     """Fetches jobs and hands out the results as they come.
 
     At most `concurrency` requests run at a time, `per_host` of them to one host; a job that waits for its host takes
-    no place from others, so that neither a slow host nor a bad address holds up the rest.
+    no place from others, so that neither a slow host nor a bad address holds up the rest. A host of which the last
+    2 x `per_host` requests came to nothing is down: its other jobs fail as `host_down`, but for one in PROBE that is
+    still tried, once; when one succeeds it is up again.
     """
 
     def __init__(self, params: UrlParams, *, max_bytes: int) -> None:
@@ -54,11 +73,13 @@ class Fetcher:
         self._results: queue.SimpleQueue[tuple[Job[Any], Outcome] | BaseException | None] = queue.SimpleQueue()
         self._held = 0  # bytes in self._results; changed by both threads, under the lock
         self._lock = threading.Lock()
+        self._stopped = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Fetcher:
+        more_files(4 * self._params.concurrency + 512)
         return self
 
     def __exit__(
@@ -66,6 +87,7 @@ class Fetcher:
     ) -> None:
         if self._thread is None:
             return
+        self._stopped = True
         loop, task = self._loop, self._task
         if loop is not None and task is not None:
             with suppress(RuntimeError):  # the loop has ended by itself
@@ -102,6 +124,8 @@ class Fetcher:
     def _work(self, jobs: Iterator[Job[Any]], started: threading.Event) -> None:
         async def main() -> None:
             self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+            # names are looked up in threads, by default in a few, and dead ones take seconds
+            self._loop.set_default_executor(ThreadPoolExecutor(self._params.concurrency))
             started.set()
             async with Client(self._params, max_bytes=self._max_bytes) as client:
                 await self._schedule(jobs, client)
@@ -109,8 +133,8 @@ class Fetcher:
         try:
             asyncio.run(main())
             self._results.put(None)
-        except asyncio.CancelledError:
-            self._results.put(None)
+        except asyncio.CancelledError as error:
+            self._results.put(None if self._stopped else RuntimeError(f"the requests were cancelled: {error}"))
         except BaseException as error:  # noqa: BLE001  nothing is swallowed: the consumer's thread raises it
             self._results.put(error)
         finally:
@@ -121,6 +145,8 @@ class Fetcher:
         waiting: dict[str, deque[Job[Any]]] = {}  # by host, in the order in which the hosts' turns come
         active: Counter[str] = Counter()
         running: dict[asyncio.Task[Outcome], tuple[Job[Any], str]] = {}
+        in_vain: Counter[str] = Counter()  # requests to a host in a row that got no answer
+        spared: Counter[str] = Counter()
         exhausted, num_waiting = False, 0
 
         def admit() -> None:
@@ -135,19 +161,32 @@ class Fetcher:
                     return
                 if job.outcome is not None:
                     self._hand_out(job, job.outcome)
+                elif down(host_of(job.url)):
+                    self._hand_out(job, _down(in_vain[host_of(job.url)]))
                 else:
                     waiting.setdefault(host_of(job.url), deque()).append(job)
                     num_waiting += 1
+
+        def down(host: str) -> bool:
+            """Whether a job of this host is to fail without a request."""
+            if in_vain[host] < 2 * params.per_host:
+                return False
+            spared[host] += 1
+            return spared[host] % PROBE != 0
 
         def start() -> None:
             nonlocal num_waiting
             for host in list(waiting):
                 queued = waiting.pop(host)
+                while queued and in_vain[host] >= 2 * params.per_host and down(host):
+                    num_waiting -= 1
+                    self._hand_out(queued.popleft(), _down(in_vain[host]))
                 while queued and active[host] < params.per_host and len(running) < params.concurrency:
                     job = queued.popleft()
                     num_waiting -= 1
                     active[host] += 1
-                    running[asyncio.create_task(client.get(job.url))] = (job, host)
+                    retries = params.retries if in_vain[host] < params.per_host else 0
+                    running[asyncio.create_task(client.get(job.url, retries=retries))] = (job, host)
                 if queued:
                     waiting[host] = queued  # behind the others
                 if len(running) >= params.concurrency:
@@ -170,7 +209,12 @@ class Fetcher:
                     active[host] -= 1
                     if not active[host]:
                         del active[host]
-                    self._hand_out(job, task.result())
+                    outcome = task.result()
+                    if isinstance(outcome, ImageError) and outcome.reason in _DOWN:
+                        in_vain[host] += 1
+                    else:
+                        del in_vain[host]
+                    self._hand_out(job, outcome)
         finally:
             for task in running:
                 task.cancel()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import re
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +16,7 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 
 from components.download.addresses import NOT_PUBLIC, checked_socket, networks
-from components.download.robots import Robots
+from components.download.robots import Robots, RobotsAway
 from components.download.sources import Skip
 from components.images import ImageError
 from components.url_params import UrlParams
@@ -24,10 +26,16 @@ MAX_URL = 8192  # characters
 LARGE_BYTES, NUM_LARGE = 4 << 20, 8  # bodies beyond so many bytes are read so many at a time: memory stays bounded
 LONGEST_WAIT_S = 30.0  # that a Retry-After is waited for
 BACKOFF_S = 0.5
+KEEPALIVE_S = 2.0  # a list has many hosts, and each idle connection takes a file descriptor
+_OWN = {
+    errno.ENETUNREACH: "no_network", errno.ENETDOWN: "no_network", errno.EADDRNOTAVAIL: "no_network",
+    errno.EMFILE: "too_many_files", errno.ENFILE: "too_many_files", errno.ENOBUFS: "too_many_files",
+}  # fmt: skip
 _AGAIN = {408, 425, 429, 500, 502, 503, 504}
 _REDIRECTS = {301, 302, 303, 307, 308}
 _CHUNK = 64 << 10
 _NO_AI = {"noai", "noimageai", "noindex", "noimageindex"}  # as img2dataset's disallowed_header_directives
+_VALUED = {"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"}  # directives with a colon
 _PAGE = re.compile(rb"^\s*(<!doctype html|<html|<\?xml[^>]*>\s*<(html|svg)|<svg)", re.IGNORECASE)
 
 
@@ -80,7 +88,7 @@ def retry_after(value: str | None) -> float:
     """Seconds that a Retry-After asks for, as a number or a date; 0 where it says nothing that can be read."""
     if not value:
         return 0.0
-    if value.strip().isdigit():
+    if value.isascii() and value.strip().isdigit():
         return float(value.strip()[:9])
     from email.utils import parsedate_to_datetime
 
@@ -98,7 +106,7 @@ def forbids(headers: Mapping[str, str], agent: str) -> str:
     lines = headers.getall("X-Robots-Tag", []) if hasattr(headers, "getall") else [headers.get("X-Robots-Tag", "")]
     for line in lines:
         name, colon, rest = line.partition(":")
-        named = colon and name.strip().lower() not in {"unavailable_after", "max-snippet", "max-image-preview"}
+        named = colon and "," not in name and name.strip().lower() not in _VALUED
         if named and name.strip().lower() != agent.lower():
             continue
         for directive in (rest if named else line).split(","):
@@ -117,6 +125,7 @@ class Client:
         connector = aiohttp.TCPConnector(
             limit=0,  # whoever calls bounds the number; the rules' requests come on top
             ttl_dns_cache=300,
+            keepalive_timeout=KEEPALIVE_S,
             socket_factory=lambda place: checked_socket(place, self._allowed),
         )
         self._http = aiohttp.ClientSession(
@@ -139,15 +148,15 @@ class Client:
     ) -> None:
         await self._http.close()
 
-    async def get(self, url: str) -> Fetched | Skip | ImageError:
+    async def get(self, url: str, *, retries: int) -> Fetched | Skip | ImageError:
         """Fetch an address. Whatever goes wrong with it is the result, by reason; nothing is raised for it."""
         try:
             check_url(url)
-            for attempt in range(self._params.retries + 1):
+            for attempt in range(retries + 1):
                 try:
                     return await self._attempt(url)
                 except _Again as again:
-                    if attempt == self._params.retries or again.wait_s > LONGEST_WAIT_S:
+                    if attempt == retries or again.wait_s > LONGEST_WAIT_S:
                         return again.failure
                     pause = BACKOFF_S * 2**attempt * random.uniform(0.5, 1.5)
                     await asyncio.sleep(max(pause, again.wait_s))
@@ -162,14 +171,19 @@ class Client:
                 return await self._follow(url)
         except TimeoutError:
             raise _Again(ImageError("timeout", f"not whole after {limit:g} s")) from None
+        except RobotsAway as error:
+            raise _Again(ImageError("robots_unavailable", str(error))) from None
         except aiohttp.ClientConnectorDNSError as error:
+            if getattr(error.os_error, "errno", None) == socket.EAI_AGAIN:
+                raise _Again(ImageError("no_name_server", f"{error.host}: no name server answers")) from None
             raise ImageError("no_such_host", f"{error.host}: {error.os_error.strerror or 'not resolved'}") from None
         except aiohttp.ClientSSLError as error:
             raise ImageError("tls", str(error)[:200]) from None
         except aiohttp.ClientConnectorError as error:
             if NOT_PUBLIC in str(error.os_error):  # of several addresses the client joins the errors' texts
                 raise ImageError("blocked_address", str(error.os_error)[:200]) from None
-            raise _Again(ImageError("no_connection", error.os_error.strerror or str(error.os_error))) from None
+            reason = _OWN.get(error.os_error.errno or 0, "no_connection")
+            raise _Again(ImageError(reason, error.os_error.strerror or str(error.os_error))) from None
         except aiohttp.ClientPayloadError:
             raise _Again(ImageError("truncated", "the connection ended before the whole body had come")) from None
         except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, UnicodeError) as error:
@@ -177,7 +191,8 @@ class Client:
         except aiohttp.ClientResponseError as error:  # what came is no HTTP
             raise _Again(ImageError("bad_answer", (error.message or type(error).__name__)[:200])) from None
         except (aiohttp.ClientError, OSError) as error:
-            raise _Again(ImageError("no_connection", type(error).__name__)) from None
+            reason = _OWN.get(getattr(error, "errno", 0) or 0, "no_connection")
+            raise _Again(ImageError(reason, type(error).__name__)) from None
         except ValueError as error:  # of header values and addresses that the client cannot take
             raise ImageError("bad_url", str(error)[:200]) from None
 

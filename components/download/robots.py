@@ -14,11 +14,16 @@ MAX_HOSTS = 20_000  # kept at a time
 MAX_REDIRECTS = 5
 
 
+class RobotsAway(Exception):
+    """A host cannot say now what it allows."""
+
+
 class Robots:
     """Whether an agent may fetch an address.
 
-    4xx: there are no rules, all is allowed; 5xx: nothing is (RFC 9309, 2.3.1.3 and 2.3.1.4). A host that gives no
-    answer is let through: the request for the picture meets the same, and is counted by what it met.
+    4xx: there are no rules, all is allowed; 5xx: nothing is until it answers otherwise (RFC 9309, 2.3.1.3, 2.3.1.4). A
+    host that gives no answer is let through: the request for the picture meets the same, and is counted by what it
+    met. Rules are read as urllib does: the first that fits counts, and `*` within a path is no wildcard.
     """
 
     def __init__(self, http: aiohttp.ClientSession, *, agent: str, timeout_s: float) -> None:
@@ -26,7 +31,7 @@ class Robots:
         self._rules: OrderedDict[str, asyncio.Future[RobotFileParser]] = OrderedDict()
 
     async def allow(self, url: str) -> bool:
-        """Whether the host's rules allow `url`."""
+        """Whether the host's rules allow `url`; RobotsAway where it answers 5xx."""
         parts = urlsplit(url)
         base = f"{parts.scheme}://{parts.netloc}"
         found = self._rules.get(base)
@@ -34,11 +39,13 @@ class Robots:
             found = asyncio.ensure_future(self._read(f"{base}/robots.txt"))
             self._rules[base] = found
             if len(self._rules) > MAX_HOSTS:
-                _, oldest = self._rules.popitem(last=False)
-                if not oldest.done():
-                    oldest.cancel()
-        # shielded: others wait for the same rules when this one's deadline has passed
-        rules = await asyncio.shield(found)
+                self._rules.popitem(last=False)  # who waits for it still gets it
+        try:
+            rules = await asyncio.shield(found)  # others wait for the same rules when this one's deadline has passed
+        except RobotsAway:
+            if self._rules.get(base) is found:
+                del self._rules[base]
+            raise
         return rules.can_fetch(self._agent, url)
 
     async def _read(self, url: str) -> RobotFileParser:
@@ -52,9 +59,9 @@ class Robots:
                             url = urljoin(url, answer.headers["Location"])
                             continue
                         if answer.status == 200:
-                            text = (await self._start_of(answer)).decode("utf-8", "replace")
+                            text = (await self._start_of(answer)).decode("utf-8-sig", "replace")
                         elif answer.status >= 500:
-                            text = "User-agent: *\nDisallow: /"
+                            raise RobotsAway(f"robots.txt: the server answers HTTP {answer.status}")
                         break
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             pass

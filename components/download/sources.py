@@ -19,6 +19,8 @@ from components.images import ImageError, Pixels
 SPLITS = ("train", "val", "test")
 CLASSNAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
+OWN_FAULTS = ("no_name_server", "no_network", "too_many_files")
+"""Reasons that say nothing of an address: it is this machine that cannot reach it."""
 DEFAULT_TEMPLATES = ("a photo of a {c}.",)
 
 

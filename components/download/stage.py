@@ -15,6 +15,7 @@ from components.config import DownloadParams, semantic
 from components.download.picture import sized
 from components.download.sources import (
     CLASSNAMES,
+    OWN_FAULTS,
     SPLITS,
     TEMPLATES,
     Raw,
@@ -27,7 +28,7 @@ from components.download.sources import (
 )
 from components.download.streaming import Made, ShardStream, refused
 from components.download.table import SUCCESS, TABLE_SUFFIX, Row, row, side_files, sums_of
-from components.errors import PermanentError
+from components.errors import PermanentError, TransientError
 from components.images import ImageError
 from components.manifest import Artifact, Commit, FileEntry, SampleNote, ShardEntry
 from components.progress import progress
@@ -35,7 +36,7 @@ from components.prompts import DATASET_TYPE
 from components.report import Report
 from components.shards import Sample, write_shard
 from components.signals import stop_on_sigterm
-from components.store import open_store
+from components.store import open_store, os_error
 
 VERSION = 2
 MIN_SAMPLES = 3
@@ -171,7 +172,11 @@ def _write(commit: Commit, shard: ShardPlan, source: Source, read: Read) -> Shar
 
     with tempfile.TemporaryDirectory(prefix="splatclip-") as folder:
         path = Path(folder) / "shard.tar"
-        layout = write_shard(path, good())
+        try:
+            layout = write_shard(path, good())
+        except OSError as error:  # of the temporary folder: sources and stores raise errors of their own
+            raise os_error(Path(folder).parent, error) from error
+        _check_own_faults(notes, shard)
         groups = {source.group_name(ref.group) for ref in shard.refs}
         origin = groups.pop() if len(groups) == 1 else None
         return commit.put_shard(
@@ -182,6 +187,15 @@ def _write(commit: Commit, shard: ShardPlan, source: Source, read: Read) -> Shar
             notes=notes,
             source=origin,
             side_files=side_files(rows),
+        )
+
+
+def _check_own_faults(notes: list[SampleNote], shard: ShardPlan) -> None:
+    """TransientError if a whole shard failed for reasons that lie on this side: it is not to stay so for ever."""
+    if len(notes) == len(shard.refs) and all(note.reason in OWN_FAULTS for note in notes):
+        raise TransientError(
+            f"none of the {len(notes)} addresses of shard {shard.index} could be reached ({notes[0].reason}: "
+            f"{notes[0].detail}); see to this machine's network and name servers, and run the same command again"
         )
 
 
@@ -210,7 +224,8 @@ def run(params: DownloadParams, *, store: str) -> Report:
 
     Shards that an earlier, interrupted call committed are kept. Every sample that is not ok is counted by reason in the
     manifest and named in its shard's _done entry. Raises UsageError, PermanentError (nothing usable in the source),
-    TransientError (network, store), or Interrupted after SIGTERM or Ctrl-C, when the shard in hand is committed.
+    TransientError (network, store), or
+    Interrupted after SIGTERM or Ctrl-C: when the shard in hand is committed, of a source that streams at once.
     """
     started = time.monotonic()
     place = open_store(store)
@@ -237,13 +252,13 @@ def run(params: DownloadParams, *, store: str) -> Report:
                         entry = _write(commit, shard, source, read)
                         bar.advance(len(shard.refs))
                     entries.append(entry)
-        _check_usable(entries, params)
+        _check_usable(entries, params, commit.url)
         metrics = {"num_classes": len(source.class_names), "image_size": params.image_size, "dataset": params.dataset}
         artifact = commit.finalise(shards=entries, files=_class_files(commit, source), metrics=metrics)
     return _report(artifact, cached=False, started=started, made=total - kept)
 
 
-def _check_usable(entries: list[ShardEntry], params: DownloadParams) -> None:
+def _check_usable(entries: list[ShardEntry], params: DownloadParams, where: str) -> None:
     """What is needed has a good sample each; PermanentError that says which split has none, and the first reason."""
     for split in _needed(params):
         mine = [entry for entry in entries if entry.split == split]
@@ -253,4 +268,5 @@ def _check_usable(entries: list[ShardEntry], params: DownloadParams) -> None:
         first = f"; the first: {notes[0].key} ({notes[0].reason}: {notes[0].detail})" if notes else ""
         raise PermanentError(
             f"{_place(params)}: none of the {len(notes)} samples of {split!r} can be used{first}; mend or replace them"
+            + (f", or delete {where} to fetch them once more" if params.source == "urls" else "")
         )

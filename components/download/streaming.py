@@ -17,6 +17,7 @@ from components.manifest import SampleNote
 from components.shards import Sample
 
 AHEAD = 32768  # samples that are begun before the oldest shard is whole: one slow host must not hold up the others
+OPEN = 64  # shards at a time, each with a temporary file
 PENDING = 4  # pictures waiting to be decoded, as a multiple of the threads
 Made = tuple[Sample | SampleNote, Row]
 """A sample, or why there is none, and its row in the shard's table."""
@@ -117,7 +118,7 @@ class ShardStream:
         self._pending: deque[tuple[Ref, Future[Made]]] = deque()
         self._files = ExitStack()
         largest = max((len(shard.refs) for shard in shards), default=0)
-        self._gate = _Gate(shards, max(AHEAD, 2 * largest))
+        self._gate = _Gate(shards, max(min(AHEAD, OPEN * largest), 2 * largest))
 
     def __enter__(self) -> ShardStream:
         self._results = self._files.enter_context(self._source.stream(iter(self._gate)))

@@ -41,7 +41,7 @@ def row(key: str, raw: Raw, status: str, **found: str | float | None) -> Row:
     """
     given = bytes(raw.image) if isinstance(raw.image, bytes) else b""
     return {
-        **raw.extra,
+        **{name: _whole(value) if COLUMNS.get(name) is int else value for name, value in raw.extra.items()},
         "url": raw.origin or None,
         "caption": raw.captions[0] if raw.captions else None,
         "key": key,
@@ -50,6 +50,15 @@ def row(key: str, raw: Raw, status: str, **found: str | float | None) -> Row:
         "class": raw.label if raw.label >= 0 else None,
         **found,
     }
+
+
+def _whole(value: str | float) -> int | None:
+    """A whole number that a source gives, as a text perhaps; None for anything else."""
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return int(number) if number.is_integer() and abs(number) < 1 << 53 else None
 
 
 def bad_row(key: str, raw: Raw, error: Skip | ImageError, *, loaded: bool) -> Row:

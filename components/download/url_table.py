@@ -89,7 +89,7 @@ def _blocks(rows: Iterator[dict[str, str]], columns: dict[str, str]) -> Iterator
 def _csv(path: Path, params: UrlParams, where: str) -> Iterator[dict[str, list[str]]]:
     csv.field_size_limit(1 << 24)
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, delimiter="\t" if where.endswith(".tsv") else ",", strict=True)
+        reader = csv.DictReader(stream, delimiter="\t" if where.lower().endswith(".tsv") else ",", strict=True)
         try:
             columns = columns_of([name.strip() for name in reader.fieldnames or []], params, where)
             reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
@@ -123,17 +123,11 @@ def _jsonl(path: Path, params: UrlParams, where: str) -> Iterator[dict[str, list
                     ) from None
                 yield {str(name): _text(value) for name, value in row.items()}
 
-    lines = rows()
-    first = next(lines, None)
-    if first is None:
-        return
-    columns = columns_of(list(first), params, where)
-
-    def all_rows() -> Iterator[dict[str, str]]:
-        yield first
-        yield from lines
-
-    yield from _blocks(all_rows(), columns)
+    names: dict[str, None] = {}  # a line may lack what others have
+    for row in rows():
+        names |= dict.fromkeys(row)
+    if names:
+        yield from _blocks(rows(), columns_of(list(names), params, where))
 
 
 def read_table(path: Path, name: str, params: UrlParams, where: str) -> pa.Table:
