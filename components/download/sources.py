@@ -86,15 +86,13 @@ class Source(ABC):
     """A source of pictures. It is a context manager; what it keeps on disk goes at the end.
 
     fingerprint: of all that the output depends on besides the parameters; known once the source is open.
-    kind: what it says of itself, one of prompts.KINDS; empty where it says nothing. streams: whether its samples come
-    from far away, each in its own time, and `stream` is the way to read them.
+    kind: what it says of itself, one of prompts.KINDS; empty where it says nothing.
     """
 
     fingerprint: str = ""
     kind: str = ""
     class_names: Sequence[str] = ()
     templates: Sequence[str] = ()
-    streams: bool = False
 
     @cached_property
     def refs(self) -> Sequence[Ref]:
@@ -108,14 +106,6 @@ class Source(ABC):
     @abstractmethod
     def load(self, ref: Ref) -> Raw:
         """Read one sample. Raises ImageError if it is broken or missing, Skip if it is to be left out."""
-
-    def stream(self, refs: Iterator[Ref | None]) -> AbstractContextManager[Iterator[Result | None]]:
-        """Read many samples at a time, each once, in the order in which they are ready; only where `streams` says so.
-
-        refs: advanced in another thread; None: no further one may be begun now. A result of None: none was ready within
-        a moment.
-        """
-        raise NotImplementedError
 
     def about(self, ref: Ref) -> Raw:
         """What is known of a sample without reading it: all but `image`, as far as it goes. For what `load` refused."""
@@ -135,6 +125,18 @@ class Source(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class StreamingSource(Source):
+    """A source whose samples come from far away, each in its own time."""
+
+    @abstractmethod
+    def stream(self, refs: Iterator[Ref | None]) -> AbstractContextManager[Iterator[Result | None]]:
+        """Read many samples at a time, each once, in the order in which they are ready.
+
+        refs: advanced in another thread; None: no further one may be begun now. A result of None: none was ready within
+        a moment.
+        """
 
 
 def plain_key(text: str) -> str:

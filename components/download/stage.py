@@ -23,6 +23,7 @@ from components.download.sources import (
     ShardPlan,
     Skip,
     Source,
+    StreamingSource,
     deal,
     open_source,
 )
@@ -133,7 +134,7 @@ def _reader(
 ) -> Iterator[Read]:
     """How the samples of a shard are read that is still to be written; `todo` are all of these."""
     with ThreadPoolExecutor(max_workers=_WORKERS) as pool:
-        if not source.streams:
+        if not isinstance(source, StreamingSource):
             yield lambda shard: _samples(shard, source, params, pool)
             return
         with ShardStream(

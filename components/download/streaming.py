@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from threading import Lock
 from types import TracebackType
 
-from components.download.sources import Raw, Ref, ShardPlan, Skip, Source, written
+from components.download.sources import Raw, Ref, ShardPlan, Skip, StreamingSource, written
 from components.download.table import Row, bad_row
 from components.images import ImageError
 from components.manifest import SampleNote
@@ -102,7 +102,7 @@ class ShardStream:
 
     def __init__(
         self,
-        source: Source,
+        source: StreamingSource,
         shards: Sequence[ShardPlan],
         make: Callable[[Ref, Raw], Made],
         pool: ThreadPoolExecutor,

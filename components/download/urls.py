@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from components.config import DownloadParams
 from components.download.fetch import TABLES, Tree
 from components.download.http import Fetched, Fetcher, Job, Outcome
-from components.download.sources import Raw, Ref, Result, Skip, Source
+from components.download.sources import Raw, Ref, Result, Skip, StreamingSource
 from components.download.url_table import read_table
 from components.errors import PermanentError
 from components.images import ImageError
@@ -22,14 +22,12 @@ if TYPE_CHECKING:
 _Wanted = tuple[Ref, dict[str, str]]
 
 
-class UrlSource(Source):
+class UrlSource(StreamingSource):
     """Rows of tables, in the tables' order; a row's key is its number over all tables.
 
     Limits: addresses and captions are held in memory, about their text and 200 bytes a row. What enters the cache key
     is the tables' content: what the web answers is not part of it, and shards that are committed stay as they are.
     """
-
-    streams = True
 
     def __init__(self, tree: Tree, params: DownloadParams) -> None:
         self._tree, self._params = tree, params
