@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from worlds import World
 
     from components.manifest import Artifact
+    from components.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts background jobs; the tests mean a terminal
@@ -45,3 +48,25 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def scored(world: World) -> Artifact:
     """Its evaluation."""
     return world.run()
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """An S3 server on this machine, which the environment names."""
+    from s3 import moto_server
+
+    with moto_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["folder", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty store, in a folder and on S3."""
+    from s3 import new_bucket
+
+    from components.store import open_store
+
+    if request.param == "folder":
+        return open_store(str(tmp_path / "store"))
+    request.getfixturevalue("endpoint")
+    return open_store(f"{new_bucket()}/some/store")

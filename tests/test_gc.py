@@ -6,13 +6,13 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from picture_sets import commit_images, png_samples
-from s3 import moto_server, new_bucket
+from s3 import new_bucket
 
 import components.gc
 from components.__main__ import main
@@ -28,20 +28,6 @@ from components.verify import verify
 
 HOUR, DAY = 3600.0, 86400.0
 ORPHANS = ["_checkpoint/a.safetensors", "_done/00007.json", "notes.txt", "train/00000-0123456789ab.tar"]
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    with moto_server() as url:
-        yield url
-
-
-@pytest.fixture(params=["folder", "s3"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "folder":
-        return open_store(str(tmp_path / "store"))
-    request.getfixturevalue("endpoint")
-    return open_store(f"{new_bucket()}/some/store")
 
 
 def later(root: Store, seconds: float, **options: bool | float) -> tuple[Collected, list[str]]:

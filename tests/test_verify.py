@@ -11,14 +11,13 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from picture_sets import commit_images, png_samples
-from s3 import moto_server, new_bucket
 
 import components.store_s3
 import components.verify_output
@@ -35,20 +34,6 @@ NOTES = [
     SampleNote(key="dull", outcome="skipped", reason="no_caption"),
 ]
 FLIPS = 4  # of each file, besides its first and last byte; on S3, where each look takes longer, these are one
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    with moto_server() as url:
-        yield url
-
-
-@pytest.fixture(params=["folder", "s3"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "folder":
-        return open_store(str(tmp_path / "store"))
-    request.getfixturevalue("endpoint")
-    return open_store(f"{new_bucket()}/some/store")
 
 
 def commit_splats(root: Store, images: Artifact, notes: list[SampleNote] | None = None, ok: int = 3) -> Artifact:
