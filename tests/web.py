@@ -55,6 +55,9 @@ def _pictures(pictures: Mapping[str, bytes], robots: str, seen: Web) -> web.Appl
             return web.Response(text=robots)
         if how == "ok":
             return web.Response(body=body, content_type="image/jpeg") if body else web.Response(status=404)
+        if how == "wait":
+            await asyncio.sleep(0.1)
+            return web.Response(body=body)
         if how.isdigit():
             return web.Response(status=int(how))
         if how.startswith("then-"):  # fails once
