@@ -40,23 +40,27 @@ class RunTree:
 
     def run(self, op: Op, known: Mapping[str, str | None]) -> str | None:
         """MLflow's id of the run that a `run` operation makes or finds; None: it has no parent to be found."""
-        from mlflow.entities import RunTag
-
         if op.get("above"):
             below = known.get(op["above"])
             return None if below is None else self._client.get_run(below).data.tags.get(PARENT)
         parent = known.get(op["nested_in"]) if op.get("nested_in") else None
         tags = {**op["tags"], **({PARENT: parent} if parent else {})}
         if op.get("given"):
-            tags = {key: value for key, value in tags.items() if not key.startswith("mlflow.")}
-            run_id: str = op["given"]
-        else:
-            run_id = self._ensure(op, tags, self._client.get_run(parent).info.experiment_id if parent else None)
+            self._mark(op["given"], {key: value for key, value in tags.items() if not key.startswith("mlflow.")})
+            return str(op["given"])
+        run_id = self._ensure(op, tags, self._client.get_run(parent).info.experiment_id if parent else None)
+        while parent and (into := self.deleted(parent)[1]):  # merged after whoever did that looked what it holds
+            self.relink(run_id, parent, into)
+            parent = into
+        return run_id
+
+    def _mark(self, run_id: str, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
         found = self._client.get_run(run_id)
         # what the first one said stays: later steps, and the end, may be of other code
         missing = [RunTag(*tag) for tag in tags.items() if tag[0] == PARENT or tag[0] not in found.data.tags]
         self._client.log_batch(run_id, tags=missing)
-        return run_id
 
     def _experiment(self, name: str) -> str:
         if name not in self._experiments:
@@ -83,23 +87,33 @@ class RunTree:
 
     def _ensure(self, op: Op, tags: Mapping[str, str], experiment: str | None) -> str:
         experiment = experiment or self._experiment(op["experiment"])
-        runs = self._find(experiment, op["find"])
-        if not runs:
-            marks = {**tags, **op["find"], CREATED: str(time.time_ns())}
-            self._client.create_run(experiment, start_time=op["start"], tags=marks, run_name=op["name"])
+        while True:
             runs = self._find(experiment, op["find"])
-        kept: str = runs[0].info.run_id
-        for other in runs[1:]:
-            self._merge(experiment, other.info.run_id, kept)
-        return kept
+            if not runs:
+                marks = {**tags, **op["find"], CREATED: str(time.time_ns())}
+                self._client.create_run(experiment, start_time=op["start"], tags=marks, run_name=op["name"])
+                runs = self._find(experiment, op["find"])
+            ids: list[str] = [run.info.run_id for run in runs]
+            try:
+                for other in ids[1:]:
+                    self._merge(experiment, other, ids[0])
+                self._mark(ids[0], tags)
+                return ids[0]
+            except failures() as error:
+                # one that somebody else merged meanwhile: again, with those that are left
+                if not is_permanent(error) or not any(self.deleted(one)[0] for one in ids):
+                    raise
 
     def _merge(self, experiment: str, run_id: str, into: str) -> None:
+        self._move(experiment, run_id, into)
+        self._client.set_tag(run_id, MERGED, into)
+        self._client.delete_run(run_id)
+        self._move(experiment, run_id, into)  # what came meanwhile
+
+    def _move(self, experiment: str, run_id: str, into: str) -> None:
         for nested in self._find(experiment, {PARENT: run_id}):
             self._client.set_tag(nested.info.run_id, PARENT, into)
         copy_run(self._client, run_id, into)
-        self._client.set_tag(run_id, MERGED, into)
-        self._client.delete_run(run_id)
-        copy_run(self._client, run_id, into)  # what came while the first copy was made
 
     def deleted(self, run_id: str) -> tuple[bool, str | None]:
         """Whether the run is deleted, and the run that it was merged into, if so."""
