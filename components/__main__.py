@@ -146,6 +146,13 @@ def _add_pipeline(command: argparse.ArgumentParser) -> None:
     local.set_defaults(call=commands.pipeline_run_local)
 
 
+def _add_store_actions(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
+    check = actions.add_parser("check", help="whether a store works, step by step, and what to do if not")
+    check.add_argument("url", metavar="PREFIX", help="folder or s3://bucket/prefix")
+    check.set_defaults(call=commands.store_check)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="splatclip",
@@ -214,6 +221,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="as JSON")
     summary = "remove what no manifest names: orphans, temporary files, uploads in parts"
     _add_gc(add("gc", summary, "splatclip gc runs/store --dry-run --older-than 7d", commands.gc))
+    _add_store_actions(
+        add("store", "a place for outputs", "splatclip store check s3://bucket/splats", commands.store_check)
+    )
     _add_pipeline(
         add(
             "pipeline",

@@ -138,6 +138,13 @@ def report(args: argparse.Namespace) -> int:
     return 0
 
 
+def store_check(args: argparse.Namespace) -> int:
+    """Whether a store works; the exit code is that of the first step that failed."""
+    from components.store_check import check_store
+
+    return check_store(args.url)
+
+
 def runs(args: argparse.Namespace) -> int:
     """Tracked runs as a table, or the difference of two."""
     from components.runs import print_runs

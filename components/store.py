@@ -365,10 +365,10 @@ class FolderStore(Store):
 
 
 def open_store(url: str) -> Store:
-    """Open a folder (a path) or an S3 prefix (s3://bucket/prefix). Nothing is created or contacted yet.
+    """Open a folder (a path) or an S3 prefix (s3://bucket/prefix). The store is not contacted yet.
 
-    For s3:// the environment says where and who: AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL (with http:// or https://),
-    AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION. Raises UsageError.
+    For s3:// the environment says where: AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL (http:// or https://), AWS_REGION.
+    Credentials come from the environment, a file or the pod's identity (docs/store.md). Raises UsageError.
     """
     if not url:
         raise UsageError("the store's address is empty; give a folder or s3://bucket/prefix")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import builtins
 import hashlib
 import mmap
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,14 +14,18 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
+from xml.etree.ElementTree import ParseError
 
-import urllib3
 from minio import Minio
-from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
+from minio.error import MinioException, S3Error
+from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError
 
-from components.errors import PermanentError, SplatClipError, TransientError, UsageError
+from components.errors import PermanentError, UsageError
+from components.s3_checks import DamagedError, completed_etag, md5, md5_etag
+from components.s3_connection import Connection, open_connection
+from components.s3_errors import s3_error
+from components.s3_retry import Call, Reader, current
 from components.store import (
     CHUNK,
     MOST_IN_MEMORY,
@@ -37,84 +40,14 @@ from components.store import (
 
 PART_SIZE = 16 << 20  # of a multipart upload; three parts are in memory at a time
 CACHED_CHUNK = 256 << 10  # stays in the processor's cache between receiving, hashing and copying
-CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 60.0
-RETRIES, BACKOFF_S = 5, 0.2
-STREAM_ATTEMPTS = 3  # of a body that broke off half-way, which the client itself does not repeat
 
-_DENIED = {"AccessDenied", "AllAccessDisabled", "AccountProblem"}
-_BAD_KEYS = {
-    "SignatureDoesNotMatch",
-    "InvalidAccessKeyId",
-    "InvalidToken",
-    "ExpiredToken",
-    "AuthorizationHeaderMalformed",
-}
-_TRANSIENT = {
-    "SlowDown",
-    "ServiceUnavailable",
-    "InternalError",
-    "RequestTimeout",
-    "OperationAborted",
-    "XMinioServerNotInitialized",
-}
-_ENV = "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION"
+_MISSING = {"NoSuchKey", "NoSuchObject", "NotFound"}
 T = TypeVar("T")
-
-
-def s3_error(url: str, error: Exception) -> SplatClipError:
-    """What a failure of the client means, without any credential in it."""
-    if isinstance(error, S3Error):
-        code, status = error.code or "unknown", getattr(error.response, "status", 0)
-        if code == "NoSuchBucket":
-            return PermanentError(f"{url}: there is no such bucket; create it, or correct the address")
-        if code in _BAD_KEYS:
-            return PermanentError(f"{url}: the service refuses the credentials ({code}); check {_ENV}")
-        if code in _DENIED:
-            return PermanentError(f"{url}: access denied; give this access key the right to list, read and write there")
-        if code in _TRANSIENT or status >= 500 or status == 429:
-            return TransientError(f"{url}: the S3 service is not able to answer now ({code}); try again later")
-        return PermanentError(f"{url}: the S3 service answered {code} (HTTP {status}): {error.message}")
-    if isinstance(error, ServerError):
-        return TransientError(f"{url}: the S3 service failed (HTTP {error.status_code}); try again later")
-    if isinstance(error, InvalidResponseError):
-        status = int(getattr(error, "_code", 0) or 0)
-        if status >= 500 or status == 429:
-            return TransientError(f"{url}: the S3 service failed (HTTP {status}); try again later")
-        return PermanentError(f"{url}: the endpoint's answer (HTTP {status}) is not S3's; check AWS_ENDPOINT_URL")
-    if isinstance(error, (HTTPError, OSError)):
-        return TransientError(
-            f"{url}: no answer from the S3 endpoint ({type(error).__name__}); check AWS_ENDPOINT_URL or try again"
-        )
-    return PermanentError(f"{url}: the S3 client failed ({type(error).__name__}): {error}")
 
 
 def connect() -> Minio:
     """The client that the environment describes; UsageError if something is missing."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "https://s3.amazonaws.com"
-    parts = urlsplit(endpoint)
-    if parts.scheme not in {"http", "https"} or not parts.netloc or parts.path.strip("/") or "@" in parts.netloc:
-        raise UsageError("AWS_ENDPOINT_URL: give the S3 endpoint as http://host:port or https://host, nothing more")
-    access, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
-    if not access or not secret:
-        raise UsageError("an s3:// address needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment")
-    retries = urllib3.Retry(
-        total=RETRIES, backoff_factor=BACKOFF_S, status_forcelist=[429, 500, 502, 503, 504], allowed_methods=None
-    )
-    return Minio(
-        endpoint=parts.netloc,
-        access_key=access,
-        secret_key=secret,
-        session_token=os.environ.get("AWS_SESSION_TOKEN") or None,
-        secure=parts.scheme == "https",
-        region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
-        http_client=urllib3.PoolManager(
-            timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S),
-            maxsize=32,
-            retries=retries,
-            cert_reqs="CERT_REQUIRED",
-            ca_certs=os.environ.get("SSL_CERT_FILE") or os.environ.get("AWS_CA_BUNDLE"),
-        ),
-    )
+    return open_connection().client()
 
 
 def _seconds(moment: datetime | None) -> float:
@@ -129,98 +62,165 @@ def _room(num_bytes: int) -> mmap.mmap:
     return room
 
 
+def _chunks(response: BaseHTTPResponse, *, as_stored: bool = False) -> Iterator[bytes]:
+    """A body. as_stored: whatever Content-Encoding says; the bytes then need not pass through urllib3's buffers."""
+    try:
+        yield from response.stream(CACHED_CHUNK if as_stored else CHUNK, decode_content=not as_stored)
+    finally:  # what was read to its end has given its connection back by then
+        response.close()
+        response.release_conn()
+
+
 class S3Store(Store):
     """A store under a bucket's prefix. The bucket must exist."""
 
-    def __init__(self, client: Minio, bucket: str, prefix: str) -> None:
-        self._client, self._bucket, self._prefix = client, bucket, prefix
+    def __init__(self, connection: Connection, bucket: str, prefix: str) -> None:
+        self._connection, self._bucket, self._prefix = connection, bucket, prefix
+        self._client = connection.client()
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}/{check_name(name)}" if self._prefix else check_name(name)
 
-    def _call(self, work: Callable[[], T], name: str = "") -> T:
-        where = f"{self.url}/{name}" if name else self.url
+    def _call(self, work: Callable[[], T], name: str = "", *, call: Call | None = None) -> T:
+        """Do `work` within the store's deadline; its failures become errors of ours."""
+        where = self._where(name)
+        call = call or Call(where)
+        token = current.set(call)
         try:
             return work()
-        except S3Error as error:
-            if error.code in {"NoSuchKey", "NoSuchObject", "NotFound"}:
+        except (MinioException, HTTPError, OSError, ValueError, ParseError) as error:
+            if isinstance(error, S3Error) and error.code in _MISSING:
                 raise self.not_found(name) from None
-            raise s3_error(where, error) from error
-        except (MinioException, HTTPError, OSError) as error:
-            raise s3_error(where, error) from error
+            raise s3_error(where, error, self._connection.credentials.source, call.effort()) from error
+        finally:
+            current.reset(token)
+
+    def _where(self, name: str) -> str:
+        return f"{self.url}/{name}" if name else self.url
+
+    def _put(self, name: str, num_bytes: int, work: Callable[[Minio, str], object]) -> None:
+        key, call = self._key(name), Call(self._where(name), num_bytes)
+
+        def put() -> None:
+            try:
+                work(self._connection.client(call), key)
+            except S3Error as error:
+                # The answer to a completed upload was lost, and the second request found nothing left to complete
+                if error.code != "NoSuchUpload" or not call.completing:
+                    raise
+                if self.stat(name)[1] != completed_etag(call.completing):
+                    raise
+
+        self._call(put, name, call=call)
+
+    def put_parts(self, name: str, data: bytes, part_size: int) -> None:
+        """As put_bytes, in parts of `part_size` bytes."""
+        self._put(
+            name,
+            len(data),
+            lambda client, key: client.put_object(
+                bucket_name=self._bucket, object_name=key, data=BytesIO(data), length=len(data), part_size=part_size
+            ),
+        )
 
     def put_bytes(self, name: str, data: bytes) -> None:
         """See Store: one PUT (or a completed multipart upload where it is large)."""
-        key = self._key(name)
-        self._call(
-            lambda: self._client.put_object(
-                bucket_name=self._bucket, object_name=key, data=BytesIO(data), length=len(data), part_size=PART_SIZE
-            ),
-            name,
-        )
+        self.put_parts(name, data, PART_SIZE)
 
     def put_file(self, name: str, path: Path) -> None:
         """See Store: multipart above 16 MiB."""
-        key = self._key(name)
-        self._call(
-            lambda: self._client.fput_object(
+        try:
+            num_bytes = path.stat().st_size
+        except OSError as error:
+            raise PermanentError(f"{path}: {error.strerror}; it was to be put under {self._where(name)}") from error
+        self._put(
+            name,
+            num_bytes,
+            lambda client, key: client.fput_object(
                 bucket_name=self._bucket, object_name=key, file_path=str(path), part_size=PART_SIZE
             ),
-            name,
         )
 
-    def _stream(self, key: str, *, as_stored: bool = False) -> Iterator[bytes]:
-        """as_stored: whatever Content-Encoding says; the bytes then need not pass through urllib3's buffers."""
-        response = self._client.get_object(bucket_name=self._bucket, object_name=key)
-        try:
-            yield from response.stream(CACHED_CHUNK if as_stored else CHUNK, decode_content=not as_stored)
-        finally:  # what was read to its end has given its connection back by then
-            response.close()
-            response.release_conn()
-
-    def _again(self, work: Callable[[], T], name: str) -> T:
-        """Repeat a download whose connection broke half-way."""
-        for attempt in range(1, STREAM_ATTEMPTS):
-            try:
-                return self._call(work, name)
-            except TransientError:
-                time.sleep(BACKOFF_S * 2**attempt)
-        return self._call(work, name)
+    def _get(self, name: str, reader: Reader) -> None:
+        """Get an object; `reader` takes the body, and is called again for another one if that breaks or is damaged."""
+        key = self._key(name)
+        self._call(
+            lambda: self._client.get_object(bucket_name=self._bucket, object_name=key),
+            name,
+            call=Call(self._where(name), reader=reader),
+        )
 
     def get_bytes(self, name: str) -> bytes:
-        """See Store."""
-        key = self._key(name)
-        return self._again(lambda: b"".join(self._stream(key)), name)
+        """See Store: checked against the ETag where that is the content's MD5."""
+        data, wrong = b"", set[str]()
 
-    def _fetch(self, key: str, path: Path) -> str:
-        digest = hashlib.sha256()
-        with path.open("wb") as stream:
-            for chunk in self._stream(key):
-                digest.update(chunk)
-                stream.write(chunk)
+        def read(response: BaseHTTPResponse) -> None:
+            nonlocal data
+            data = b"".join(_chunks(response))
+            self._check_md5(name, response, md5(data).hexdigest(), wrong)
+
+        self._get(name, read)
+        return data
+
+    def _check_md5(self, name: str, response: BaseHTTPResponse, found: str, wrong: set[str]) -> None:
+        """DamagedError for another sum than the ETag's; PermanentError if it was the same wrong one before."""
+        expected = "" if "Content-Encoding" in response.headers else md5_etag(response.headers)
+        if not expected or found == expected:
+            return
+        if found in wrong:
+            raise PermanentError(
+                f"{self._where(name)}: MD5 is {found} twice, the service's ETag says {expected}: damaged in the store; "
+                "delete it and run the stage again"
+            )
+        wrong.add(found)
+        raise DamagedError(f"MD5 is {found}, the ETag says {expected}")
+
+    def _fetch(self, name: str, path: Path, *, by_etag: bool) -> str:
+        """Download to `path`; its sha256. by_etag: check it by its ETag, which nobody need do who knows the sha256."""
+        digest, wrong = hashlib.sha256(), set[str]()
+
+        def read(response: BaseHTTPResponse) -> None:
+            nonlocal digest
+            digest, other = hashlib.sha256(), md5()
+            with path.open("wb") as stream:
+                for chunk in _chunks(response):
+                    digest.update(chunk)
+                    if by_etag:
+                        other.update(chunk)
+                    stream.write(chunk)
+            if by_etag:
+                self._check_md5(name, response, other.hexdigest(), wrong)
+
+        self._get(name, read)
         return digest.hexdigest()
 
     @contextmanager
     def local(self, name: str, sha256: str | None = None) -> Iterator[Path]:
         """See Store: streamed to a temporary file, removed at the end."""
-        key = self._key(name)
+        self._key(name)
         with tempfile.TemporaryDirectory(prefix="splatclip-") as folder:
             path = Path(folder) / name.rpartition("/")[2]
-            found = self._again(lambda: self._fetch(key, path), name)
+            found = self._fetch(name, path, by_etag=sha256 is None)
             if sha256 is not None and found != sha256:  # damaged on the way? a second download tells
-                found = self._again(lambda: self._fetch(key, path), name)
+                found = self._fetch(name, path, by_etag=False)
                 if found != sha256:
-                    raise mismatch(f"{self.url}/{name}", sha256, found)
+                    raise mismatch(self._where(name), sha256, found)
             yield path
 
-    def _fill(self, key: str, room: mmap.mmap) -> tuple[str, int]:
+    def _fill(self, name: str, room: mmap.mmap) -> tuple[str, int]:
         """Fetch an object into `room`; its sha256 and length. What is longer is read to its end, and not kept."""
         digest, filled = hashlib.sha256(), 0
-        for chunk in self._stream(key, as_stored=True):
-            digest.update(chunk)
-            room[filled : filled + len(chunk)] = chunk[: max(0, len(room) - filled)]
-            filled += len(chunk)
+
+        def read(response: BaseHTTPResponse) -> None:
+            nonlocal digest, filled
+            digest, filled = hashlib.sha256(), 0
+            for chunk in _chunks(response, as_stored=True):
+                digest.update(chunk)
+                room[filled : filled + len(chunk)] = chunk[: max(0, len(room) - filled)]
+                filled += len(chunk)
+
+        self._get(name, read)
         return digest.hexdigest(), filled
 
     @contextmanager
@@ -230,16 +230,16 @@ class S3Store(Store):
             with self.local(name, sha256) as path:
                 yield path
             return
-        key, room = self._key(name), _room(num_bytes)
+        room = _room(num_bytes)
         try:
-            found, length = self._again(lambda: self._fill(key, room), name)
+            found, length = self._fill(name, room)
             if found != sha256:  # damaged on the way? a second download tells
-                found, length = self._again(lambda: self._fill(key, room), name)
+                found, length = self._fill(name, room)
                 if found != sha256:
-                    raise mismatch(f"{self.url}/{name}", sha256, found)
+                    raise mismatch(self._where(name), sha256, found)
             if length != num_bytes:
                 raise PermanentError(
-                    f"{self.url}/{name}: {length} bytes, where its manifest says {num_bytes}; run the stage again"
+                    f"{self._where(name)}: {length} bytes, where its manifest says {num_bytes}; run the stage again"
                 )
             yield room
         finally:
@@ -333,19 +333,25 @@ class S3Store(Store):
                 if error.code != "NoSuchUpload":
                     raise
 
-        self._call(work, upload.name)
+        self._call(work, upload.name, call=Call(self._where(upload.name), wanted_abort=True))
 
     def sub(self, path: str) -> Store:
         """See Store."""
-        return S3Store(self._client, self._bucket, self._key(path))
+        return S3Store(self._connection, self._bucket, self._key(path))
 
 
-def open_s3(url: str) -> S3Store:
-    """Open s3://bucket/prefix with the environment's endpoint and credentials; UsageError if the address is not one."""
+def split_url(url: str) -> tuple[str, str]:
+    """Bucket and prefix of s3://bucket/prefix; UsageError if it is not one."""
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     if len(bucket) < 3 or any(not (char.isascii() and (char.isalnum() or char in "-._")) for char in bucket):
         raise UsageError(f"{url!r}: give s3://bucket/prefix with a bucket's name of three characters or more")
     prefix = prefix.strip("/")
     if prefix:
         check_name(prefix)
-    return S3Store(connect(), bucket, prefix)
+    return bucket, prefix
+
+
+def open_s3(url: str) -> S3Store:
+    """Open s3://bucket/prefix with the environment's endpoint and credentials; UsageError if something is wrong."""
+    bucket, prefix = split_url(url)
+    return S3Store(open_connection(), bucket, prefix)

@@ -63,6 +63,8 @@ class FaultyServer:
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
+            disable_nagle_algorithm = True  # head and body are two writes
+
             def _reply(self) -> None:
                 outer.requests += 1
                 self.rfile.read(int(self.headers.get("Content-Length") or 0))

@@ -20,6 +20,7 @@ COMMANDS = (
     "runs",
     "verify",
     "gc",
+    "store",
     "pipeline",
 )
 

@@ -22,6 +22,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from s3 import FaultyServer, moto_server, new_bucket, s3_environment
 
+import components.s3_retry
 import components.store_s3
 from components.errors import PermanentError, TransientError, UsageError
 from components.store import FolderStore, Store, StoredFile, StoreNotFound, check_name, open_store
@@ -323,7 +324,7 @@ DENIED = b"<Error><Code>%s</Code><Message>no</Message></Error>"
 
 @pytest.fixture
 def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
-    monkeypatch.setattr(components.store_s3, "BACKOFF_S", 0.001)
+    monkeypatch.setattr(components.s3_retry, "BACKOFF_S", 0.001)
     with FaultyServer() as server, s3_environment(server.url, secret="s3cr3t-key"):
         yield server
 
@@ -355,7 +356,7 @@ def test_a_failing_service_is_tried_again(faulty: FaultyServer, status: int) -> 
     faulty.answer = lambda number, method: (status, DENIED % b"SlowDown")
     with pytest.raises(TransientError, match="try again"):
         place.put_bytes("a", b"x")
-    assert faulty.requests == components.store_s3.RETRIES + 1
+    assert faulty.requests == components.s3_retry.RETRIES + 1
 
 
 def test_a_short_body_is_fetched_again(faulty: FaultyServer) -> None:
@@ -427,7 +428,7 @@ def test_content_that_comes_short_or_damaged_is_fetched_again(faulty: FaultyServ
 
 
 def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(components.store_s3, "BACKOFF_S", 0.001)
+    monkeypatch.setattr(components.s3_retry, "BACKOFF_S", 0.001)
     with s3_environment("http://127.0.0.1:9"), pytest.raises(TransientError, match="no answer"):
         open_store("s3://bucket/x").put_bytes("a", b"")
 

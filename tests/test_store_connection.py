@@ -10,9 +10,10 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from urllib3 import BaseHTTPResponse
 
 from components.store import open_store
-from components.store_s3 import CHUNK, S3Store
+from components.store_s3 import CHUNK, S3Store, _chunks
 
 LARGE = bytes(range(256)) * (8 * CHUNK // 256)
 PACKED = gzip.compress(b"as it was stored " * 100)
@@ -85,9 +86,13 @@ def test_one_connection_serves_file_after_file(server: Server) -> None:
 
 def test_a_body_left_half_read_does_not_get_into_the_next(server: Server) -> None:
     store = opened()
-    stream = store._stream("large")
-    assert next(stream) == LARGE[:CHUNK]
-    stream.close()  # type: ignore[attr-defined]
+
+    def read(response: BaseHTTPResponse) -> None:
+        stream = _chunks(response)
+        assert next(stream) == LARGE[:CHUNK]
+        stream.close()  # type: ignore[attr-defined]
+
+    store._get("large", read)
     assert store.get_bytes("small") == b"small"
     assert fetched(store, "large") == LARGE
     assert server.connections == 2, "the first is closed, as it still holds the rest"

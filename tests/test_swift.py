@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fault_proxy import Rule, fault_proxy
 from s3 import new_bucket, s3_environment
 from swift import ACCESS, SECRET, missing, swift_server
 
@@ -16,6 +17,7 @@ from components.config import DownloadParams
 from components.download import stage
 from components.errors import PermanentError
 from components.store import StoreNotFound, open_store
+from components.store_check import check_store
 
 pytestmark = pytest.mark.full
 
@@ -70,3 +72,23 @@ def test_download_writes_the_same_bytes(swift: str, tmp_path: Path) -> None:
         there = open_store(stage.run(params, store=f"{new_bucket()}/runs").url)
         assert here.list() == there.list()
         assert all(here.get_bytes(name) == there.get_bytes(name) for name in here.list())
+
+
+def test_the_check_goes_through(swift: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with s3_environment(swift, ACCESS, SECRET):
+        assert check_store(f"{new_bucket()}/p") == 0
+        text = capsys.readouterr().out
+        assert "5242881 bytes in 2 parts, the same bytes" in text
+        assert "leftovers    none" in text
+
+
+def test_what_is_damaged_on_the_way_up_is_refused_and_sent_again(swift: str) -> None:
+    with s3_environment(swift, ACCESS, SECRET):
+        bucket = new_bucket()
+    with fault_proxy(swift) as proxy, s3_environment(proxy.url, ACCESS, SECRET):
+        proxy.checks_sums = False  # Swift does
+        proxy.reset(Rule("flip", "PUT", times=1))
+        place = open_store(bucket)
+        place.put_bytes("a", b"content")
+        assert proxy.rules[0].met == 1
+        assert place.get_bytes("a") == b"content"

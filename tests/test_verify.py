@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from picture_sets import commit_images, png_samples
 
-import components.store_s3
+import components.s3_retry
 import components.verify_output
 from components.__main__ import main
 from components.entries import canonical
@@ -422,6 +422,6 @@ def test_a_file_that_comes_damaged_once_is_fetched_again(root: Store, monkeypatc
 
 
 def test_a_store_that_is_away(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
-    monkeypatch.setattr(components.store_s3, "BACKOFF_S", 0.001)
+    monkeypatch.setattr(components.s3_retry, "BACKOFF_S", 0.001)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     assert main(["verify", "s3://bucket/x"]) == 75

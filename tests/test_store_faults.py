@@ -1,0 +1,283 @@
+"""The S3 store behind a proxy that does wrong: the right bytes, or an error of ours before the deadline."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fault_proxy import Proxy, Rule, fault_proxy
+from s3 import FaultyServer, moto_server, new_bucket, s3_environment
+
+import components.s3_retry
+import components.store_s3
+from components.errors import PermanentError, SplatClipError, TransientError, UsageError
+from components.s3_deadline import DEADLINE_ENV
+from components.store_s3 import S3Store, connect, open_s3
+
+DEADLINE_S = 4.0  # one try has a quarter of it, on a busy machine, too
+SMALL = os.urandom(3000)
+LARGE = os.urandom(1 << 20) * 5 + bytes(100_000)  # two parts
+FAULTS = ["500", "503", "429", "reset", "stall", "short", "flip"]
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    with moto_server() as url:
+        yield url
+
+
+@pytest.fixture
+def proxy(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    monkeypatch.setattr(components.s3_retry, "BACKOFF_S", 0.003)
+    monkeypatch.setattr(components.store_s3, "PART_SIZE", 5 << 20)
+    monkeypatch.setattr(components.s3_deadline, "SLOWEST_RATE", 1 << 40)  # no time by size: tests are to be short
+    monkeypatch.setattr(components.s3_retry, "SLOWEST_RATE", 1 << 40)
+    monkeypatch.setenv(DEADLINE_ENV, str(DEADLINE_S))
+    with fault_proxy(moto) as made, s3_environment(made.url):
+        yield made
+
+
+@pytest.fixture
+def place(proxy: Proxy) -> S3Store:
+    store = open_s3(f"{new_bucket()}/p")
+    proxy.reset()
+    return store
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    file = tmp_path / "large"
+    file.write_bytes(LARGE)
+    return file
+
+
+def uploads(store: S3Store) -> int:
+    """Unfinished ones."""
+    return len(connect()._list_multipart_uploads(store.url.split("/")[2]).uploads)
+
+
+def get(store: S3Store, file: Path) -> None:
+    assert store.get_bytes("small") == SMALL
+
+
+def put(store: S3Store, file: Path) -> None:
+    store.put_bytes("new", SMALL)
+
+
+def put_large(store: S3Store, file: Path) -> None:
+    store.put_file("new-large", file)
+
+
+def listed(store: S3Store, file: Path) -> None:
+    assert store.list() == ["large", "small"]
+
+
+WORK: dict[str, tuple[Callable[[S3Store, Path], None], str, str]] = {
+    "get": (get, "GET", r"/p/small"),
+    "put": (put, "PUT", r"/p/new"),
+    "part": (put_large, "PUT", r"partNumber=2"),
+    "complete": (put_large, "POST", r"uploadId="),
+    "list": (listed, "GET", r"list-type=2"),
+}
+
+
+def check_all_there(store: S3Store, proxy: Proxy, work: Callable[[S3Store, Path], None]) -> None:
+    """What the work claims to have written is there, byte for byte."""
+    proxy.reset()
+    if work is put:
+        assert store.get_bytes("new") == SMALL
+    if work is put_large:
+        assert store.get_bytes("new-large") == LARGE
+        assert uploads(store) == 0
+
+
+@pytest.mark.parametrize("name", WORK)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_that_passes_is_not_noticed(fault: str, name: str, place: S3Store, proxy: Proxy, large: Path) -> None:
+    work, method, pattern = WORK[name]
+    place.put_bytes("small", SMALL)
+    place.put_bytes("large", b"1")
+    proxy.reset(Rule(fault, method, pattern, times=1))
+    begun = time.monotonic()
+    work(place, large)
+    assert time.monotonic() - begun < DEADLINE_S
+    assert proxy.rules[0].met == 1, "the fault was met, and hidden"
+    assert proxy.requests <= 8
+    check_all_there(place, proxy, work)
+
+
+@pytest.mark.parametrize("name", WORK)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_that_stays_ends_in_an_error_before_the_deadline(
+    fault: str, name: str, place: S3Store, proxy: Proxy, large: Path
+) -> None:
+    work, method, pattern = WORK[name]
+    place.put_bytes("small", SMALL)
+    place.put_bytes("large", b"1")
+    proxy.reset(Rule(fault, method, pattern))
+    begun = time.monotonic()
+    with pytest.raises(SplatClipError, match=r"s3://.*(again|damaged in the store)") as caught:
+        work(place, large)
+    assert isinstance(caught.value, TransientError) or (fault, name) == ("flip", "get")
+    assert "test-secret" not in str(caught.value)
+    assert time.monotonic() - begun < DEADLINE_S * 1.05
+    assert proxy.requests <= 3 * (components.s3_retry.RETRIES + 1) + 3
+    proxy.reset()
+    assert uploads(place) == 0, "a failed upload was taken back"
+    for written in place.list("new"):  # done, though nobody heard of it
+        assert place.get_bytes(written) == (SMALL if written == "new" else LARGE)
+
+
+def test_a_wrong_etag_is_seen_where_the_service_checks_nothing(place: S3Store, proxy: Proxy, large: Path) -> None:
+    proxy.checks_sums = False
+    for work, rule in ((put, Rule("flip", "PUT", "/p/new")), (put_large, Rule("flip", "PUT", "partNumber=1"))):
+        proxy.reset(rule)
+        with pytest.raises(TransientError, match="received other bytes than were sent"):
+            work(place, large)
+        proxy.reset(Rule("flip", rule.method, rule.pattern, times=1))
+        work(place, large)
+        check_all_there(place, proxy, work)
+
+
+def test_ten_per_cent_errors_cost_at_most_as_much_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(components.s3_retry, "BACKOFF_S", 0.001)
+    with FaultyServer() as server, fault_proxy(server.url) as proxy, s3_environment(proxy.url):
+        server.answer = lambda number, method: (200, b"" if method == "PUT" else b"content")
+        place = open_s3("s3://bucket/p")
+        proxy.reset(*(Rule(fault, probability=0.1 / 4) for fault in ("500", "503", "reset", "short")))
+        for number in range(500):
+            place.put_bytes(f"{number:04}", b"content")
+            assert place.get_bytes(f"{number:04}") == b"content"
+        assert 1000 * 1.04 < proxy.requests < 1000 * 2, f"faults: {[rule.met for rule in proxy.rules]}"
+
+
+def test_a_dripping_body_ends_before_the_deadline(place: S3Store, proxy: Proxy) -> None:
+    place.put_bytes("small", SMALL)
+    for rule in (Rule("drip", "GET", "/p/small"), Rule("drip", "GET", "list-type=2")):
+        proxy.reset(rule)
+        begun = time.monotonic()
+        with pytest.raises(TransientError, match=f"in time.*{DEADLINE_ENV}"):
+            place.get_bytes("small") if "small" in rule.pattern else place.list()
+        assert time.monotonic() - begun < DEADLINE_S
+        assert proxy.requests > 1, "an attempt leaves time for another"
+
+
+def test_a_service_that_hangs_ends_before_the_deadline(place: S3Store, proxy: Proxy) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        s3_environment(f"http://127.0.0.1:{silent.getsockname()[1]}"),
+    ):
+        store = open_s3("s3://bucket/p")
+        begun = time.monotonic()
+        for work in (store.list, lambda: store.put_bytes("a", LARGE[: 4 << 20])):
+            begun = time.monotonic()
+            with pytest.raises(TransientError, match="in time"):
+                work()
+            assert DEADLINE_S / 2 < time.monotonic() - begun < DEADLINE_S
+
+
+def test_a_service_that_is_busy_for_ever_is_given_up_at_the_deadline(
+    place: S3Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(components.s3_retry, "RETRIES", 1000)
+    monkeypatch.setattr(components.s3_retry, "BACKOFF_S", 0.1)
+    proxy.reset(Rule("503"))
+    begun = time.monotonic()
+    with pytest.raises(TransientError, match=r"SlowDown.*requests in"):
+        place.put_bytes("a", b"x")
+    assert time.monotonic() - begun < DEADLINE_S
+    assert 3 < proxy.requests < 10, "each wait is twice as long as the one before"
+
+
+def test_retry_after_is_heeded(place: S3Store, proxy: Proxy) -> None:
+    proxy.reset(Rule("503", times=1, headers={"Retry-After": "1"}))
+    begun = time.monotonic()
+    place.put_bytes("a", b"x")
+    assert 1 <= time.monotonic() - begun < DEADLINE_S
+    proxy.reset(Rule("503", headers={"Retry-After": "30"}))
+    begun = time.monotonic()
+    with pytest.raises(TransientError):
+        place.put_bytes("a", b"x")
+    assert time.monotonic() - begun < DEADLINE_S / 2, "waiting that long would outlast the deadline"
+    assert proxy.requests == 1
+
+
+def test_what_is_refused_is_asked_once(place: S3Store, proxy: Proxy) -> None:
+    proxy.reset(Rule("403"))
+    with pytest.raises(PermanentError, match="access denied"):
+        place.put_bytes("a", b"x")
+    assert proxy.requests == 1
+
+
+def test_a_completed_upload_whose_answer_is_lost_counts(place: S3Store, proxy: Proxy, large: Path) -> None:
+    proxy.reset(Rule("stall", "POST", "uploadId=", times=1), Rule("404", "POST", "uploadId="))
+    place.put_file("x", large)
+    assert sum(seen.startswith("HEAD") for seen in proxy.seen) == 1, "the object itself was looked at"
+    assert place.get_bytes("x") == LARGE
+
+
+def test_parts_stop_when_one_is_given_up(place: S3Store, proxy: Proxy, tmp_path: Path) -> None:
+    file = tmp_path / "parts"
+    file.write_bytes(LARGE * 10)
+    proxy.reset(Rule("403", "PUT", "partNumber="))
+    with pytest.raises(PermanentError, match="access denied"):
+        place.put_file("x", file)
+    assert sum("partNumber=" in seen for seen in proxy.seen) <= 6
+    assert proxy.seen[-1].startswith("DELETE"), "taken back"
+    proxy.reset()
+    assert uploads(place) == 0
+
+
+def test_an_upload_that_could_not_be_taken_back_is_not_counted(place: S3Store, proxy: Proxy) -> None:
+    client, bucket = connect(), place.url.split("/")[2]
+    client._create_multipart_upload(bucket, "p/left", {})
+    (upload,) = place.uploads()
+    proxy.reset(Rule("503", "DELETE", "uploadId="))
+    with pytest.raises(TransientError, match="SlowDown"):
+        place.abort(upload)
+    proxy.reset(Rule("503", "DELETE", "uploadId=", times=1))
+    place.abort(upload)
+    assert place.uploads() == []
+    place.abort(upload)  # gone already
+
+
+def test_what_is_damaged_in_the_store_is_said_so(place: S3Store, proxy: Proxy) -> None:
+    place.put_bytes("small", SMALL)
+    proxy.reset(Rule("flip", "GET"))
+    for work in (lambda: place.get_bytes("small"), lambda: place.local("small").__enter__()):
+        with pytest.raises(PermanentError, match=r"MD5 is .* twice, the service's ETag says .*: damaged in the store"):
+            work()
+    proxy.reset(Rule("flip", "GET", times=1))
+    with place.local("small") as path:
+        assert path.read_bytes() == SMALL
+
+
+@pytest.mark.parametrize("text", ["0", "soon", "-1", "inf", "nan"])
+def test_a_deadline_is_a_number(text: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DEADLINE_ENV, text)
+    with pytest.raises(UsageError, match=f"{DEADLINE_ENV}={text!r}: give a number of seconds"):
+        open_s3("s3://bucket")
+
+
+def test_calls_in_threads_have_deadlines_of_their_own(place: S3Store, proxy: Proxy) -> None:
+    place.put_bytes("small", SMALL)
+    proxy.reset(Rule("stall", "GET", "/p/slow"))
+    place_of_slow, errors = open_s3(place.url), []
+
+    def slow() -> None:
+        try:
+            place_of_slow.get_bytes("slow")
+        except SplatClipError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=slow)
+    thread.start()
+    while thread.is_alive():
+        assert place.get_bytes("small") == SMALL
+    thread.join()
+    assert len(errors) == 1
