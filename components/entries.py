@@ -46,6 +46,24 @@ def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def with_sum(values: dict[str, Any]) -> dict[str, Any]:
+    """The values and, as `sum`, the sha256 of their canonical JSON: a record that tells when it was changed."""
+    return {**values, "sum": sha256_bytes(canonical(values))}
+
+
+def without_sum(values: Any) -> tuple[dict[str, Any], bool]:
+    """The values that `with_sum` was given, and whether there was a sum (older records have none).
+
+    Raises ValueError if it is another, TypeError if it is no mapping.
+    """
+    if not isinstance(values, dict):
+        raise TypeError("not a mapping")
+    rest = {name: value for name, value in values.items() if name != "sum"}
+    if "sum" in values and values["sum"] != sha256_bytes(canonical(rest)):
+        raise ValueError("its sum is not that of its content: changed or damaged")
+    return rest, "sum" in values
+
+
 @dataclass(frozen=True, kw_only=True)
 class FileEntry:
     """A committed file: its name under the prefix, sum and size."""
@@ -89,7 +107,8 @@ class ShardEntry:
 class Manifest:
     """All that a stage committed.
 
-    path: "<stage>/<key>" under the store's root. counts: in = ok + skipped + failed, and reasons.
+    path: "<stage>/<key>" under the store's root. counts: in = ok + skipped + failed, and reasons. summed: whether its
+    JSON holds its own sum; that of earlier versions does not, and keeps its bytes.
     """
 
     format: int = FORMAT
@@ -104,13 +123,15 @@ class Manifest:
     files: list[FileEntry]
     counts: dict[str, Any]
     metrics: dict[str, Any]
+    summed: bool = True
 
     def to_bytes(self) -> bytes:
         """Canonical JSON."""
         values = asdict(self)
+        del values["summed"]
         for shard in values["shards"]:
             del shard["samples"]
-        return canonical(values, indent=1)
+        return canonical(with_sum(values) if self.summed else values, indent=1)
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Manifest:
@@ -118,15 +139,14 @@ class Manifest:
         remedy = "delete it and run the stage again"
         try:
             values = json.loads(data)
-            if not isinstance(values, dict):
-                raise TypeError("not a mapping")
-            if values.get("format") != FORMAT:
+            if isinstance(values, dict) and values.get("format") != FORMAT:
                 raise PermanentError(
                     f"{where}: manifest format {values.get('format')!r}; this version reads format {FORMAT}: {remedy}"
                 )
+            values, summed = without_sum(values)
             values["shards"] = [shard_entry(shard) for shard in values["shards"]]
             values["files"] = [_build(FileEntry, entry) for entry in values["files"]]
-            manifest = _build(cls, values)
+            manifest = _build(cls, {**values, "summed": summed})
             _check_counts(manifest)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PermanentError(f"{where}: not a valid manifest ({error}); {remedy}") from error
@@ -177,6 +197,17 @@ def shard_entry(values: Any) -> ShardEntry:
     notes = [_build(SampleNote, note) for note in values.get("samples", [])]
     files = [_build(FileEntry, entry) for entry in values["files"]]
     return _build(ShardEntry, {**values, "samples": notes, "files": files})
+
+
+def done_bytes(entry: ShardEntry, *, summed: bool = True) -> bytes:
+    """A shard's _done entry. summed: see Manifest."""
+    values = asdict(entry)
+    return canonical(with_sum(values) if summed else values, indent=1)
+
+
+def read_done(data: bytes) -> ShardEntry:
+    """The shard of a _done entry; raises TypeError, ValueError or KeyError where it is damaged."""
+    return shard_entry(without_sum(json.loads(data))[0])
 
 
 def count(shards: Sequence[ShardEntry]) -> dict[str, Any]:

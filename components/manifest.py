@@ -5,12 +5,11 @@ A manifest holds no time, no speed and no address: the same work gives the same 
 
 from __future__ import annotations
 
-import json
 import mmap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,9 @@ from components.entries import (
     ShardEntry,
     canonical,
     count,
+    done_bytes,
+    read_done,
     sha256_bytes,
-    shard_entry,
 )
 from components.errors import PermanentError, UsageError
 from components.store import Store, StoreNotFound, open_store, sha256_file
@@ -167,7 +167,7 @@ class Commit:
         for name in self.store.list(f"{DONE}/"):
             where = f"{self.url}/{name}"
             try:
-                entry = shard_entry(json.loads(self.store.get_bytes(name)))
+                entry = read_done(self.store.get_bytes(name))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise PermanentError(
                     f"{where}: not a valid entry ({error}); delete it and run the stage again"
@@ -234,7 +234,7 @@ class Commit:
             backend=backend,
             params_hash=self.params_hash,
         )
-        self.store.put_bytes(f"{DONE}/{index:05d}.json", canonical(asdict(entry), indent=1))
+        self.store.put_bytes(f"{DONE}/{index:05d}.json", done_bytes(entry))
         return entry
 
     def finalise(

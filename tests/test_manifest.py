@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from s3 import moto_server, new_bucket
 
+from components.entries import canonical, done_bytes, with_sum
 from components.errors import PermanentError, UsageError
 from components.manifest import Artifact, Commit, Manifest, SampleNote, open_artifact
 from components.shards import Sample, ShardIndex, write_shard
@@ -125,6 +126,9 @@ def test_only_whole_entries_of_these_parameters_count(tmp_path: Path) -> None:
     name = "_done/00003.json"
     foreign = json.loads(commit.store.get_bytes(name)) | {"params_hash": "0" * 64}
     commit.store.put_bytes(name, json.dumps(foreign).encode())
+    with pytest.raises(PermanentError, match=r"_done/00003\.json: not a valid entry \(its sum is not .* delete it"):
+        begin(place).done()
+    commit.store.put_bytes(name, done_bytes(replace(entries[3], params_hash="0" * 64)))
     assert begin(place).done() == {}
     with pytest.raises(PermanentError, match="of other parameters"):
         commit.finalise(shards=[replace(entries[3], params_hash="0" * 64)], files=[], metrics={})
@@ -230,8 +234,24 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
 def test_a_manifest_that_is_not_right_is_refused(says: str, tmp_path: Path) -> None:
     values = json.loads(whole(open_store(str(tmp_path / "store")), tmp_path).manifest.to_bytes())
     DAMAGE[says](values)
-    with pytest.raises(PermanentError, match=rf"^here: .*{says}.*run the stage again"):
+    stale = "format 2" if says == "format 2" else "its sum is not that of its content: changed or damaged"
+    with pytest.raises(PermanentError, match=rf"^here: .*{stale}.*run the stage again"):
         Manifest.from_bytes(json.dumps(values).encode(), "here")
+    del values["sum"]
+    for whole_but_wrong in (values, with_sum(values)):
+        with pytest.raises(PermanentError, match=rf"^here: .*{says}.*run the stage again"):
+            Manifest.from_bytes(json.dumps(whole_but_wrong).encode(), "here")
+
+
+def test_a_record_without_a_sum_is_one_of_an_earlier_version(tmp_path: Path) -> None:
+    made = whole(open_store(str(tmp_path / "store")), tmp_path)
+    values = json.loads(made.manifest.to_bytes())
+    del values["sum"]
+    data = canonical(values, indent=1)
+    older = Manifest.from_bytes(data, "here")
+    assert older == replace(made.manifest, summed=False)
+    assert older.to_bytes() == data, "outputs made from it name the sum of these bytes"
+    assert older.sha256 != made.manifest.sha256
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff\xfe", b"{}", b'{"format": 1}', b"null"])

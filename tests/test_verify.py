@@ -22,7 +22,7 @@ from picture_sets import commit_images, png_samples
 import components.s3_retry
 import components.verify_output
 from components.__main__ import main
-from components.entries import canonical
+from components.entries import canonical, with_sum
 from components.errors import PermanentError, UsageError
 from components.manifest import Artifact, Commit, Manifest, SampleNote, sha256_bytes
 from components.shards import ShardIndex, write_shard
@@ -107,10 +107,9 @@ def test_a_flipped_byte_is_found_wherever_it_is(root: Store) -> None:
     seed = int(os.environ.get("SPLATCLIP_TEST_SEED") or random.SystemRandom().randrange(2**32))
     print(f"SPLATCLIP_TEST_SEED={seed}")
     rng = random.Random(seed)
-    scores = whole(root)[2]
-    last = f"{scores.manifest.path}/manifest.json"  # nothing is made from it: its metrics have no other witness
-    names = [name for name in root.list() if name != last]
-    assert len(names) == 13
+    whole(root)
+    names = root.list()
+    assert len(names) == 14
     for name in names:
         data = root.get_bytes(name)
         places = {rng.randrange(len(data)) for _ in range(FLIPS)} | {0, len(data) - 1}
@@ -125,18 +124,21 @@ def test_a_flipped_byte_is_found_wherever_it_is(root: Store) -> None:
     assert verify(root.url).findings == []
 
 
-def test_a_manifest_that_nothing_was_made_from_is_checked_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_a_manifest_that_was_changed(tmp_path: Path) -> None:
     root = open_store(str(tmp_path))
     *_, scores = whole(root)
     data = scores.store.get_bytes("manifest.json")
-    for old, new, says in (
-        (b'"metrics": {}', b'"metrics":  {}', "not as a stage wrote it"),
-        (b'"version": 1', b'"version": x', "not a valid manifest"),
-        (b'"params": {}', b'"params": {"a": 1}', "not as a stage wrote it"),
-        (b'"params": {}', b'"params": {\n  "a": 1\n }', "params_hash is not that of its params"),
+    values = json.loads(data)
+    del values["sum"]
+    for changed, says in (
+        (data.replace(b'"metrics": {}', b'"metrics":  {}'), "not as a stage wrote it"),
+        (data.replace(b'"version": 1', b'"version": x'), "not a valid manifest"),
+        (data.replace(b'"version": 1', b'"version": 2'), "its sum is not that of its content"),
+        (data.replace(b'"metrics": {}', b'"metrics": {\n  "a": 1\n }'), "its sum is not that of its content"),
+        (canonical(with_sum({**values, "params": {"a": 1}}), indent=1), "params_hash is not that of its params"),
     ):
-        assert old in data
-        scores.store.put_bytes("manifest.json", data.replace(old, new))
+        assert changed != data
+        scores.store.put_bytes("manifest.json", changed)
         [line] = damage(verify(root.url))
         assert f"{scores.url}/manifest.json: " in line
         assert says in line
@@ -315,6 +317,9 @@ def test_done_entries_say_what_the_manifest_says(tmp_path: Path) -> None:
     name = "_done/00000.json"
     data = splats.store.get_bytes(name)
     values = json.loads(data)
+    del values["sum"]
+    splats.store.put_bytes(name, canonical(values, indent=1))
+    assert verify(root.url).findings == [], "as earlier versions wrote it"
     bad, dull = values["samples"]
     cases: dict[str, dict[str, Any]] = {
         "names other samples": {**values, "samples": [bad]},
@@ -327,9 +332,11 @@ def test_done_entries_say_what_the_manifest_says(tmp_path: Path) -> None:
     }
     for says, changed in cases.items():
         named = {**changed, "name": f"train/00000-{changed['sha256'][:12]}.tar"}
-        splats.store.put_bytes(name, json.dumps(named, indent=1, sort_keys=True).encode() + b"\n")
-        [line] = damage(verify(root.url))
-        assert line.startswith(f"damage: {splats.url}/{name}: {says}")
+        summed = named if "nan" in repr(named) else with_sum(named)
+        for put, told in ((named, says), (summed, says), ({**named, "sum": "0" * 64}, "not a valid entry")):
+            splats.store.put_bytes(name, json.dumps(put, indent=1, sort_keys=True).encode() + b"\n")
+            [line] = damage(verify(root.url))
+            assert line.startswith(f"damage: {splats.url}/{name}: {told}")
     other = {**values, "sha256": "0" * 64, "name": "train/00000-000000000000.tar"}
     splats.store.put_bytes(name, canonical(other, indent=1))
     result = verify(root.url)
