@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import gates
@@ -212,9 +213,15 @@ def test_a_version_comes_from_the_code_that_the_run_began_with(
 def test_what_is_no_longer_what_was_registered_is_refused(tmp_path: Path, tracked: str) -> None:
     report = gates.promote(str(tmp_path / "store"), 0.5)
     manifest = Path(report.url, "manifest.json")
-    manifest.write_bytes(manifest.read_bytes().replace(b'"package_bytes": ', b'"package_bytes": 1'))
-    with pytest.raises(PermanentError, match="was registered"):
-        load_package("models:/splatclip@champion")
+    data = manifest.read_bytes()
+    other = report.manifest.metrics | {"package_bytes": 1}
+    for changed, says in (
+        (data.replace(b'"package_bytes": ', b'"package_bytes": 1'), "its sum is not that of its content"),
+        (replace(report.manifest, metrics=other).to_bytes(), "was registered"),
+    ):
+        manifest.write_bytes(changed)
+        with pytest.raises(PermanentError, match=says):
+            load_package("models:/splatclip@champion")
 
 
 def test_the_command_moves_the_champion(tmp_path: Path, tracked: str, capsys: pytest.CaptureFixture[str]) -> None:
