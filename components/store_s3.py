@@ -17,6 +17,7 @@ from typing import TypeVar
 from xml.etree.ElementTree import ParseError
 
 from minio import Minio
+from minio.datatypes import ListMultipartUploadsResult, Object
 from minio.error import MinioException, S3Error
 from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError
@@ -250,17 +251,25 @@ class S3Store(Store):
         """See Store."""
         key = self._key(name)
         try:
-            self._call(lambda: self._client.stat_object(bucket_name=self._bucket, object_name=key), name)
-        except PermanentError as error:
-            if type(error) is type(self.not_found(name)):
-                return False
-            raise
+            self._call(lambda: self._head(key), name)
+        except StoreNotFound:
+            return False
         return True
+
+    def _head(self, key: str) -> Object:
+        """What a HEAD tells. Its refusal has no body that says why; that of a GET for the first byte has."""
+        try:
+            return self._client.stat_object(bucket_name=self._bucket, object_name=key)
+        except S3Error as error:
+            if error.code in _MISSING or getattr(error.response, "status", 0) not in {400, 403}:
+                raise
+            self._client.get_object(bucket_name=self._bucket, object_name=key, length=1).close()
+            raise  # a GET is not refused: another right
 
     def stat(self, name: str) -> tuple[int, str]:
         """Bytes and ETag of `name`. Raises StoreNotFound."""
         key = self._key(name)
-        found = self._call(lambda: self._client.stat_object(bucket_name=self._bucket, object_name=key), name)
+        found = self._call(lambda: self._head(key), name)
         return int(found.size or 0), (found.etag or "").strip('"')
 
     def size(self, name: str) -> int:
@@ -297,7 +306,7 @@ class S3Store(Store):
         """See Store; a HEAD, which tells whole seconds, and a DELETE."""
         key = f"{self._prefix}/{file.name}" if self._prefix else file.name
         try:
-            found = self._call(lambda: self._client.stat_object(bucket_name=self._bucket, object_name=key), file.name)
+            found = self._call(lambda: self._head(key), file.name)
         except StoreNotFound:
             return False
         if (found.size or 0, int(_seconds(found.last_modified))) != (file.bytes, int(file.modified)):
@@ -307,20 +316,22 @@ class S3Store(Store):
 
     def uploads(self) -> builtins.list[Upload]:
         """See Store. PermanentError where the client or the service has no list of them."""
-        work = getattr(self._client, "_list_multipart_uploads", None)  # the client has no public one
-        if work is None:
+        # The client's own method for this is private, and sends an empty delimiter, by which Swift finds none
+        ask = getattr(self._client, "_execute", None)
+        if ask is None:
             raise PermanentError(f"{self.url}: this version of the minio client cannot list uploads in parts")
-        root, marker = f"{self._prefix}/" if self._prefix else "", ""
+        root = f"{self._prefix}/" if self._prefix else ""
+        query = {"uploads": "", "prefix": root, "encoding-type": "url"}
         found: builtins.list[Upload] = []
         while True:
-            page = self._call(partial(work, self._bucket, prefix=root, key_marker=marker))
+            page = ListMultipartUploadsResult(self._call(partial(ask, "GET", self._bucket, query_params=query)))
             found += [
-                Upload(one.object_name[len(root) :], one.upload_id, _seconds(one.initiated_time))
+                Upload(one.object_name[len(root) :], one.upload_id or "", _seconds(one.initiated_time))
                 for one in page.uploads
             ]
-            if not page.is_truncated or not page.next_key_marker or page.next_key_marker == marker:
+            if not page.is_truncated or not page.next_key_marker or page.next_key_marker == query.get("key-marker"):
                 return found
-            marker = page.next_key_marker
+            query["key-marker"] = page.next_key_marker
 
     def abort(self, upload: Upload) -> None:
         """See Store."""

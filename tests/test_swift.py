@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import minio.api
 import pytest
 from fault_proxy import Rule, fault_proxy
 from s3 import new_bucket, s3_environment
 from swift import ACCESS, SECRET, missing, swift_server
 
 import components.store_s3
+from components.__main__ import main
 from components.config import DownloadParams
 from components.download import stage
 from components.errors import PermanentError
@@ -53,16 +56,43 @@ def test_everything_the_store_does(swift: str, tmp_path: Path, monkeypatch: pyte
             open_store("s3://no-such-bucket").put_bytes("a", b"")
 
 
-@pytest.mark.parametrize(("access", "secret"), [(ACCESS, "wrong-secret"), ("nobody:here", SECRET)])
-def test_wrong_credentials_are_named_and_not_shown(swift: str, access: str, secret: str) -> None:
+@pytest.mark.parametrize(
+    ("access", "secret", "name", "behind_min", "says"),
+    [
+        (ACCESS, "wrong-secret", "", 0, "refuses the credentials (SignatureDoesNotMatch)"),
+        ("nobody:here", SECRET, "", 0, "refuses the credentials (SignatureDoesNotMatch)"),
+        (ACCESS, SECRET, "s3://no-such-bucket", 0, "no such bucket; create it"),
+        (ACCESS, SECRET, "", 25, "refuses the request's time (RequestTimeTooSkewed)"),
+    ],
+)
+@pytest.mark.parametrize("command", ["download", "verify", "gc"])
+def test_what_is_wrong_is_one_line_and_exit_code_42(
+    swift: str,
+    access: str,
+    secret: str,
+    name: str,
+    behind_min: int,
+    says: str,
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with s3_environment(swift, ACCESS, SECRET):
         bucket = new_bucket()
+    params = tmp_path / "params.yaml"
+    params.write_text("download: {image_size: 16, num_train: 8, num_val: 0, num_test: 4}\n")
+    store = f"{name or bucket}/runs"
+    stage = ["download", "--params", str(params), "--store", store]
+    monkeypatch.setattr(
+        minio.api.time, "utcnow", lambda: datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=behind_min)
+    )
     with s3_environment(swift, access, secret):
-        place = open_store(bucket)
-        for work in (lambda: place.put_bytes("a", b"x"), place.list, lambda: place.get_bytes("a")):
-            with pytest.raises(PermanentError, match=r"refuses the credentials|access denied") as caught:
-                work()
-            assert secret not in str(caught.value)
+        assert main(stage if command == "download" else [command, store]) == 42
+    *_, line = capsys.readouterr().err.strip().splitlines()
+    assert store in line
+    assert says in line
+    assert secret not in line
 
 
 def test_download_writes_the_same_bytes(swift: str, tmp_path: Path) -> None:
