@@ -12,10 +12,12 @@ from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
 from components.fields import at_least, evaluates_apart, later, local, one_of, require, seed_in_range, within
+from components.hub_params import DataCompParams, HubParams, check_repository
 from components.operations import PromoteParams, ResourcesParams, TrackingParams
 from components.url_params import UrlParams
 
-SOURCES = ("sample", "folder", "webdataset", "urls")
+SOURCES = ("sample", "folder", "webdataset", "urls", "datacomp", "huggingface", "clip_benchmark")
+WITHOUT_PATH = ("sample", "datacomp")  # the others need one
 FORMATS = ("jpg", "png", "webp")
 SQUARE_MODES = ("center_crop", "border")
 RESIZE_MODES = (*SQUARE_MODES, "no", "keep_ratio", "keep_ratio_largest")
@@ -31,9 +33,12 @@ class DownloadParams:
     """Where pictures come from and what they become.
 
     source: `sample` (made here, no network), `folder` (images and captions.csv or captions.jsonl), `webdataset` (tars),
-    `urls` (lists of web addresses: .parquet, .csv, .tsv, .jsonl).
-    path: of the source: a folder; for `webdataset` and `urls` also s3://bucket/prefix or an http(s) address; unused by
-    `sample`. urls: how lists of addresses are read and fetched.
+    `urls` (lists of web addresses: .parquet, .csv, .tsv, .jsonl), `datacomp` (DataComp's, from the hub),
+    `huggingface` (a dataset repository of Parquet files), `clip_benchmark` (its sets by name, from the hub).
+    path: of the source: a folder; for `webdataset` and `urls` also s3://bucket/prefix, an http(s) address or
+    hf://datasets/owner/name@revision/folder; the repository of `huggingface`; the set's name of `clip_benchmark`; of
+    `datacomp` where its metadata lies already; unused by `sample`. urls: how lists of addresses are read and fetched;
+    hub, datacomp: which part of what lies on the hub.
     What enters a cache key is the content found there, not the path.
     image_size: side in pixels of the square RGB pictures that come out.
     resize_mode: `center_crop`, or `border`: the whole picture with white bars. What reads pictures of several sizes
@@ -64,12 +69,16 @@ class DownloadParams:
     min_side: int = later(0)
     max_aspect_ratio: float = later(0.0)
     urls: UrlParams = later(UrlParams())
+    hub: HubParams = later(HubParams())
+    datacomp: DataCompParams = later(DataCompParams())
 
     def __post_init__(self) -> None:
         one_of("download.source", self.source, SOURCES)
         one_of("download.image_format", self.image_format, FORMATS)
         one_of("download.resize_mode", self.resize_mode, RESIZE_MODES)
-        require(self.source == "sample" or bool(self.path), f"download.path is empty; {self.source!r} needs one")
+        require(self.source in WITHOUT_PATH or bool(self.path), f"download.path is empty; {self.source!r} needs one")
+        if self.source == "huggingface":
+            check_repository(self.path, "download.path")
         seed_in_range("download", self.seed)
         at_least("download", self, 1, "shard_size", "quality", "num_test")
         at_least("download", self, 8, "image_size")

@@ -118,6 +118,13 @@ def location(one: EvalSet, root: str) -> str:
     return f"{HUB}{'/'.join(parts[:2])}/resolve/{'/'.join(parts[3:]) or 'main'}"
 
 
+def repository(name: str) -> str:
+    """The repository of a set's name on the hub. Raises UsageError for an unknown name, with the nearest."""
+    if name in GROUPS:
+        raise UsageError(f"{name!r} are several evaluation sets; name one of: {', '.join(SETS)}")
+    return f"{DEFAULT_ROOT.removeprefix(HUB)}/wds_{find_sets([name])[0].cleaned}"
+
+
 def _under(one: EvalSet, root: str) -> str:
     first, *others = (f"wds_{one.cleaned}", one.cleaned, one.name, one.short)
     if "://" not in root:

@@ -64,7 +64,12 @@ def evaluates_apart(train: Any, test: Any) -> None:
         f"download_eval.image_size is {test.image_size}, download.image_size {train.image_size}; make them equal, "
         "as the adapter reads splats of pictures of the size that it was trained on",
     )
-    if (train.source, train.path) != (test.source, test.path):
+
+    def place(part: Any) -> tuple[Any, ...]:
+        hub = part.hub if part.source == "huggingface" else None
+        return part.source, part.path, hub, part.datacomp if part.source == "datacomp" else None
+
+    if place(train) != place(test):
         named = f"download_eval is another set than download, but bears its name {train.dataset!r}"
         require(test.dataset != train.dataset, f"{named}; give download_eval.dataset its own, results carry it")
     elif train.source != "sample":

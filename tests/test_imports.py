@@ -18,6 +18,7 @@ LEAN = {
     "fields",
     "manifest",
     "operations",
+    "hub_params",
     "url_params",
     "params",
     "splats",

@@ -25,6 +25,7 @@ STEPS = [step.name for step in FLOW]
 # Modules that decide how a stage runs, not what it makes; what they take from params is in its key.
 PLUMBING = {
     "config",
+    "hub_params",
     "url_params",
     "entries",
     "errors",

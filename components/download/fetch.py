@@ -89,6 +89,18 @@ class Tree(ABC):
         """The content of `name`; StoreNotFound if there is none."""
         return self.path(name).read_bytes()
 
+    def tail(self, name: str, num_bytes: int) -> bytes:
+        """The last bytes of `name`, all of a shorter one."""
+        path = self.path(name)
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - num_bytes))
+            return stream.read()
+
+    @property
+    def origin(self) -> str:
+        """What a manifest may say of where the files are from; empty where it is a place that others cannot know."""
+        return ""
+
     def close(self) -> None:
         """Remove the temporary copies."""
         if self._spool is not None:
@@ -237,21 +249,31 @@ class HttpTree(Tree):
         return True
 
 
-def open_tree(url: str) -> Tree:
-    """Open a folder, s3://bucket/prefix, http(s) base, or in any of them one .tar, list of URLs or {00000..00009}.tar.
+def open_tree(url: str, single: tuple[str, ...] = (".tar", *TABLES)) -> Tree:
+    """Open a folder, s3://bucket/prefix, http(s) base or hf://datasets/owner/name@revision/folder of the hub, or in any
+    of them one .tar, list of URLs or {00000..00009}.tar.
 
-    Raises UsageError or PermanentError if the address makes no sense.
+    single: endings of what is one file. Raises UsageError or PermanentError if the address makes no sense.
     """
     scheme = urlsplit(url).scheme if "://" in url else ""
-    if scheme not in {"", "s3", "http", "https"}:
-        raise UsageError(f"download.path {url!r}: give a folder, s3://bucket/prefix or an http(s) address")
+    if scheme not in {"", "s3", "http", "https", "hf"}:
+        raise UsageError(
+            f"download.path {url!r}: give a folder, s3://bucket/prefix, an http(s) address or hf://datasets/"
+        )
     base, names = url, None
-    if url.endswith((".tar", *TABLES)) and not (scheme == "" and Path(url).is_dir()):
+    if url.endswith(single) and not (scheme == "" and Path(url).is_dir()):
         base, _, last = url.rpartition("/")
         base, names = base or ".", expand(last)
     if scheme in {"http", "https"}:
         return HttpTree(base, names)
-    tree = S3Tree(base) if scheme == "s3" else FolderTree(base)
+    tree: Tree
+    if scheme == "hf":
+        from components.download.hub import HubTree, split_address
+
+        repo, revision, folder = split_address(base)
+        tree = HubTree(repo, revision, folder)
+    else:
+        tree = S3Tree(base) if scheme == "s3" else FolderTree(base)
     return tree if names is None else _Only(tree, names)
 
 
@@ -266,9 +288,18 @@ class _Only(Tree):
         """See Tree."""
         return sorted(self._names)
 
+    @property
+    def origin(self) -> str:
+        """See Tree."""
+        return self._tree.origin
+
     def remote_identity(self, name: str) -> tuple[int, str] | None:
         """See Tree."""
         return self._tree.remote_identity(name)
+
+    def tail(self, name: str, num_bytes: int) -> bytes:
+        """See Tree."""
+        return self._tree.tail(name, num_bytes)
 
     def _fetch(self, name: str, path: Path) -> None:
         shutil.copyfile(self._tree.path(name), path)

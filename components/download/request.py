@@ -36,7 +36,7 @@ _REDIRECTS = {301, 302, 303, 307, 308}
 _CHUNK = 64 << 10
 _NO_AI = {"noai", "noimageai", "noindex", "noimageindex"}  # as img2dataset's disallowed_header_directives
 _VALUED = {"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"}  # directives with a colon
-_PAGE = re.compile(rb"^\s*(<!doctype html|<html|<\?xml[^>]*>\s*<(html|svg)|<svg)", re.IGNORECASE)
+PAGE = re.compile(rb"^\s*(<!doctype html|<html|<\?xml[^>]*>\s*<(html|svg)|<svg)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class Client:
         large = False
         try:
             async for chunk in answer.content.iter_chunked(_CHUNK):
-                if not size and _PAGE.match(chunk[:512]):
+                if not size and PAGE.match(chunk[:512]):
                     raise ImageError("not_a_picture", f"a page ({answer.content_type})")
                 parts.append(chunk)
                 size += len(chunk)

@@ -11,10 +11,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from components.config import DownloadParams
 from components.errors import SplatClipError
 from components.images import ImageError, Pixels
+
+if TYPE_CHECKING:
+    from components.download.fetch import Tree
+    from components.store import Store
 
 SPLITS = ("train", "val", "test")
 CLASSNAMES = "classnames.txt"
@@ -87,7 +92,10 @@ class Source(ABC):
 
     fingerprint: of all that the output depends on besides the parameters; known once the source is open.
     kind: what it says of itself, one of prompts.KINDS; empty where it says nothing.
+    origin: a repository and its commit, where the pictures or their list are from one.
     """
+
+    origin: str = ""
 
     fingerprint: str = ""
     kind: str = ""
@@ -212,27 +220,58 @@ def splits_to_read(there: set[str], params: DownloadParams) -> set[str]:
     return {"test", "val"} if "val" in there else there
 
 
-def open_source(params: DownloadParams) -> Source:
-    """The source that the parameters name. Raises UsageError or PermanentError."""
+def open_source(params: DownloadParams, kept: Store | None = None) -> Source:
+    """The source that the parameters name. kept: where files of evaluation sets stay once they have been fetched.
+
+    Raises UsageError, PermanentError, or TransientError where the hub is away.
+    """
     if params.source == "sample":
         from components.download.sample import SampleSource
 
         return SampleSource(params)
-    from components.download.fetch import open_tree
-
-    tree = open_tree(params.path)
+    tree = _tree(params, kept)
     try:
-        if params.source == "folder":
-            from components.download.folder import FolderSource
-
-            return FolderSource(tree, params)
-        if params.source == "urls":
-            from components.download.urls import UrlSource
-
-            return UrlSource(tree, params)
-        from components.download.webdataset import WebdatasetSource
-
-        return WebdatasetSource(tree, params)
+        source = _opened(tree, params)
+        source.origin = tree.origin
+        return source
     except BaseException:
         tree.close()
         raise
+
+
+def _tree(params: DownloadParams, kept: Store | None) -> Tree:
+    from components.download.fetch import open_tree
+    from components.download.hub import HubTree
+
+    revision = params.hub.revision
+    if params.source == "huggingface":
+        return HubTree(params.path, revision)
+    if params.source == "datacomp" and not params.path:
+        return HubTree(params.datacomp.repository, revision)
+    if params.source == "clip_benchmark":
+        from components.evalsets import repository
+
+        return HubTree(repository(params.path), revision, kept=kept)
+    return open_tree(params.path)
+
+
+def _opened(tree: Tree, params: DownloadParams) -> Source:
+    if params.source == "folder":
+        from components.download.folder import FolderSource
+
+        return FolderSource(tree, params)
+    if params.source == "urls":
+        from components.download.urls import UrlSource
+
+        return UrlSource(tree, params)
+    if params.source == "datacomp":
+        from components.download.datacomp import DataCompSource
+
+        return DataCompSource(tree, params)
+    if params.source == "huggingface":
+        from components.download.huggingface import HuggingFaceSource
+
+        return HuggingFaceSource(tree, params)
+    from components.download.webdataset import WebdatasetSource
+
+    return WebdatasetSource(tree, params)

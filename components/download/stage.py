@@ -41,13 +41,14 @@ from components.store import open_store, os_error
 
 VERSION = 2
 MIN_SAMPLES = 3
+KEPT = "hub"  # under the store: files of evaluation sets, by their sums
 _WORKERS = min(os.cpu_count() or 1, 16)
 _BLOCK = 64  # samples in the hands of the threads at a time, fewer where they have more bytes together than
 _BLOCK_BYTES = 256 << 20
 
 
 def _place(params: DownloadParams) -> str:
-    return f"download.path {params.path!r}" if params.source != "sample" else "download.source 'sample'"
+    return f"download.path {params.path!r}" if params.path else f"download.source {params.source!r}"
 
 
 def _needed(params: DownloadParams) -> tuple[str, ...]:
@@ -230,7 +231,7 @@ def run(params: DownloadParams, *, store: str) -> Report:
     """
     started = time.monotonic()
     place = open_store(store)
-    with open_source(params) as source:
+    with open_source(params, place.sub(KEPT)) as source:
         commit = Commit(
             place, stage="download", version=VERSION, params=semantic(params), inputs={}, source=source.fingerprint
         )
@@ -255,6 +256,7 @@ def run(params: DownloadParams, *, store: str) -> Report:
                     entries.append(entry)
         _check_usable(entries, params, commit.url)
         metrics = {"num_classes": len(source.class_names), "image_size": params.image_size, "dataset": params.dataset}
+        metrics |= {"origin": source.origin} if source.origin else {}
         artifact = commit.finalise(shards=entries, files=_class_files(commit, source), metrics=metrics)
     return _report(artifact, cached=False, started=started, made=total - kept)
 
@@ -269,5 +271,5 @@ def _check_usable(entries: list[ShardEntry], params: DownloadParams, where: str)
         first = f"; the first: {notes[0].key} ({notes[0].reason}: {notes[0].detail})" if notes else ""
         raise PermanentError(
             f"{_place(params)}: none of the {len(notes)} samples of {split!r} can be used{first}; mend or replace them"
-            + (f", or delete {where} to fetch them once more" if params.source == "urls" else "")
+            + (f", or delete {where} to fetch them once more" if params.source in {"urls", "datacomp"} else "")
         )

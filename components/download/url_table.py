@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.download.fetch import TABLES
+from components.download.filters import NSFW, NSFW_COLUMNS, SIMILARITY, SIMILARITY_COLUMNS, filtered
 from components.errors import PermanentError, UsageError
 from components.fields import nearest
 from components.url_params import UrlParams
@@ -36,15 +37,37 @@ def _column(wanted: str, usual: Sequence[str], there: Sequence[str], where: str,
     return next((lower[name] for name in usual if name in lower), None)
 
 
-def columns_of(there: Sequence[str], params: UrlParams, where: str) -> dict[str, str]:
-    """What is read of a table: `url`, `caption`, `sha256` and what is carried along -> the table's column."""
+def _judged_by(there: Sequence[str], params: UrlParams, where: str) -> dict[str, str]:
+    """The columns that rows are left out by, where that is asked for."""
+    found = {}
+    for name, wanted, usual, asked in (
+        (NSFW, params.nsfw_column, NSFW_COLUMNS, params.max_nsfw < 1),
+        (SIMILARITY, params.similarity_column, SIMILARITY_COLUMNS, params.min_similarity > -1),
+    ):
+        if not asked:
+            continue
+        parameter = {NSFW: "max_nsfw", SIMILARITY: "min_similarity"}[name]
+        column = _column(wanted, usual, there, where, parameter)
+        if column is None:
+            raise PermanentError(
+                f"{where}: none of its columns ({', '.join(there)}) is called {' or '.join(usual)}; name the one that "
+                f"download.urls.{parameter} goes by in {name[1:]}_column"
+            )
+        found[name] = column
+    return found
+
+
+def columns_of(there: Sequence[str], params: UrlParams, where: str, usual: Sequence[str] = CARRIED) -> dict[str, str]:
+    """What is read of a table: `url`, `caption`, `sha256`, what rows are left out by and what is carried along -> the
+    table's column. usual: what is carried along where it is there.
+    """
     url = _column(params.url_column, URL_COLUMNS, there, where, "addresses")
     if url is None:
         raise PermanentError(
             f"{where}: none of its columns ({', '.join(there)}) is called {' or '.join(URL_COLUMNS)}; name it in "
             "download.urls.url_column"
         )
-    found = {"url": url}
+    found = {"url": url} | _judged_by(there, params, where)
     if (caption := _column(params.caption_column, CAPTION_COLUMNS, there, where, "captions")) is not None:
         found["caption"] = caption
     if (digest := _column("", SUM_COLUMNS, there, where, "sums")) is not None:
@@ -53,21 +76,20 @@ def columns_of(there: Sequence[str], params: UrlParams, where: str) -> dict[str,
     wanted = {name: name for name in params.carry}
     if missing := [name for name in wanted if name not in there]:
         raise PermanentError(f"{where}: no column {missing[0]!r}{nearest(missing[0], there)}; see download.urls.carry")
-    usual = {name: lower[name] for name in CARRIED if name in lower}
-    return {**usual, **wanted, **found}
+    return {**{name: lower[name] for name in usual if name in lower}, **wanted, **found}
 
 
 def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _parquet(path: Path, params: UrlParams, where: str) -> Iterator[dict[str, list[str]]]:
+def _parquet(path: Path, params: UrlParams, where: str, usual: Sequence[str]) -> Iterator[dict[str, list[str]]]:
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path) as table:
-            columns = columns_of(table.schema_arrow.names, params, where)
+            columns = columns_of(table.schema_arrow.names, params, where, usual)
             for batch in table.iter_batches(_BATCH, columns=sorted(set(columns.values()))):
                 yield {name: [_text(value) for value in batch[column].to_pylist()] for name, column in columns.items()}
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -86,12 +108,12 @@ def _blocks(rows: Iterator[dict[str, str]], columns: dict[str, str]) -> Iterator
     yield block
 
 
-def _csv(path: Path, params: UrlParams, where: str) -> Iterator[dict[str, list[str]]]:
+def _csv(path: Path, params: UrlParams, where: str, usual: Sequence[str]) -> Iterator[dict[str, list[str]]]:
     csv.field_size_limit(1 << 24)
     with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream, delimiter="\t" if where.lower().endswith(".tsv") else ",", strict=True)
         try:
-            columns = columns_of([name.strip() for name in reader.fieldnames or []], params, where)
+            columns = columns_of([name.strip() for name in reader.fieldnames or []], params, where, usual)
             reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
             rows = (_whole(row, f"{where}: line {reader.line_num}") for row in reader)
             yield from _blocks(rows, columns)
@@ -107,7 +129,7 @@ def _whole(row: dict[Any, Any], where: str) -> dict[str, str]:
     return row
 
 
-def _jsonl(path: Path, params: UrlParams, where: str) -> Iterator[dict[str, list[str]]]:
+def _jsonl(path: Path, params: UrlParams, where: str, usual: Sequence[str]) -> Iterator[dict[str, list[str]]]:
     def rows() -> Iterator[dict[str, str]]:
         with path.open("rb") as stream:
             for number, line in enumerate(stream, 1):
@@ -127,11 +149,13 @@ def _jsonl(path: Path, params: UrlParams, where: str) -> Iterator[dict[str, list
     for row in rows():
         names |= dict.fromkeys(row)
     if names:
-        yield from _blocks(rows(), columns_of(list(names), params, where))
+        yield from _blocks(rows(), columns_of(list(names), params, where, usual))
 
 
-def read_table(path: Path, name: str, params: UrlParams, where: str) -> pa.Table:
-    """One table's rows as text columns: url, and caption, sha256 and carried ones where it has them.
+def read_table(path: Path, name: str, params: UrlParams, where: str, usual: Sequence[str] = CARRIED) -> pa.Table:
+    """One table's rows as text columns: url, and caption, sha256, filters.FILTERED and carried ones where it has them.
+
+    usual: columns that are carried along where it has them.
 
     Raises PermanentError that names the file, the line or column, and what to do.
     """
@@ -143,7 +167,7 @@ def read_table(path: Path, name: str, params: UrlParams, where: str) -> pa.Table
     reader = {".parquet": _parquet, ".jsonl": _jsonl}.get(suffix, _csv)
     batches = [
         pa.table({key: pa.array(_printable(values), pa.large_string()) for key, values in block.items()})
-        for block in reader(path, params, where)
+        for block in (filtered(block, params) for block in reader(path, params, where, usual))
         if block["url"]
     ]
     return pa.concat_tables(batches) if batches else pa.table({"url": pa.array([], pa.large_string())})

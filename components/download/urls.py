@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from components.config import DownloadParams
 from components.download.fetch import TABLES, Tree
+from components.download.filters import FILTERED
 from components.download.http import Fetched, Fetcher, Job, Outcome
+from components.download.img2dataset import Img2dataset
+from components.download.rows import Rows
 from components.download.sources import Raw, Ref, Result, Skip, StreamingSource
-from components.download.url_table import read_table
+from components.download.url_table import CARRIED, read_table
 from components.errors import PermanentError
 from components.images import ImageError
 
@@ -22,34 +26,42 @@ if TYPE_CHECKING:
 _Wanted = tuple[Ref, dict[str, str]]
 
 
+def _engine(params: DownloadParams) -> Fetcher | Img2dataset:
+    if params.urls.engine == "img2dataset":
+        return Img2dataset(params.urls, max_bytes=params.max_bytes)
+    return Fetcher(params.urls, max_bytes=params.max_bytes)
+
+
 class UrlSource(StreamingSource):
     """Rows of tables, in the tables' order; a row's key is its number over all tables.
 
-    Limits: addresses and captions are held in memory, about their text and 200 bytes a row. What enters the cache key
-    is the tables' content: what the web answers is not part of it, and shards that are committed stay as they are.
+    Limits: some 200 bytes of memory a row; of the tables themselves rows.MOST_BYTES, the others are read again when
+    their turn comes. What enters the cache key is the tables' content: what the web answers is not part of it, and
+    shards that are committed stay as they are.
     """
+
+    tables: tuple[str, ...] = TABLES
+    carried: tuple[str, ...] = CARRIED
 
     def __init__(self, tree: Tree, params: DownloadParams) -> None:
         self._tree, self._params = tree, params
-        self._names = [name for name in tree.names() if name.lower().endswith(TABLES)]
+        self._names = [name for name in tree.names() if name.lower().endswith(self.tables)]
         if not self._names:
-            raise PermanentError(f"download.path {tree.url!r}: no list of URLs there; expected {' or '.join(TABLES)}")
+            kinds = " or ".join(self.tables)
+            raise PermanentError(f"download.path {tree.url!r}: no list of URLs there; expected {kinds}")
         self.fingerprint = tree.fingerprint(self._names)
-        self._rows: pa.Table | None = None
 
-    def _table(self) -> pa.Table:
-        if self._rows is None:
-            import pyarrow as pa
+    @cached_property
+    def _rows(self) -> Rows:
+        return Rows(self._names, self._read)
 
-            read = (
-                read_table(self._tree.path(name), name, self._params.urls, f"{self._tree.url}/{name}")
-                for name in self._names
-            )
-            self._rows = pa.concat_tables(read, promote_options="default").combine_chunks()
-        return self._rows
+    def _read(self, name: str) -> pa.Table:
+        """One table; the same rows each time."""
+        where = f"{self._tree.url}/{name}"
+        return read_table(self._tree.path(name), name, self._params.urls, where, self.carried)
 
     def _list(self) -> Sequence[Ref]:
-        number = len(self._table())
+        number = len(self._rows)
         if not number:
             raise PermanentError(f"download.path {self._tree.url!r}: its {len(self._names)} lists hold no row")
         width = max(9, len(str(number - 1)))
@@ -57,9 +69,7 @@ class UrlSource(StreamingSource):
 
     def row(self, ref: Ref) -> dict[str, str]:
         """What the tables say of one sample; columns that its table lacks are left out."""
-        rows = self._table()
-        values = {name: rows[name][ref.position].as_py() for name in rows.column_names}
-        return {name: value for name, value in values.items() if value is not None}
+        return self._rows[ref.position]
 
     def load(self, ref: Ref) -> Raw:
         """Fetch one sample alone; `stream` is the way to fetch many."""
@@ -72,12 +82,15 @@ class UrlSource(StreamingSource):
     @contextmanager
     def stream(self, refs: Iterator[Ref | None]) -> Iterator[Iterator[Result | None]]:
         """See Source. Leaving the context gives up what is under way."""
-        with Fetcher(self._params.urls, max_bytes=self._params.max_bytes) as fetcher:
+        with _engine(self._params) as fetcher:
             yield self._results(fetcher.fetch(None if ref is None else self._job(ref) for ref in refs))
 
     def _job(self, ref: Ref) -> Job[_Wanted]:
         row = self.row(ref)
         skip = Skip("no_caption", "the row has none") if row.get("caption", "-").strip() == "" else None
+        if why := row.get(FILTERED):
+            reason, _, detail = why.partition(": ")
+            skip = Skip(reason, detail)
         return Job(row["url"].strip(), (ref, row), skip)
 
     def _results(self, done: Iterator[tuple[Job[_Wanted], Outcome] | None]) -> Iterator[Result | None]:
@@ -96,7 +109,7 @@ class UrlSource(StreamingSource):
     @staticmethod
     def _raw(row: dict[str, str], body: bytes = b"", **extra: str) -> Raw:
         caption = row.get("caption", "").strip()
-        carried = {name: value for name, value in row.items() if name not in {"url", "caption", "sha256"}}
+        carried = {name: value for name, value in row.items() if name not in {"url", "caption", "sha256", FILTERED}}
         url = row["url"].strip()
         return Raw(body, (caption,) if caption else (), origin=url, extra={**carried, **extra})
 

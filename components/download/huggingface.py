@@ -1,0 +1,277 @@
+"""Source `huggingface`: pictures in the Parquet files of a dataset repository. No code of it is ever run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from components.config import DownloadParams
+from components.download.fetch import Tree
+from components.download.repository import README, Config, choose, choose_splits, read_card
+from components.download.sources import DEFAULT_TEMPLATES, Raw, Ref, Skip, Source, splits_to_read
+from components.errors import PermanentError
+from components.fields import nearest
+from components.images import ImageError, Limits
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyarrow.parquet import FileMetaData, ParquetFile
+
+IMAGE_COLUMNS = ("image", "img", "picture", "photo", "jpg", "png", "webp")
+TEXT_COLUMNS = ("caption", "captions", "text", "texts", "sentence", "sentences", "txt", "alt_text")
+LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label")
+FOOTER = 1 << 16  # bytes at a file's end that are fetched first: its footer is rarely longer
+_ROWS = 16  # read at a time: pictures may have megabytes
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns are read; text and label may be empty. class_names: of the label, by number."""
+
+    image: str
+    text: str
+    label: str
+    class_names: tuple[str, ...]
+
+
+class HuggingFaceSource(Source):
+    """Rows of Parquet files, in the files' order; a row's key is its number over all files that are read.
+
+    Limits: some 200 bytes of memory a row. Of each file the footer is read first; the files themselves are fetched one
+    after another when their turn comes, once for each split that is dealt out of them, and stay in a temporary folder
+    up to fetch.SPOOL_BYTES.
+    """
+
+    def __init__(self, tree: Tree, params: DownloadParams) -> None:
+        self._tree, self._params = tree, params
+        self._where = f"dataset {params.path!r}"
+        names = tree.names()
+        card = read_card(tree.read(README).decode("utf-8", "replace"), tree.url) if README in names else {}
+        self._config = choose(card, names, params.hub.config, self._where)
+        files = choose_splits(self._config.files, params.hub.split, self._where)
+        wanted = splits_to_read({split for _, split in files}, params)
+        self._files = [(name, split) for name, split in files if split in wanted]
+        told = json.dumps([self._files, self._config.features], sort_keys=True, default=str)
+        contents = tree.fingerprint([name for name, _ in self._files])
+        self.fingerprint = hashlib.sha256(f"{contents}\n{told}".encode()).hexdigest()
+        self._limits = Limits(max_bytes=params.max_bytes)
+        self._reader: _Reader | None = None
+        self._columns: Columns | None = None
+
+    def _list(self) -> Sequence[Ref]:
+        """See Source. The columns are known after this."""
+        refs: list[Ref] = []
+        for group, (name, split) in enumerate(self._files):
+            footer = _footer(self._tree, name)
+            schema = footer.schema.to_arrow_schema()
+            if self._columns is None:
+                self._columns = find_columns(schema, self._config, self._params, f"{self._where}: {name}")
+                self.class_names = self._columns.class_names
+                self.templates = DEFAULT_TEMPLATES if self.class_names else ()
+            columns = self._columns
+            for column in (columns.image, columns.text, columns.label):
+                if column and column not in schema.names:
+                    raise PermanentError(f"{self._where}: {name} has no column {column!r}, which others have")
+            refs += [Ref(f"{len(refs) + row:09d}", split, group, row) for row in range(footer.num_rows)]
+        if not refs:
+            raise PermanentError(f"{self._where}: its {len(self._files)} files hold no row")
+        return refs
+
+    def group_name(self, group: int) -> str | None:
+        """See Source."""
+        return self._files[group][0]
+
+    def about(self, ref: Ref) -> Raw:
+        """See Source."""
+        return Raw(b"", origin=f"{self._files[ref.group][0]}#{ref.position}")
+
+    def load(self, ref: Ref) -> Raw:
+        """See Source."""
+        columns = self._columns or self._listed()
+        row = self._row(ref, columns)
+        captions = _captions(row.get(columns.text)) if columns.text else ()
+        label = self._label(row[columns.label]) if columns.label else -1
+        if not captions and label < 0:
+            raise Skip("no_caption", "neither a caption nor a class")
+        picture = row[columns.image]
+        data = picture.get("bytes") if isinstance(picture, dict) else picture
+        if not data:
+            path = picture.get("path") if isinstance(picture, dict) else None
+            raise ImageError("missing", f"only its path is there, {path!r:.80}" if path else "the row has none")
+        self._limits.check_bytes(len(data))
+        return Raw(data, captions, label, self.about(ref).origin)
+
+    def _listed(self) -> Columns:
+        _ = self.refs
+        if self._columns is None:
+            raise RuntimeError("no file was listed")
+        return self._columns
+
+    def _row(self, ref: Ref, columns: Columns) -> dict[str, Any]:
+        import pyarrow as pa
+
+        name = self._files[ref.group][0]
+        try:
+            if self._reader is None or self._reader.name != name:
+                self._close_reader()
+                wanted = [column for column in (columns.image, columns.text, columns.label) if column]
+                self._reader = _Reader(self._tree, name, wanted)
+            return self._reader.row(ref.position)
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(f"{self._where}: {name}", error) from error
+
+    def _label(self, value: Any) -> int:
+        if value is None or value == -1:  # of a split whose labels are held back
+            return -1
+        if not isinstance(value, int) or not 0 <= value < len(self.class_names):
+            raise Skip("bad_class", f"class {value!r:.40}; there are {len(self.class_names)}")
+        return value
+
+    def _close_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def close(self) -> None:
+        """See Source."""
+        self._close_reader()
+        self._tree.close()
+
+
+class _Reader:
+    """The rows of one file, asked for in rising order for the most part, a few in memory at a time."""
+
+    def __init__(self, tree: Tree, name: str, columns: list[str]) -> None:
+        from pyarrow import parquet
+
+        self.name, self._columns = name, columns
+        self._file: ParquetFile = parquet.ParquetFile(tree.path(name), memory_map=True)
+        self._starts = [0]
+        for group in range(self._file.num_row_groups):
+            self._starts.append(self._starts[-1] + self._file.metadata.row_group(group).num_rows)
+        self._batches: Any = iter(())
+        self._first, self._group = 0, -1
+        self._batch: pa.RecordBatch = None
+
+    def row(self, position: int) -> dict[str, Any]:
+        """One row's columns, as Python has them."""
+        if self._group < 0 or position < self._first or position >= self._starts[self._group + 1]:
+            self._group = next(group for group in range(len(self._starts)) if position < self._starts[group + 1])
+            self._batches = self._file.iter_batches(_ROWS, row_groups=[self._group], columns=self._columns)
+            self._first, self._batch = self._starts[self._group], next(self._batches)
+        while position >= self._first + len(self._batch):
+            self._first, self._batch = self._first + len(self._batch), next(self._batches)
+        batch = self._batch
+        return {name: batch[name][position - self._first].as_py() for name in batch.schema.names}
+
+    def close(self) -> None:
+        self._batches, self._batch = iter(()), None
+        self._file.close()
+
+
+def _damaged(where: str, error: Exception) -> PermanentError:
+    reason = str(error).partition("\n")[0]
+    return PermanentError(f"{where} is no Parquet file that can be read ({reason}); tell whoever keeps the dataset")
+
+
+def _footer(tree: Tree, name: str) -> FileMetaData:
+    """What a file says of itself at its end; of a remote one that alone is fetched."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    data = tree.tail(name, FOOTER)
+    needed = int.from_bytes(data[-8:-4], "little") + 8 if data[-4:] == b"PAR1" else 0
+    if needed > len(data):
+        data = tree.tail(name, needed)
+    try:
+        return parquet.read_metadata(pa.BufferReader(data))
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(f"{tree.url}: {name}", error) from error
+
+
+def _captions(value: Any) -> tuple[str, ...]:
+    texts = value if isinstance(value, list) else [value]
+    stripped = (text.strip() for text in texts if isinstance(text, str))
+    return tuple(dict.fromkeys(text for text in stripped if text))
+
+
+def _said(schema: pa.Schema, config: Config) -> dict[str, Any]:
+    """What the file, or else the README, says of each column, as `datasets` writes it."""
+    try:
+        told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+    except (ValueError, KeyError, TypeError):
+        told = {}
+    found = dict(told) if isinstance(told, dict) else {}
+    for one in config.features if isinstance(config.features, list) else []:
+        if isinstance(one, dict) and "name" in one:
+            found.setdefault(str(one["name"]), one)
+    return found
+
+
+def _names_of(said: Any) -> tuple[str, ...]:
+    """Class names of a column by what is said of it: in a file {"names": [...], "_type": "ClassLabel"}, in a README
+    {"dtype": {"class_label": {"names": {"0": ...}}}}. Underscores in them become blanks, as prompts want it.
+    """
+    if not isinstance(said, dict):
+        return ()
+    names = said.get("names")
+    if names is None and isinstance(said.get("dtype"), dict):
+        label = said["dtype"].get("class_label")
+        names = label.get("names") if isinstance(label, dict) else None
+    if isinstance(names, dict):
+        try:
+            names = [names[key] for key in sorted(names, key=int)]
+        except ValueError:
+            return ()
+    if not isinstance(names, list):
+        return ()
+    return tuple(" ".join(str(name).replace("_", " ").split()) for name in names)
+
+
+def find_columns(schema: pa.Schema, config: Config, params: DownloadParams, where: str) -> Columns:
+    """The columns of picture, text and label. Raises PermanentError, which names those there."""
+    import pyarrow.types as kinds
+
+    said, there = _said(schema, config), ", ".join(f"{field.name} ({field.type})"[:60] for field in schema)
+
+    def is_image(kind: pa.DataType) -> bool:
+        binary = kinds.is_binary(kind) or kinds.is_large_binary(kind)
+        return binary or (kinds.is_struct(kind) and any(kind.field(i).name == "bytes" for i in range(kind.num_fields)))
+
+    def is_text(kind: pa.DataType) -> bool:
+        inner = kind.value_type if kinds.is_list(kind) or kinds.is_large_list(kind) else kind
+        return bool(kinds.is_string(inner) or kinds.is_large_string(inner))
+
+    def chosen(wanted: str, usual: Sequence[str], good: Any, what: str, parameter: str) -> str:
+        if wanted and wanted not in schema.names:
+            raise PermanentError(
+                f"{where} has no column {wanted!r}{nearest(wanted, schema.names)} for download.hub.{parameter}; it "
+                f"has: {there}"
+            )
+        if wanted and not good(schema.field(wanted)):
+            raise PermanentError(f"{where}: column {wanted!r} is {schema.field(wanted).type}, which is no {what}")
+        fitting = [field.name for field in schema if good(field)]
+        return wanted or next((name for name in usual if name in fitting), "")
+
+    hub = params.hub
+    image = chosen(hub.image_column, IMAGE_COLUMNS, lambda f: is_image(f.type), "picture", "image_column")
+    pictures = [field.name for field in schema if is_image(field.type)]
+    image = image or (pictures[0] if len(pictures) == 1 else "")
+    if not image:
+        raise PermanentError(
+            f"{where}: which column is the picture? Name it in download.hub.image_column; it has: {there}"
+        )
+    text = chosen(hub.text_column, TEXT_COLUMNS, lambda f: is_text(f.type), "text or list of texts", "text_column")
+    label = chosen(
+        hub.label_column, LABEL_COLUMNS, lambda f: kinds.is_integer(f.type) and _names_of(said.get(f.name)),
+        "ClassLabel: a whole number whose names the file or the README gives", "label_column",
+    )  # fmt: skip
+    if not text and not label:
+        raise PermanentError(
+            f"{where}: none of its columns is a usual text or a ClassLabel; name one in download.hub.text_column or "
+            f"label_column; it has: {there}"
+        )
+    return Columns(image, text, label, _names_of(said.get(label)) if label else ())
