@@ -81,9 +81,18 @@ class HubTree(Tree):
         self.repo, self._kept_in = repo, kept
         self._folder = f"{folder.strip('/')}/" if folder.strip("/") else ""
         retries = urllib3.Retry(
-            total=6, redirect=10, backoff_factor=PAUSE_S, backoff_max=8, backoff_jitter=0.3, status_forcelist=_AGAIN,
-            retry_after_max=LONGEST_WAIT_S, raise_on_status=False,
-        )  # fmt: skip
+            total=None,
+            connect=2,
+            read=2,
+            status=6,
+            redirect=10,
+            backoff_factor=PAUSE_S,
+            backoff_max=8,
+            backoff_jitter=PAUSE_S / 2,
+            status_forcelist=_AGAIN,
+            retry_after_max=LONGEST_WAIT_S,
+            raise_on_status=False,
+        )
         self._http = urllib3.PoolManager(timeout=urllib3.Timeout(connect=10.0, read=60.0), retries=retries)
         self._headers = {"User-Agent": "splatclip", "Accept-Encoding": "identity", **_token()}
         try:
@@ -253,7 +262,7 @@ class HubTree(Tree):
                 found = {key.lower(): value for key, value in answer.headers.items()}
                 raise self._refused(answer.status, found, file.path)
             with path.open("ab" if answer.status == 206 else "wb") as stream:
-                for chunk in answer.stream(CHUNK):
+                while chunk := answer.read1(CHUNK):  # whatever has come is kept when the rest does not
                     stream.write(chunk)
                     if stream.tell() > file.size:
                         break

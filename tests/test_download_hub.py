@@ -1,0 +1,176 @@
+"""Dataset repositories of a hub: listed, fetched, checked; what closed doors and torn bodies lead to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub import Hub, hub_server
+
+from components.download import hub as module
+from components.download.fetch import open_tree
+from components.download.hub import HubTree, endpoint, split_address
+from components.errors import PermanentError, TransientError, UsageError
+from components.store import StoreNotFound, open_store
+
+FILES = {
+    "README.md": b"a card\n", "data/big.parquet": bytes(range(256)) * 900, "data/b c.txt": b"two\n",
+    "test/0.tar": b"\x01" * 5000, "test/1.tar": b"\x02" * 5000, "test/nshards.txt": b"2", ".gitattributes": b"x",
+}  # fmt: skip
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setattr(module, "PAUSE_S", 0.01)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with hub_server({"me/set": dict(FILES), "me/closed": dict(FILES)}) as served:
+        served.gated.add("me/closed")
+        monkeypatch.setenv("HF_ENDPOINT", served.url)
+        yield served
+
+
+def test_files_of_a_commit_over_many_pages(hub: Hub) -> None:
+    with_folder = open_tree("hf://datasets/me/set@main/test")
+    tree = open_tree("hf://datasets/me/set")
+    assert isinstance(tree, HubTree)
+    assert tree.names() == sorted(set(FILES) - {".gitattributes"})
+    assert with_folder.names() == ["0.tar", "1.tar", "nshards.txt"]
+    assert tree.origin == f"me/set@{hub.commit('me/set')}"
+    assert hub.requests["tree"] >= 6
+    for name in tree.names():
+        assert tree.read(name) == FILES[name]
+    assert with_folder.read("1.tar") == FILES["test/1.tar"]
+    tree.close()
+    with_folder.close()
+
+
+def test_a_commit_stays_what_it_is_while_the_repository_moves_on(hub: Hub, tmp_path: Path) -> None:
+    tree = HubTree("me/set")
+    hub.repos["me/set"]["test/0.tar"] = b"new"
+    assert tree.read("test/0.tar") == FILES["test/0.tar"]
+    again = HubTree("me/set", tree.commit)
+    assert again.fingerprint(["test/0.tar"]) == tree.fingerprint(["test/0.tar"])
+    assert HubTree("me/set").fingerprint(["test/0.tar"]) != tree.fingerprint(["test/0.tar"])
+    local = tmp_path / "copy"
+    (local / "test").mkdir(parents=True)
+    (local / "test/0.tar").write_bytes(FILES["test/0.tar"])
+    assert open_tree(str(local)).fingerprint(["test/0.tar"]) == tree.fingerprint(["test/0.tar"]), "by content"
+    tree.close()
+
+
+@pytest.mark.parametrize("kinds", [["torn"], ["torn", "torn", "503"], ["429"], ["wrong"], ["torn", "whole"]])
+@pytest.mark.parametrize("name", ["data/big.parquet", "README.md"])
+def test_a_body_that_breaks_off_goes_on(hub: Hub, kinds: list[str], name: str) -> None:
+    hub.faults[name] = list(kinds)
+    tree = HubTree("me/set")
+    assert tree.read(name) == FILES[name]
+    assert hub.faults[name] == []
+    assert bool(hub.ranges) == (kinds[0] == "torn" and kinds[-1] != "whole")
+    tree.close()
+
+
+def test_a_body_that_is_never_right_is_refused(hub: Hub) -> None:
+    hub.faults["data/big.parquet"] = ["wrong"] * module.ATTEMPTS
+    hub.faults["test/0.tar"] = ["torn"] * module.ATTEMPTS * 8
+    tree = HubTree("me/set")
+    with pytest.raises(TransientError, match=r"other bytes than its sum says.*5 times"):
+        tree.read("data/big.parquet")
+    with pytest.raises(TransientError, match="no whole answer"):
+        tree.read("test/0.tar")
+    tree.close()
+
+
+def test_the_token_goes_to_the_hub_alone(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    tree = HubTree("me/closed")
+    assert tree.read("data/big.parquet") == FILES["data/big.parquet"]
+    assert tree.tail("test/1.tar", 7) == b"\x02" * 7
+    assert hub.tokens == {f"Bearer {hub.token}"}
+    assert hub.leaked == []
+    tree.close()
+
+
+@pytest.mark.parametrize(
+    ("repo", "revision", "token", "said"),
+    [
+        ("me/none", "main", "", "there is no dataset 'me/none'.*or it is private.*set HF_TOKEN"),
+        ("me/none", "main", "hf_other", "there is no dataset 'me/none'.*whether HF_TOKEN is still valid"),
+        ("me/closed", "main", "", "'me/closed' is gated: ask for access at .*/datasets/me/closed, then set HF_TOKEN"),
+        ("me/closed", "main", "hf_other", "gated.*of the account that has it"),
+        ("me/set", "v9", "", "no revision as in hf://datasets/me/set@v9"),
+    ],
+)
+def test_closed_doors(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, repo: str, revision: str, token: str, said: str
+) -> None:
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(PermanentError, match=said) as error:
+        HubTree(repo, revision)
+    assert "hf_other" not in str(error.value)
+
+
+def test_a_hub_that_is_busy_is_asked_again(hub: Hub) -> None:
+    hub.faults["revision"], hub.faults["tree"] = ["429", "503"], ["500"]
+    HubTree("me/set").close()
+    hub.faults["revision"] = ["429"] * 50
+    with pytest.raises(TransientError, match="HTTP 429; a token in HF_TOKEN is allowed more"):
+        HubTree("me/set")
+
+
+def test_what_is_no_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = HubTree("me/set")
+    with pytest.raises(StoreNotFound, match="no file 'x' at commit"):
+        tree.read("x")
+    tree.close()
+    monkeypatch.setenv("HF_ENDPOINT", f"{hub.url}/elsewhere/datasets")
+    with pytest.raises(PermanentError, match="there is no dataset"):
+        HubTree("me/set")
+    for address in ("ftp://host", "host", "https://user:pw@host"):
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        with pytest.raises(UsageError, match="HF_ENDPOINT is no address"):
+            endpoint()
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_TOKEN", "two words")
+    with pytest.raises(UsageError, match="HF_TOKEN holds a blank") as error:
+        HubTree("me/set")
+    assert "two words" not in str(error.value)
+
+
+def test_files_stay_where_they_are_kept_and_do_without_the_hub(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = open_store(str(tmp_path / "kept"))
+    tree = HubTree("me/set", kept=kept)
+    assert tree.read("test/0.tar") == FILES["test/0.tar"]
+    assert tree.read("test/nshards.txt") == b"2"
+    tree.close()
+    hub.requests.clear()
+    again = HubTree("me/set", kept=kept)
+    assert again.read("test/0.tar") == FILES["test/0.tar"]
+    assert hub.requests["test/0.tar"] == 0
+    again.close()
+    damaged = next(name for name in kept.list() if name.startswith("sha256-"))
+    kept.put_bytes(damaged, b"other")
+    mended = HubTree("me/set", kept=kept)
+    assert mended.read("test/0.tar") == FILES["test/0.tar"], "what was damaged is fetched again"
+    assert kept.get_bytes(damaged) == FILES["test/0.tar"]
+    mended.close()
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    away = HubTree("me/set", kept=kept)
+    assert away.commit == tree.commit
+    assert away.read("test/0.tar") == FILES["test/0.tar"]
+    with pytest.raises(TransientError, match="no whole answer"):
+        away.read("test/1.tar")
+    with pytest.raises(TransientError):
+        HubTree("me/set", "other", kept=kept)
+    away.close()
+
+
+def test_addresses_of_repositories() -> None:
+    assert split_address("hf://datasets/a/b") == ("a/b", "main", "")
+    assert split_address("hf://datasets/a/b@abc/c/d") == ("a/b", "abc", "c/d")
+    for bad in ("hf://datasets/", "hf://datasets/../b", "hf://models/a/b", "hf://datasets/a b/c"):
+        with pytest.raises(UsageError, match=r"hf://"):
+            split_address(bad)
