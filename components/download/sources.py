@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
 from components.config import DownloadParams
@@ -93,9 +93,11 @@ class Source(ABC):
     fingerprint: of all that the output depends on besides the parameters; known once the source is open.
     kind: what it says of itself, one of prompts.KINDS; empty where it says nothing.
     origin: a repository and its commit, where the pictures or their list are from one.
+    left_out: what of it is not among its samples, by reason; known once they have been listed.
     """
 
     origin: str = ""
+    left_out: Mapping[str, int] = MappingProxyType({})
 
     fingerprint: str = ""
     kind: str = ""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from components.config import DownloadParams, semantic
 from components.download.picture import sized
@@ -255,7 +256,12 @@ def run(params: DownloadParams, *, store: str) -> Report:
                         bar.advance(len(shard.refs))
                     entries.append(entry)
         _check_usable(entries, params, commit.url)
-        metrics = {"num_classes": len(source.class_names), "image_size": params.image_size, "dataset": params.dataset}
+        metrics: dict[str, Any] = {
+            "num_classes": len(source.class_names),
+            "image_size": params.image_size,
+            "dataset": params.dataset,
+        }
+        metrics |= source.left_out
         metrics |= {"origin": source.origin} if source.origin else {}
         artifact = commit.finalise(shards=entries, files=_class_files(commit, source), metrics=metrics)
     return _report(artifact, cached=False, started=started, made=total - kept)

@@ -47,7 +47,7 @@ def _judged_by(there: Sequence[str], params: UrlParams, where: str) -> dict[str,
         if not asked:
             continue
         parameter = {NSFW: "max_nsfw", SIMILARITY: "min_similarity"}[name]
-        column = _column(wanted, usual, there, where, parameter)
+        column = _column(wanted, usual, there, where, f"filter {parameter}")
         if column is None:
             raise PermanentError(
                 f"{where}: none of its columns ({', '.join(there)}) is called {' or '.join(usual)}; name the one that "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -33,7 +34,7 @@ def _engine(params: DownloadParams) -> Fetcher | Img2dataset:
 
 
 class UrlSource(StreamingSource):
-    """Rows of tables, in the tables' order; a row's key is its number over all tables.
+    """Rows of tables, in the tables' order; a row's key is its number over all that are not filtered.
 
     Limits: some 200 bytes of memory a row; of the tables themselves rows.MOST_BYTES, the others are read again when
     their turn comes. What enters the cache key is the tables' content: what the web answers is not part of it, and
@@ -50,20 +51,36 @@ class UrlSource(StreamingSource):
             kinds = " or ".join(self.tables)
             raise PermanentError(f"download.path {tree.url!r}: no list of URLs there; expected {kinds}")
         self.fingerprint = tree.fingerprint(self._names)
+        self._place = f"download.path {tree.url!r}"
+        self._filtered: dict[str, Counter[str]] = {}
 
     @cached_property
     def _rows(self) -> Rows:
-        return Rows(self._names, self._read)
+        return Rows(self._names, self._kept)
 
     def _read(self, name: str) -> pa.Table:
         """One table; the same rows each time."""
         where = f"{self._tree.url}/{name}"
         return read_table(self._tree.path(name), name, self._params.urls, where, self.carried)
 
+    def _kept(self, name: str) -> pa.Table:
+        """One table without the rows that filters leave out, which are counted."""
+        from pyarrow import compute
+
+        table = self._read(name)
+        if FILTERED not in table.column_names:
+            return table
+        self._filtered[name] = Counter(filter(None, table[FILTERED].to_pylist()))
+        return table.filter(compute.equal(table[FILTERED], "")).drop_columns(FILTERED)
+
     def _list(self) -> Sequence[Ref]:
         number = len(self._rows)
+        self.left_out = dict(sorted(sum(self._filtered.values(), Counter()).items()))
         if not number:
-            raise PermanentError(f"download.path {self._tree.url!r}: its {len(self._names)} lists hold no row")
+            said = ", ".join(f"{reason} {count}" for reason, count in self.left_out.items())
+            raise PermanentError(
+                f"{self._place}: its {len(self._names)} lists hold no row" + (f" that is kept ({said})" if said else "")
+            )
         width = max(9, len(str(number - 1)))
         return [Ref(f"{row:0{width}d}", "", 0, row) for row in range(number)]
 
@@ -88,9 +105,6 @@ class UrlSource(StreamingSource):
     def _job(self, ref: Ref) -> Job[_Wanted]:
         row = self.row(ref)
         skip = Skip("no_caption", "the row has none") if row.get("caption", "-").strip() == "" else None
-        if why := row.get(FILTERED):
-            reason, _, detail = why.partition(": ")
-            skip = Skip(reason, detail)
         return Job(row["url"].strip(), (ref, row), skip)
 
     def _results(self, done: Iterator[tuple[Job[_Wanted], Outcome] | None]) -> Iterator[Result | None]:
@@ -109,7 +123,7 @@ class UrlSource(StreamingSource):
     @staticmethod
     def _raw(row: dict[str, str], body: bytes = b"", **extra: str) -> Raw:
         caption = row.get("caption", "").strip()
-        carried = {name: value for name, value in row.items() if name not in {"url", "caption", "sha256", FILTERED}}
+        carried = {name: value for name, value in row.items() if name not in {"url", "caption", "sha256"}}
         url = row["url"].strip()
         return Raw(body, (caption,) if caption else (), origin=url, extra={**carried, **extra})
 
