@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from components import FLOW, tracking
 from components.config import DownloadParams, Params, SplatFitParams
 from components.errors import Interrupted, PermanentError, SplatClipError, TransientError, UsageError
-from components.evalsets import EvalSet, location
+from components.evalsets import DEFAULT_ROOT, EvalSet, find_sets, location, repository
+from components.hub_params import HubParams
 from components.manifest import canonical, open_artifact
 from components.runner import deliver, run_step, say, write
 from components.store import open_store
@@ -47,17 +48,19 @@ def download_params(one: EvalSet, root: str, params: Params, limit: int, *, refi
     """
     from components.download.webdataset import has_split
 
-    path = location(one, root)
+    path, named = location(one, root), root.rstrip("/") == DEFAULT_ROOT
     for section in (params.download_eval, params.download):
-        if section.source == "webdataset" and _same_place(section.path, path):
+        if (place := _place(section)) and _same_place(place, path):
             if not limit and not refit:
                 return section
+            there = f"hf://datasets/{repository(one.name)}@{section.hub.revision}" if named else path
             limited = replace(section, num_test=min(limit or section.num_test, section.num_test))
-            return replace(limited, num_train=-1, num_val=0) if has_split(path, "test") else limited
+            return replace(limited, num_train=-1, num_val=0) if has_split(there, "test") else limited
     return replace(
         params.download_eval,
-        source="webdataset",
-        path=path,
+        source="clip_benchmark" if named else "webdataset",
+        path=one.name if named else path,
+        hub=HubParams(),  # that of the training set is another repository's
         dataset=one.name,
         num_train=-1,
         num_val=0,
@@ -65,6 +68,13 @@ def download_params(one: EvalSet, root: str, params: Params, limit: int, *, refi
         min_side=0,  # a benchmark is scored whole
         max_aspect_ratio=0.0,
     )
+
+
+def _place(section: DownloadParams) -> str:
+    """Where a section's tars lie; empty where it reads something else."""
+    if section.source == "clip_benchmark":
+        return location(find_sets([section.path])[0], DEFAULT_ROOT)
+    return section.path if section.source == "webdataset" else ""
 
 
 def _same_place(one: str, other: str) -> bool:

@@ -26,7 +26,7 @@ class Hub:
     """url: its address. repos: name -> path -> content at the newest commit; commits: all of them by their sha.
 
     faults: of a path, what the next requests for it meet, one after another: a status such as 503, `torn` (half of the
-    body), `wrong` (a byte is another), `whole` (ranges are not heeded). gated: repositories that want `token`.
+    body), `wrong` (a byte is another), `hang`, `whole` (ranges are not heeded). gated: repositories that want `token`.
     requests: paths asked for; ranges: Range headers that came; leaked: tokens that the other host was sent.
     """
 
@@ -141,6 +141,8 @@ def _app(hub: Hub) -> web.Application:
 
     async def body(request: web.Request, data: bytes, kind: str) -> web.StreamResponse:
         start = 0
+        if kind == "hang":
+            await asyncio.sleep(60)
         if kind == "wrong":
             data = bytes([data[0] ^ 1]) + data[1:]
         if "Range" in request.headers and kind != "whole":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ PREFIX = "hf://datasets/"
 ATTEMPTS = 5  # at a body that breaks off; each goes on where the last one ended
 PAUSE_S = 0.5
 LONGEST_WAIT_S = 60  # that a Retry-After is waited for
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _AGAIN = (408, 429, 500, 502, 503, 504)
 
 
@@ -129,27 +131,38 @@ class HubTree(Tree):
         return self._files[name]
 
     def _resolve(self, revision: str) -> tuple[str, list[HubFile]]:
-        """The commit that a revision is, and its files."""
-        known = f"{self.repo}/{quote(revision, safe='')}.json"
+        """The commit that a revision is, and its files; of a commit that was seen before without asking."""
+        if _COMMIT.fullmatch(revision) and (found := self._known(revision)):
+            return found
         try:
             about, _ = self._json(f"{self._endpoint}/api/datasets/{self.repo}/revision/{quote(revision, safe='')}")
             commit = str(about["sha"])
             files = list(self._list(commit))
         except TransientError as error:
-            if self._kept_in is None or not self._kept_in.exists(known):
+            if (found := self._known(revision)) is None:
                 raise
-            record = json.loads(self._kept_in.get_bytes(known))
-            said = f"{error}; going on with commit {record['commit']}, which {revision!r} was the last time"
+            said = f"{error}; going on with commit {found[0]}, which {revision!r} was the last time"
             print(said, file=sys.stderr, flush=True)
-            return record["commit"], [HubFile(**file) for file in record["files"]]
+            return found
         except (KeyError, TypeError, ValueError) as error:
             raise PermanentError(
                 f"{self._endpoint} does not answer as a hub does ({error!r}); check HF_ENDPOINT"
             ) from None
         if self._kept_in is not None:
             record = {"commit": commit, "files": [asdict(file) for file in files]}
-            self._kept_in.put_bytes(known, json.dumps(record, sort_keys=True).encode())
+            for name in {revision, commit}:
+                self._kept_in.put_bytes(self._record(name), json.dumps(record, sort_keys=True).encode())
         return commit, files
+
+    def _record(self, revision: str) -> str:
+        return f"{self.repo}/{quote(revision, safe='')}.json"
+
+    def _known(self, revision: str) -> tuple[str, list[HubFile]] | None:
+        """What a revision was the last time."""
+        if self._kept_in is None or not self._kept_in.exists(self._record(revision)):
+            return None
+        record = json.loads(self._kept_in.get_bytes(self._record(revision)))
+        return record["commit"], [HubFile(**file) for file in record["files"]]
 
     def _list(self, commit: str) -> Iterator[HubFile]:
         """All files of a commit, a page at a time."""
