@@ -187,6 +187,10 @@ def hub_server(repos: dict[str, dict[str, bytes]]) -> Iterator[Hub]:
         started.set()
         await stop.wait()
         await runner.cleanup()
+        hanging = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in hanging:
+            task.cancel()
+        await asyncio.gather(*hanging, return_exceptions=True)
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(main()), daemon=True)
     thread.start()

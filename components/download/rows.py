@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
 MOST_BYTES = 1 << 30  # of tables that are kept; at least one is
 
 
+@dataclass(frozen=True)
+class _Kept:
+    columns: dict[str, pa.Array]
+    num_rows: int
+    num_bytes: int
+
+
 class Rows:
     """Rows of tables, which `read` gives by name: once to be counted, and again when one is asked for that had to go.
 
@@ -23,9 +31,9 @@ class Rows:
 
     def __init__(self, names: Sequence[str], read: Callable[[str], pa.Table]) -> None:
         self._names, self._read = names, read
-        self._tables: OrderedDict[int, pa.Table] = OrderedDict()
+        self._tables: OrderedDict[int, _Kept] = OrderedDict()
         self._lock = Lock()
-        self._ends = list(accumulate(len(self._table(number)) for number in range(len(names))))
+        self._ends = list(accumulate(self._table(number).num_rows for number in range(len(names))))
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -33,15 +41,19 @@ class Rows:
     def __getitem__(self, position: int) -> dict[str, str]:
         number = bisect_right(self._ends, position)
         with self._lock:
-            table = self._table(number)
+            columns = self._table(number).columns
         here = position - (self._ends[number - 1] if number else 0)
-        values = {name: table[name][here].as_py() for name in table.column_names}
-        return {name: value for name, value in values.items() if value is not None}
+        values = ((name, column[here].as_py()) for name, column in columns.items())
+        return {name: value for name, value in values if value is not None}
 
-    def _table(self, number: int) -> pa.Table:
+    def _table(self, number: int) -> _Kept:
         if number not in self._tables:
-            self._tables[number] = self._read(self._names[number]).combine_chunks()
-            while len(self._tables) > 1 and sum(table.nbytes for table in self._tables.values()) > MOST_BYTES:
+            table = self._read(self._names[number])
+            columns = {
+                name: table[name].combine_chunks() for name in table.column_names
+            }  # a third of a table's time a row
+            self._tables[number] = _Kept(columns, table.num_rows, table.nbytes)
+            while len(self._tables) > 1 and sum(table.num_bytes for table in self._tables.values()) > MOST_BYTES:
                 self._tables.popitem(last=False)
         self._tables.move_to_end(number)
         return self._tables[number]
