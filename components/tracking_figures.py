@@ -103,12 +103,17 @@ def images_of(inputs: Mapping[str, str], store: str) -> tuple[str, dict[str, str
             "digest": digest[:DIGEST],
             "source_type": "s3" if images.url.startswith("s3://") else "local",
             "source": json.dumps({"uri": images.url}),
-            "profile": json.dumps({"sha256": digest, "pictures": splits}),
+            "profile": json.dumps({"sha256": digest, "pictures": splits} | _origin(images.manifest.metrics)),
         }
     model = inputs.get("adapter") or inputs.get("teacher")
     if model is not None:
         digest = open_artifact(model, root).manifest.inputs.get("images", {}).get("sha256", digest)
     return digest, dataset
+
+
+def _origin(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """The repository and commit that pictures are from, where they are from one."""
+    return {"origin": str(metrics["origin"])} if "origin" in metrics else {}
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float]:

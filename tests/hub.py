@@ -101,7 +101,7 @@ def _app(hub: Hub) -> web.Application:
         if (refused := _refused(hub, request, repo)) is not None:
             return refused
         listed = []
-        files = hub.commits[repo, commit]
+        files = hub.commits[repo, hub.commit(repo) if commit == "main" else commit]
         for folder in sorted({path.rpartition("/")[0] for path in files} - {""}):
             listed.append({"type": "directory", "oid": "0" * 40, "size": 0, "path": folder})
         for path, data in sorted(files.items()):

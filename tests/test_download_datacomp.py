@@ -169,6 +169,16 @@ def test_a_subset_by_uid(kind: str, tmp_path: Path, request: pytest.FixtureReque
     assert other.url != report.url
 
 
+def test_a_subset_and_a_score_together(tmp_path: Path) -> None:
+    (tmp_path / "s.txt").write_text("\n".join(uid(n) for n in range(12)))
+    subset = DataCompParams(subset=str(tmp_path / "s.txt"))
+    report = stage.run(params({"min_similarity": 0.25}, datacomp=subset, num_test=1), store=str(tmp_path / "store"))
+    assert {meta["uid"] for meta in metas(report)} == {uid(n) for n in (0, 4, 8)}
+    assert report.manifest.metrics["filtered_similarity"] == 9, "of the subset's rows"
+    with pytest.raises(PermanentError, match=r"hold no row that is kept \(filtered_similarity 12\)"):
+        stage.run(params({"min_similarity": 0.9}, datacomp=subset), store=str(tmp_path / "store"))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [

@@ -168,9 +168,30 @@ def test_files_stay_where_they_are_kept_and_do_without_the_hub(
     away.close()
 
 
+def test_the_stand_in_is_one_for_the_hubs_own_client(hub: Hub, tmp_path: Path) -> None:
+    """huggingface_hub reads it as it reads the hub: listing over pages, downloads by redirect, kinds of errors."""
+    from huggingface_hub import HfApi, close_session
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    api = HfApi(endpoint=hub.url, token=False)
+    assert api.dataset_info("me/set", revision="main").sha == hub.commit("me/set")
+    listed = {one.path: one for one in api.list_repo_tree("me/set", recursive=True, repo_type="dataset")}
+    assert set(FILES) < set(listed)
+    with_sum = listed["data/big.parquet"]
+    assert (with_sum.size, len(with_sum.lfs.sha256)) == (len(FILES["data/big.parquet"]), 64)
+    for repo, revision, expected in (
+        ("me/none", "main", RepositoryNotFoundError), ("me/closed", "main", GatedRepoError),
+        ("me/set", "v9", RevisionNotFoundError),
+    ):  # fmt: skip
+        with pytest.raises(expected):
+            api.dataset_info(repo, revision=revision)
+    close_session()
+
+
 def test_addresses_of_repositories() -> None:
     assert split_address("hf://datasets/a/b") == ("a/b", "main", "")
     assert split_address("hf://datasets/a/b@abc/c/d") == ("a/b", "abc", "c/d")
+    assert split_address("hf://datasets/a/b@refs%2Fpr%2F1") == ("a/b", "refs/pr/1", "")
     for bad in ("hf://datasets/", "hf://datasets/../b", "hf://models/a/b", "hf://datasets/a b/c"):
         with pytest.raises(UsageError, match=r"hf://"):
             split_address(bad)

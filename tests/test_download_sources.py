@@ -32,10 +32,12 @@ from components.download.img2dataset import outcome_of
 from components.errors import Interrupted, TransientError, UsageError
 from components.evalsets import DEFAULT_ROOT, find_sets
 from components.evaluate import download_params
+from components.gc import collect
 from components.hub_params import HubParams
 from components.params import params_from_dict
 from components.store import open_store
 from components.url_params import UrlParams
+from components.verify import verify
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -121,6 +123,10 @@ def test_an_evaluation_set_by_name_is_fetched_once(hub: Hub, tmp_path: Path, mon
     assert hub.requests["train/0.tar"] == 0
     commit = hub.commit("clip-benchmark/wds_vtab-cifar10")
     assert report.manifest.metrics["origin"] == f"clip-benchmark/wds_vtab-cifar10@{commit}"
+    assert not verify(str(store)).damaged
+    told: list[str] = []
+    collect(str(store), dry_run=True, older_than_s=0, tell=told.append, now=time.time() + 1e6)
+    assert not any("would delete" in line and "/hub/" in line for line in told)
     hub.requests.clear()
     other = stage.run(replace(cifar(), image_size=8), store=str(store))
     assert numbers(other) == {"test": 12}

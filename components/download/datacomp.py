@@ -39,6 +39,7 @@ class DataCompSource(UrlSource):
     def __init__(self, tree: Tree, params: DownloadParams) -> None:
         super().__init__(tree, params)
         self._subset: Pairs | None = None
+        self._any = False  # of the subset's uids is there
         if params.datacomp.subset:
             self._subset, digest = read_subset(params.datacomp.subset)
             self.fingerprint = hashlib.sha256(f"{self.fingerprint}\n{digest}\n".encode()).hexdigest()
@@ -51,11 +52,13 @@ class DataCompSource(UrlSource):
         where = f"{self._tree.url}/{name}"
         if "uid" not in table.column_names:
             raise PermanentError(f"{where}: no column 'uid', which download.datacomp.subset goes by")
-        return table.filter(contained(pairs_of(table["uid"].to_pylist(), where), self._subset))
+        mine = contained(pairs_of(table["uid"].to_pylist(), where), self._subset)
+        self._any |= bool(mine.any())
+        return table.filter(mine)
 
     def _list(self) -> Sequence[Ref]:
         """See Source."""
-        if self._subset is not None and not len(self._rows):
+        if self._subset is not None and not len(self._rows) and not self._any:
             raise PermanentError(
                 f"download.datacomp.subset {self._params.datacomp.subset!r}: none of its {len(self._subset)} uids is "
                 f"in {self._tree.url}; is it a subset of this scale?"

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import urllib3
 from urllib3.exceptions import HTTPError
@@ -60,13 +60,16 @@ def _token() -> dict[str, str]:
 
 
 def split_address(url: str) -> tuple[str, str, str]:
-    """Repository, revision and folder of hf://datasets/owner/name@revision/folder. Raises UsageError."""
+    """Repository, revision and folder of hf://datasets/owner/name@revision/folder; a slash in a revision is %2F.
+
+    Raises UsageError.
+    """
     parts = url.removeprefix(PREFIX).strip("/").split("/")
     repo, _, revision = "/".join(parts[:2]).partition("@")
     if not url.startswith(PREFIX):
         raise UsageError(f"download.path {url!r}: give {PREFIX}owner/name@revision/folder")
     check_repository(repo, f"download.path {url!r}: its repository")
-    return repo, revision or "main", "/".join(parts[2:])
+    return repo, unquote(revision) or "main", "/".join(parts[2:])
 
 
 class HubTree(Tree):
