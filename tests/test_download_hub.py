@@ -119,6 +119,14 @@ def test_a_hub_that_is_busy_is_asked_again(hub: Hub) -> None:
         HubTree("me/set")
 
 
+@pytest.mark.parametrize("said", [{"sha": "../.."}, {}, [], {"sha": "0" * 40}])
+def test_answers_of_something_else(hub: Hub, monkeypatch: pytest.MonkeyPatch, said: object) -> None:
+    pages = iter([said, [{"type": "file", "path": "a", "size": 1, "oid": "../../x"}]])
+    monkeypatch.setattr(HubTree, "_json", lambda self, url: (next(pages), None))
+    with pytest.raises(PermanentError, match="does not answer as a hub does"):
+        HubTree("me/set")
+
+
 def test_what_is_no_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = HubTree("me/set")
     with pytest.raises(StoreNotFound, match="no file 'x' at commit"):

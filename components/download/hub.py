@@ -31,6 +31,7 @@ ATTEMPTS = 5  # at a body that breaks off; each goes on where the last one ended
 PAUSE_S = 0.5
 LONGEST_WAIT_S = 60  # that a Retry-After is waited for
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SUM = re.compile(r"(sha256:[0-9a-f]{64}|git:[0-9a-f]{40})")
 _AGAIN = (408, 429, 500, 502, 503, 504)
 
 
@@ -139,7 +140,8 @@ class HubTree(Tree):
             return found
         try:
             about, _ = self._json(f"{self._endpoint}/api/datasets/{self.repo}/revision/{quote(revision, safe='')}")
-            commit = str(about["sha"])
+            if not _COMMIT.fullmatch(commit := str(about["sha"])):
+                raise ValueError(f"a commit {commit[:60]!r}")
             files = list(self._list(commit))
         except TransientError as error:
             if (found := self._known(revision)) is None:
@@ -175,6 +177,8 @@ class HubTree(Tree):
             for one in page:
                 if one["type"] == "file":
                     sum_ = f"sha256:{one['lfs']['oid']}" if one.get("lfs") else f"git:{one['oid']}"
+                    if not _SUM.fullmatch(sum_):  # it becomes a file's name where files are kept
+                        raise ValueError(f"a sum {sum_[:80]!r}")
                     yield HubFile(str(one["path"]), int(one["size"]), sum_)
 
     def _json(self, url: str) -> tuple[Any, str | None]:
