@@ -179,6 +179,22 @@ def shard_entry(values: Any) -> ShardEntry:
     return _build(ShardEntry, {**values, "samples": notes, "files": files})
 
 
+def read_entry(data: bytes, where: str) -> ShardEntry:
+    """A shard's entry from its _done file; PermanentError naming `where` if it is damaged."""
+    try:
+        return shard_entry(json.loads(data))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise PermanentError(f"{where}: not a valid entry ({error}); delete it and run the stage again") from error
+
+
+def file_entry(data: bytes, where: str) -> FileEntry:
+    """A file's entry from its _done file; PermanentError naming `where` if it is damaged."""
+    try:
+        return _build(FileEntry, json.loads(data))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise PermanentError(f"{where}: not a valid entry ({error}); delete it and run the stage again") from error
+
+
 def count(shards: Sequence[ShardEntry]) -> dict[str, Any]:
     """A manifest's counts."""
     reasons: Counter[str] = Counter()

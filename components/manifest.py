@@ -5,7 +5,6 @@ A manifest holds no time, no speed and no address: the same work gives the same 
 
 from __future__ import annotations
 
-import json
 import mmap
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,8 +21,8 @@ from components.entries import (
     ShardEntry,
     canonical,
     count,
+    read_entry,
     sha256_bytes,
-    shard_entry,
 )
 from components.errors import PermanentError, UsageError
 from components.store import Store, StoreNotFound, open_store, sha256_file
@@ -165,13 +164,7 @@ class Commit:
         """The committed shards by index; not those of other parameters or whose files are missing or of other size."""
         found = {}
         for name in self.store.list(f"{DONE}/"):
-            where = f"{self.url}/{name}"
-            try:
-                entry = shard_entry(json.loads(self.store.get_bytes(name)))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise PermanentError(
-                    f"{where}: not a valid entry ({error}); delete it and run the stage again"
-                ) from error
+            entry = read_entry(self.store.get_bytes(name), f"{self.url}/{name}")
             if entry.params_hash == self.params_hash and self._whole(entry):
                 found[entry.index] = entry
         return found

@@ -18,6 +18,14 @@ class RobotsAway(Exception):
     """A host cannot say now what it allows."""
 
 
+def rules_of(text: str) -> RobotFileParser:
+    """The rules of a robots.txt."""
+    rules = RobotFileParser()
+    rules.parse(text.splitlines())
+    rules.modified()  # it trusts no rules without a date
+    return rules
+
+
 class Robots:
     """Whether an agent may fetch an address.
 
@@ -49,7 +57,6 @@ class Robots:
         return rules.can_fetch(self._agent, url)
 
     async def _read(self, url: str) -> RobotFileParser:
-        rules = RobotFileParser()
         text = ""
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -65,9 +72,7 @@ class Robots:
                         break
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             pass
-        rules.parse(text.splitlines())
-        rules.modified()  # it trusts no rules without a date
-        return rules
+        return rules_of(text)
 
     @staticmethod
     async def _start_of(answer: aiohttp.ClientResponse) -> bytes:
