@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar, get_type_hints
 
 from components.errors import PermanentError, UsageError
+from components.json_text import parse
 from components.store import check_name
 
 FORMAT = 1
@@ -117,7 +118,7 @@ class Manifest:
         """Read and check a manifest; PermanentError naming `where` if it is damaged or of another format."""
         remedy = "delete it and run the stage again"
         try:
-            values = json.loads(data)
+            values = parse(data)
             if not isinstance(values, dict):
                 raise TypeError("not a mapping")
             if values.get("format") != FORMAT:
@@ -128,6 +129,9 @@ class Manifest:
             values["files"] = [_build(FileEntry, entry) for entry in values["files"]]
             manifest = _build(cls, values)
             _check_counts(manifest)
+            manifest.to_bytes()  # whatever is read can be written: no NaN, no half of a surrogate pair
+        except PermanentError as error:
+            raise PermanentError(str(error) if where in str(error) else f"{where}: {error}; {remedy}") from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PermanentError(f"{where}: not a valid manifest ({error}); {remedy}") from error
         return manifest
@@ -176,13 +180,18 @@ def shard_entry(values: Any) -> ShardEntry:
         raise TypeError(f"a shard is {values!r}")
     notes = [_build(SampleNote, note) for note in values.get("samples", [])]
     files = [_build(FileEntry, entry) for entry in values["files"]]
-    return _build(ShardEntry, {**values, "samples": notes, "files": files})
+    entry = _build(ShardEntry, {**values, "samples": notes, "files": files})
+    counted = {"index": entry.index, "bytes": entry.bytes, "ok": entry.ok, **entry.skipped, **entry.failed}
+    for name, number in counted.items():
+        if type(number) is not int or number < 0:
+            raise ValueError(f"ShardEntry: {name} is {number!r}; expected a count")
+    return entry
 
 
 def read_entry(data: bytes, where: str) -> ShardEntry:
     """A shard's entry from its _done file; PermanentError naming `where` if it is damaged."""
     try:
-        return shard_entry(json.loads(data))
+        return shard_entry(parse(data))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise PermanentError(f"{where}: not a valid entry ({error}); delete it and run the stage again") from error
 
@@ -190,7 +199,7 @@ def read_entry(data: bytes, where: str) -> ShardEntry:
 def file_entry(data: bytes, where: str) -> FileEntry:
     """A file's entry from its _done file; PermanentError naming `where` if it is damaged."""
     try:
-        return _build(FileEntry, json.loads(data))
+        return _build(FileEntry, parse(data))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise PermanentError(f"{where}: not a valid entry ({error}); delete it and run the stage again") from error
 

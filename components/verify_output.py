@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -10,9 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from components.entries import OUTCOMES, FileEntry, Manifest, ShardEntry, canonical, sha256_bytes, shard_entry
+from components.entries import (
+    OUTCOMES,
+    FileEntry,
+    Manifest,
+    ShardEntry,
+    canonical,
+    file_entry,
+    sha256_bytes,
+    shard_entry,
+)
 from components.errors import PermanentError
 from components.findings import Finding
+from components.json_text import parse
 from components.lineage import Lineage, Node
 from components.manifest import DONE, MANIFEST
 from components.outputs import Output, done_name, lies_in_place, listed, named, read_strictly
@@ -162,7 +171,7 @@ class OutputCheck:
             yield Finding.damage(where, f"is missing, and with it the names of samples of {shard.name}", self._restore)
             return
         try:
-            found = shard_entry(json.loads(data))
+            found = shard_entry(parse(data))
             second = _second(found, shard, data)
         except (ValueError, TypeError, KeyError, AttributeError, PermanentError) as error:
             yield Finding.damage(where, f"not a valid entry ({error})", self._again)
@@ -185,7 +194,7 @@ class OutputCheck:
             return
         where = f"{self._url}/{name}"
         try:
-            found = FileEntry(**json.loads(data))
+            found = file_entry(data, where)
             second = found.name != entry.name and data == canonical(asdict(found)) and done_name(found.name) == name
         except (ValueError, TypeError, AttributeError, PermanentError) as error:
             yield Finding.damage(where, f"not a valid entry ({error})", self._again)

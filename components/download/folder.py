@@ -46,7 +46,10 @@ class _Entry:
 
 def _csv_rows(text: str, where: str) -> Iterator[tuple[str, list[str], str]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
-    columns = [name.strip().lower() for name in reader.fieldnames or []]
+    try:
+        columns = [name.strip().lower() for name in reader.fieldnames or []]
+    except csv.Error as error:
+        raise PermanentError(f"{where}: line 1 is not valid CSV: {error}") from error
     reader.fieldnames = columns
     image = next((name for name in _IMAGE_COLUMNS if name in columns), None)
     caption = next((name for name in _CAPTION_COLUMNS if name in columns), None)

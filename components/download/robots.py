@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 from urllib.robotparser import RobotFileParser
 
 import aiohttp
@@ -19,11 +19,23 @@ class RobotsAway(Exception):
 
 
 def rules_of(text: str) -> RobotFileParser:
-    """The rules of a robots.txt."""
+    """The rules of a robots.txt; lines that cannot be read count for nothing (RFC 9309, 2.2)."""
     rules = RobotFileParser()
-    rules.parse(text.splitlines())
+    rules.parse([line for line in text.splitlines() if _readable(line)])
     rules.modified()  # it trusts no rules without a date
     return rules
+
+
+def _readable(line: str) -> bool:
+    """Whether a line matters here and urllib takes it: at others, and at paths such as //[, it fails as a whole."""
+    name, _, value = line.partition("#")[0].partition(":")
+    name = name.strip().lower()
+    if name in {"allow", "disallow"}:
+        try:
+            urlsplit(unquote(value.strip()))
+        except ValueError:
+            return False
+    return name in {"user-agent", "allow", "disallow"} or not line.strip()
 
 
 class Robots:

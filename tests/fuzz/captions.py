@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
+import random
 from functools import lru_cache
 
-from fuzz.checks import WHERE, folder, hold, read, written
-from fuzz.targets import by_first_byte
 from PIL import Image
 
 from components.config import DownloadParams
@@ -18,6 +17,9 @@ from components.errors import PermanentError, SplatClipError
 from components.images import ImageError
 from components.prompts import parse_class_names, parse_kind, parse_templates
 from components.shards import Sample, write_shard
+from fuzz.checks import WHERE, folder, hold, read, written
+from fuzz.mutators import json_changed, line_changed
+from fuzz.targets import by_first_byte
 
 MAX_LEN = 4096
 SKIPPED = (ImageError, PermanentError, SplatClipError)
@@ -83,7 +85,7 @@ def beside(data: bytes) -> None:
     """A tar's sample: its kind, then json, txt, cls and npy with NUL, NUL bytes between them."""
     kind, *texts = data.split(b"\0\0", 4)
     root = folder() / WHERE / "tars"
-    fields = {"png": picture(), **{ext: text for ext, text in zip(("json", "txt", "cls", "npy"), texts, strict=False)}}
+    fields = {"png": picture(), **dict(zip(("json", "txt", "cls", "npy"), texts, strict=False))}
     written(f"{WHERE}/tars/classnames.txt", b"cat\ndog\n")
     written(f"{WHERE}/tars/dataset_type.txt", kind[:40] or b"classification")
     write_shard(root / "0.tar", [Sample("a", fields)])
@@ -95,3 +97,12 @@ def beside(data: bytes) -> None:
 def run(data: bytes) -> None:
     """By its first byte one of them."""
     by_first_byte(data, {b"C": table, b"L": lines, b"N": names, b"W": beside})
+
+
+def changed(data: bytes, rng: random.Random) -> bytes:
+    """One line, or the json beside a picture, changed as JSON."""
+    if data[:1] == b"W":
+        kind, *texts = data.split(b"\0\0", 4)
+        texts[:1] = [json_changed(text, rng) for text in texts[:1]]
+        return b"\0\0".join([kind, *texts])
+    return data[:1] + line_changed(data[1:], rng)

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import numpy as np
 import splat2d
-from fuzz.checks import WHERE, hold, read
 from splat2d import reference_codec
 
 from components.splats import Splats, unpack_padded
+from fuzz.checks import WHERE, hold, read
 
 GOOD = splat2d.encode(np.ones((2, 2)), np.ones((2, 3)), np.ones((2, 3)), 8, 8)[0]
 MAX_LEN = 24 + 16 * 40

@@ -7,8 +7,6 @@ import struct
 import zlib
 
 import numpy as np
-from fuzz.checks import hold
-from fuzz.targets import by_first_byte
 from PIL import Image
 
 from components.color import _profile
@@ -16,9 +14,13 @@ from components.config import DownloadParams
 from components.download.picture import limits, sized
 from components.exif import MAX_TEXT, exif_json
 from components.images import ImageError, decode, decode_rgb
+from fuzz.checks import hold
+from fuzz.targets import by_first_byte
 
 MAX_LEN = 16384
-PARAMS = DownloadParams(image_size=8, max_bytes=MAX_LEN, max_pixels=1 << 16, max_aspect_ratio=64.0, resize_mode="border")
+PARAMS = DownloadParams(
+    image_size=8, max_bytes=MAX_LEN, max_pixels=1 << 16, max_aspect_ratio=64.0, resize_mode="border"
+)
 REASONS = {"truncated", "unreadable", "too_large", "too_small", "aspect_ratio", "empty", "missing"}
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import asdict
 
-from fuzz.checks import WHERE, folder, hold, read, written
-from fuzz.targets import by_first_byte
-
-from components.entries import FileEntry, Manifest, ShardEntry, canonical, file_entry, read_entry
+from components.entries import FileEntry, Manifest, ShardEntry, canonical, count, file_entry, read_entry, shard_entry
 from components.registry_line import Decision
 from components.tracking_journal import FOLDER, read_journal
+from fuzz.checks import WHERE, folder, hold, read, written
+from fuzz.mutators import json_changed, line_changed
+from fuzz.targets import by_first_byte
 
 MAX_LEN = 8192
 
@@ -60,3 +61,17 @@ def decision(data: bytes) -> None:
 def run(data: bytes) -> None:
     """By its first byte one of them."""
     by_first_byte(data, {b"M": manifest, b"S": shard, b"F": file, b"J": journal, b"D": decision})
+
+
+def changed(data: bytes, rng: random.Random) -> bytes:
+    """One value changed; of a manifest often with counts that add up again, so that what lies behind is reached."""
+    text = line_changed(data[1:], rng) if data[:1] == b"J" else json_changed(data[1:], rng)
+    if data[:1] == b"M" and rng.random() < 0.7:
+        try:
+            values = json.loads(text)
+            values["counts"] = count([shard_entry(one) for one in values["shards"]])
+            values["path"] = f"{values['stage']}/{values['key']}"
+            text = json.dumps(values).encode()
+        except Exception:  # noqa: BLE001  it could not be mended: it stays as it is
+            pass
+    return data[:1] + text

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
+from typing import get_type_hints
+
 import yaml
-from fuzz.checks import WHERE, hold, read, written
 
 from components.config import SECTIONS, as_dict, semantic
 from components.manifest import canonical
 from components.params import load_params
+from fuzz.checks import WHERE, hold, read, written
 
 MAX_LEN = 4096
 
@@ -24,3 +27,32 @@ def run(data: bytes) -> None:
         canonical(semantic(getattr(found, name)))
     again = written("again.yaml", yaml.safe_dump(as_dict(found), allow_unicode=True).encode())
     hold(load_params(again) == found, "written and read again the parameters are others")
+
+
+_LINES = [
+    f"{section}: {{{name}: {value}}}"
+    for section, kind in SECTIONS.items()
+    for name in get_type_hints(kind)
+    for value in ("1", "-1", "1e9", ".inf", "[1, 2]", "x", "null", "true", "{a: 1}", "0x" + "f" * 5000, "2024-13-45")
+]
+_ODD = [
+    "&a [*a]",
+    "[" * 3000,
+    "? [a]\n: b",
+    "!!python/object:os.system x",
+    "&x {a: &y [1], b: *x}",
+    "<<: *s",
+    "*s",
+    "{" * 50,
+]
+
+
+def changed(data: bytes, rng: random.Random) -> bytes:
+    """A line of a section, or one that YAML has trouble with, put in at a line's end; or an override added."""
+    line = rng.choice(_LINES if rng.random() < 0.8 else _ODD)
+    if rng.random() < 0.4:
+        section, _, rest = line.partition(": {")
+        return data + b"\0" + f"{section}.{rest[:-1].replace(': ', '=', 1)}".encode()
+    lines = data.split(b"\n")
+    lines.insert(rng.randrange(len(lines) + 1), line.encode())
+    return b"\n".join(lines)

@@ -7,8 +7,10 @@ build/fuzz/NAME/corpus, what breaks a promise in build/fuzz/NAME/findings; tests
 from __future__ import annotations
 
 import argparse
+import platform
 import random
 import secrets
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from fuzz.targets import NAMES, target  # noqa: E402
 
 CODEC = "codec"
-INPUT_S, MEMORY_MB = 20, 2048  # what one input may take at most, with a wide margin: the machine may be busy
+INPUT_S, MEMORY_MB = 10, 2048  # what one input may take at most, with a wide margin: the machine may be busy
 SANITIZERS = "-fsanitize=fuzzer,address,undefined"
 
 
@@ -28,7 +30,7 @@ def _options(name: str, seconds: int, seed: int) -> list[str]:
     for folder in ("corpus", "findings"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     return [
-        f"-max_total_time={seconds}", f"-seed={seed}", f"-timeout={INPUT_S}", f"-rss_limit_mb={MEMORY_MB}",
+        f"-max_total_time={seconds}", f"-seed={seed}", f"-timeout={10 * INPUT_S}", f"-rss_limit_mb={MEMORY_MB}",
         f"-artifact_prefix={out}/findings/", "-print_final_stats=1", "-report_slow_units=5",
         str(out / "corpus"), str(ROOT / "tests" / "corpus" / name),
     ]  # fmt: skip
@@ -40,11 +42,8 @@ def build_codec(out: Path, *, fuzzer: bool = True) -> Path:
     kernels, program = ROOT / "kernels", out / ("codec" if fuzzer else "codec_replay")
     sources = [Path(__file__).with_name("codec.cpp"), kernels / "src" / "codec_avx2.cpp"]
     flags = ["-std=c++20", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fno-sanitize-recover=all"]
-    if fuzzer:
-        compiler = ["clang++", SANITIZERS]
-    else:
-        compiler = ["c++", SANITIZERS.replace("fuzzer,", ""), "-DREPLAY"]
-    if sys.platform == "linux" and __import__("platform").machine() in {"x86_64", "AMD64"}:
+    compiler = ["clang++", SANITIZERS] if fuzzer else ["c++", SANITIZERS.replace("fuzzer,", ""), "-DREPLAY"]
+    if platform.machine() in {"x86_64", "AMD64"}:
         flags.append("-DSPLAT2D_X86")
     paths = [f"-I{kernels / 'include'}", f"-I{kernels / 'src'}"]
     subprocess.run([*compiler, *flags, *paths, *map(str, sources), "-o", str(program)], check=True)
@@ -60,8 +59,12 @@ def _fuzz_codec(options: list[str]) -> int:
     return subprocess.run([program, "-max_len=1024", *options], check=False).returncode
 
 
+def _too_long(*_: object) -> None:
+    raise TimeoutError(f"more than {INPUT_S} s of processor time for one input")
+
+
 def _sources_first() -> None:
-    """Let our own modules come from their sources: what the editable installation's finder loads is not instrumented."""
+    """Let our own modules come from their sources: what an editable installation's finder loads is not instrumented."""
     import splat2d._core
 
     native = splat2d._core
@@ -80,17 +83,23 @@ def _fuzz(name: str, options: list[str]) -> None:
     with atheris.instrument_imports(include=["components", "splat2d", "yaml", "PIL", "urllib", "email", "fuzz"]):
         run = target(name)
         module = sys.modules[f"fuzz.{name}"]
-    repaired = getattr(module, "repaired", None)
+    repaired, changed = getattr(module, "repaired", None), getattr(module, "changed", None)
 
     def mutated(data: bytes, size: int, seed: int) -> bytes:
-        """Half of the inputs get their sums mended, so that what lies behind the checks is reached."""
-        changed: bytes = atheris.Mutate(data, size)
-        if repaired is not None and random.Random(seed).random() < 0.5:
-            changed = repaired(changed)[:size]
-        return changed
+        """Bytes, or the structure; half of the time sums are mended, so that what lies behind them is reached."""
+        rng = random.Random(seed)
+        found: bytes = changed(data, rng) if changed and rng.random() < 0.5 else atheris.Mutate(data, size)
+        return (repaired(found) if repaired and rng.random() < 0.5 else found)[:size]
 
+    def bounded(data: bytes) -> None:
+        """The input within INPUT_S of processor time, else an error that shows where it was."""
+        signal.setitimer(signal.ITIMER_VIRTUAL, INPUT_S)
+        run(data)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+    signal.signal(signal.SIGVTALRM, _too_long)
     options = [sys.argv[0], f"-max_len={module.MAX_LEN}", *options]
-    atheris.Setup(options, run, **({"custom_mutator": mutated} if repaired else {}))
+    atheris.Setup(options, bounded, **({"custom_mutator": mutated} if repaired or changed else {}))
     atheris.Fuzz()
 
 

@@ -17,7 +17,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import numpy as np  # noqa: E402
 import splat2d  # noqa: E402
-from fuzz.checks import folder  # noqa: E402
 from icc import SRGB, WIDE, grey_profile, rgb_profile  # noqa: E402
 from PIL import Image  # noqa: E402
 
@@ -25,6 +24,7 @@ from components.entries import FileEntry, Manifest, SampleNote, ShardEntry, cano
 from components.registry_line import Decision  # noqa: E402
 from components.shards import Sample, ShardIndex, write_shard  # noqa: E402
 from components.tracking_journal import Journal  # noqa: E402
+from fuzz.checks import folder  # noqa: E402
 
 Seeds = Iterator[tuple[str, bytes]]
 
@@ -105,7 +105,7 @@ def urls() -> Seeds:
     yield "retry_after", b"HWed, 21 Oct 2026 07:28:00 GMT"
     yield "x_robots", b"Hsplatclip: noindex, noai"
     yield "robots.txt", b"RUser-agent: *\nDisallow: /b\nAllow: /b/c\nCrawl-delay: 3\nRequest-rate: 1/5\nSitemap: x\n"
-    yield "list.csv", b"Curl,caption,uid\nhttp://a.example/b.png,\"one, two\",3\n"
+    yield "list.csv", b'Curl,caption,uid\nhttp://a.example/b.png,"one, two",3\n'
     yield "list.tsv", b"TURL\tTEXT\nhttp://a.example/b.png\tx\n"
     yield "list.jsonl", b'J{"url":"http://a.example/b.png","caption":"x","sha256":null}\n{"url":"","punsafe":0.5}\n'
     import pyarrow as pa
@@ -145,9 +145,7 @@ def images() -> Seeds:
     yield "grey.icc", b"C" + grey_profile(2.2)
 
 
-ALL = {
-    one.__name__: one for one in (gs2d, shards, manifests, captions, params, urls, images)
-} | {"codec": codec}
+ALL = {one.__name__: one for one in (gs2d, shards, manifests, captions, params, urls, images)} | {"codec": codec}
 
 
 def main() -> None:

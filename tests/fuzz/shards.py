@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import mmap
+import random
 import struct
 
 import numpy as np
-from fuzz.checks import WHERE, folder, hold, read
-from fuzz.targets import by_first_byte
 
 from components.records import Encoded
 from components.shards import IndexedShard, Sample, read_index, read_layout, read_shard, write_shard
 from components.tar import BLOCK, members, unsafe
+from fuzz.checks import WHERE, folder, hold, read
+from fuzz.mutators import json_changed
+from fuzz.targets import by_first_byte
 
 MAX_LEN = 1 + 24 * BLOCK
+HEADER_FIELDS = [(0, 100), (124, 12), (148, 8), (156, 1), (157, 100), (257, 8), (345, 155)]
+HEADER_VALUES = [
+    b"\0" * 155, b"-0000002000\0", b"00000001000\0", b"\x80" + bytes(10) + b"\1", b"\xff" * 12, b"77777777777\0",
+    b"x", b"g", b"L", b"5", b"2", b"0", b"1_0 ", b"../a.txt\0", b"/a.txt\0", b"a/b.JSON\0", b"./a.b.c\0", b"\xff.txt\0",
+]  # fmt: skip
 
 
 def _mapped(data: bytes) -> mmap.mmap:
@@ -65,7 +72,9 @@ def index(data: bytes) -> None:
         column = shard.column(ext, range(len(shard)))
         hold(len(column) == len(shard), f"{len(column)} of {len(shard)} in {ext!r}")
         for one, (_, size) in zip(column, shard.index.fields[ext].tolist(), strict=True):
-            hold((one is None) == (size < 0) and (one is None or len(one) == size), f"a field of {size} bytes in {ext!r}")
+            hold(
+                (one is None) == (size < 0) and (one is None or len(one) == size), f"a field of {size} bytes in {ext!r}"
+            )
 
 
 def texts(data: bytes) -> None:
@@ -102,3 +111,18 @@ def repaired(data: bytes) -> bytes:
     return b"T" + bytes(whole)
 
 
+def changed(data: bytes, rng: random.Random) -> bytes:
+    """One value of an index or a sample's json changed; of a tar one field of a header, with the right checksum."""
+    if data[:1] == b"I":
+        return b"I" + json_changed(data[1:], rng)
+    if data[:1] == b"X":
+        about, *rest = data[1:].split(b"\0")
+        return b"X" + b"\0".join([json_changed(about, rng), *rest])
+    whole = bytearray(data)
+    if len(whole) <= BLOCK:
+        return data
+    at = 1 + BLOCK * rng.randrange((len(whole) - 1) // BLOCK)
+    start, length = rng.choice(HEADER_FIELDS)
+    value = rng.choice(HEADER_VALUES)[:length]
+    whole[at + start : at + start + len(value)] = value
+    return repaired(bytes(whole))

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from urllib.parse import urlsplit
 
-from fuzz.checks import WHERE, hold, read, written
-from fuzz.targets import by_first_byte
-
 from components.download.addresses import blocked
 from components.download.fetch import expand
 from components.download.request import MAX_URL, check_url, forbids, host_of, redirected, retry_after
 from components.download.robots import rules_of
 from components.download.url_table import read_table
 from components.url_params import UrlParams
+from fuzz.checks import WHERE, hold, read, written
+from fuzz.targets import by_first_byte
 
 MAX_LEN = 4096
 BASE = "http://a.example/b/c.png?d"
