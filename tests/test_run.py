@@ -29,6 +29,7 @@ PLUMBING = {
     "entries",
     "errors",
     "fields",
+    "json_text",
     "manifest",
     "operations",
     "progress",

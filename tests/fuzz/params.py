@@ -37,7 +37,7 @@ _LINES = [
 ]
 _ODD = [
     "&a [*a]",
-    "[" * 3000,
+    "[" * 40,
     "? [a]\n: b",
     "!!python/object:os.system x",
     "&x {a: &y [1], b: *x}",
