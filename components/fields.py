@@ -18,7 +18,10 @@ def nearest(word: str, known: typing.Iterable[str]) -> str:
 
 def shown(value: Any, most: int = 200) -> str:
     """A value as an error shows it: its beginning, where it is long."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        text = f"a {type(value).__name__} with a number too long to be shown"
     return text if len(text) <= most else f"{text[:most]}..."
 
 

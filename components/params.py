@@ -18,9 +18,8 @@ T = TypeVar("T")
 
 def _unknown(kind: str, word: Any, known: typing.Iterable[str], where: str) -> UsageError:
     names = sorted(known)
-    return UsageError(
-        f"{where}: unknown {kind} {shown(str(word))}{nearest(str(word), names)}; known: {', '.join(names)}"
-    )
+    hint = nearest(word, names) if isinstance(word, str) else ""
+    return UsageError(f"{where}: unknown {kind} {shown(word)}{hint}; known: {', '.join(names)}")
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:

@@ -62,6 +62,7 @@ def run(name: str, arguments: dict[str, Any], processes: int) -> None:
 def loss(out: str) -> None:
     """clip_loss and its gradients, images by slice and the texts from a trained tower: a list of tensors to `out`."""
     import torch
+from safetensors.torch import save_file
     import torch.nn.functional as F
 
     from components.contrastive import clip_loss
@@ -83,7 +84,8 @@ def loss(out: str) -> None:
         world.sum_into([grad for grad in grads if grad is not None])
         total = torch.tensor(world.totals([float(share.detach())]))
         if world.leads:
-            torch.save([total, *grads], out)
+            parts = {str(i): part for i, part in enumerate([total, *grads]) if part is not None}
+            save_file({name: part.detach().contiguous() for name, part in parts.items()}, out)
 
 
 def stages(calls: list[list[Any]], streamed: bool = False, fails: int = -1) -> None:

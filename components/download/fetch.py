@@ -21,6 +21,7 @@ from components.store_s3 import S3Store
 TABLES = (".parquet", ".csv", ".tsv", ".jsonl")  # lists of URLs
 SPOOL_BYTES = 20 << 30  # of downloaded files kept on disk at a time
 MAX_NAMES = 100_000  # that ranges of numbers in an address may stand for
+MAX_CHARACTERS = 1 << 25  # of all these names
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _HTTP_NAMES = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt")
 _HTTP_SPLITS = ("train", "val", "test")
@@ -38,7 +39,8 @@ def expand(pattern: str) -> list[str]:
         low, high = int(match[1][:10]), int(match[2][:10])
         if high < low:
             raise UsageError(f"download.path: the range {match[0][:40]} is empty; write the lower number first")
-        if max(len(match[1]), len(match[2])) > 9 or len(names) * (high - low + 1) > MAX_NAMES:
+        count = len(names) * (high - low + 1)
+        if max(len(match[1]), len(match[2])) > 9 or count > MAX_NAMES or count * len(pattern) > MAX_CHARACTERS:
             raise UsageError(f"download.path: {match[0][:40]}: more than {MAX_NAMES} names; use several folders")
         numbers = [f"{pattern[last : match.start()]}{number:0{len(match[1])}d}" for number in range(low, high + 1)]
         names = [name + number for name in names for number in numbers]
