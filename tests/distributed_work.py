@@ -62,8 +62,8 @@ def run(name: str, arguments: dict[str, Any], processes: int) -> None:
 def loss(out: str) -> None:
     """clip_loss and its gradients, images by slice and the texts from a trained tower: a list of tensors to `out`."""
     import torch
-from safetensors.torch import save_file
     import torch.nn.functional as F
+    from safetensors.torch import save_file
 
     from components.contrastive import clip_loss
     from components.distributed import joined
