@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar, get_type_hints
 
@@ -188,20 +188,24 @@ def shard_entry(values: Any) -> ShardEntry:
     return entry
 
 
+def _read(build: Callable[[Any], T], data: bytes, where: str) -> T:
+    """What `build` makes of the JSON in a _done file; as with a manifest, whatever is read can be written."""
+    try:
+        entry = build(parse(data))
+        canonical(asdict(entry))  # type: ignore[call-overload]
+    except (ValueError, TypeError, KeyError, AttributeError, PermanentError) as error:
+        raise PermanentError(f"{where}: not a valid entry ({error}); delete it and run the stage again") from error
+    return entry
+
+
 def read_entry(data: bytes, where: str) -> ShardEntry:
     """A shard's entry from its _done file; PermanentError naming `where` if it is damaged."""
-    try:
-        return shard_entry(parse(data))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise PermanentError(f"{where}: not a valid entry ({error}); delete it and run the stage again") from error
+    return _read(shard_entry, data, where)
 
 
 def file_entry(data: bytes, where: str) -> FileEntry:
     """A file's entry from its _done file; PermanentError naming `where` if it is damaged."""
-    try:
-        return _build(FileEntry, parse(data))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise PermanentError(f"{where}: not a valid entry ({error}); delete it and run the stage again") from error
+    return _read(lambda values: _build(FileEntry, values), data, where)
 
 
 def count(shards: Sequence[ShardEntry]) -> dict[str, Any]:
