@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,7 @@ from components.registry_line import Decision  # noqa: E402
 from components.shards import Sample, ShardIndex, write_shard  # noqa: E402
 from components.tracking_journal import Journal  # noqa: E402
 from fuzz.checks import folder  # noqa: E402
+from fuzz.shards import repaired  # noqa: E402
 
 Seeds = Iterator[tuple[str, bytes]]
 
@@ -48,9 +50,17 @@ def shards() -> Seeds:
     yield "plain.tar", b"T" + path.read_bytes()[:4096]
     write_shard(path, [Sample("long/" + "x" * 120, {"txt": "ü".encode()})])
     yield "pax.tar", b"T" + path.read_bytes()[:4096]
+    backwards = tarfile.TarInfo("a")
+    backwards.type = b"L"
+    header = bytearray(backwards.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"-00000001000"  # a walk that believes it stays where it is
+    yield "size_below_0.tar", repaired(b"T" + bytes(header))
     yield "two.idx", b"I" + ShardIndex.of(layout).to_bytes()
     yield "texts", b'X{"captions":["a dog",""],"class":1}\0a cat\0001'
     yield "text_only", b"X\0a cat\0"
+    yield "class_infinite", b'X{"class":1e999}\0\0'
+    yield "class_of_70_bits", b'X{"class":1000000000000000000000}\0\0'
+    yield "deep_json", b"X" + b"[" * 2000
 
 
 def manifests() -> Seeds:
@@ -73,6 +83,8 @@ def manifests() -> Seeds:
     journal.add("run", **{"as": "step"}, find=None, experiment="e", name="n", tags={}, start=1)
     journal.log("step", metrics=[("loss", 0.5, 1, 2)], params={"a": "b"})
     yield "journal.jsonl", b"J" + journal.to_bytes().replace(b'"written": ', b'"written": 1')[:2000]
+    yield "deep.json", b"M" + b'{"a":' * 1500
+    yield "written_infinite.jsonl", b'J{"journal":"0","format":1,"target":"t","closed":false,"written":1e999}\n'
     yield "decision.json", b"D" + Decision((1, 2), 3).to_json().encode()
 
 
@@ -85,6 +97,9 @@ def captions() -> Seeds:
     stream = io.BytesIO()
     np.save(stream, np.array([0, 1], np.int64))
     yield "classes", b'Wclassification\0\0{"caption":"x"}\0\0a dog\0\0001\0\0' + stream.getvalue()
+    yield "class_of_5000_digits", b"Wclassification\0\0{}\0\0\0\0" + b"1" * 5000
+    header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (999999999999,), }".ljust(117) + b"\n"
+    yield "npy_of_terabytes", b"Wmultilabel\0\0{}\0\0\0\0\0\0\x93NUMPY\1\0\x76\0" + header
     yield "labels", b"Wmultilabel\0\0{}\0\0\0\0\0\0" + stream.getvalue()
     yield "retrieval", b"Wretrieval\0\0{}\0\0one\ntwo"
 
@@ -93,6 +108,11 @@ def params() -> Seeds:
     """Sections, anchors, overrides."""
     yield "some.yaml", b"download: {image_size: 64, urls: {carry: [a]}}\nsplat_fit:\n  num_gaussians: 4.0e+2\n"
     yield "overrides", b"seed: &s {seed: 3}\n\0download.seed=1\0train_adapter.stage2_learning_rates=[1e-3, .1]"
+    lists = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10))
+    yield "aliases_of_aliases.yaml", f"a0: &a0 [x]\n{lists}\n".encode()
+    yield "alias_of_itself.yaml", b"download: &d {urls: *d}\ndownload_eval: *d\n"
+    yield "no_such_day.yaml", b"download: {path: 2024-13-45}\n"
+    yield "tag.yaml", b"download: {path: !!bool x}\n"
     yield "alias.yaml", b"download: &d {num_test: 10, num_train: 20}\ndownload_eval: *d\n"
 
 
@@ -105,6 +125,8 @@ def urls() -> Seeds:
     yield "retry_after", b"HWed, 21 Oct 2026 07:28:00 GMT"
     yield "x_robots", b"Hsplatclip: noindex, noai"
     yield "robots.txt", b"RUser-agent: *\nDisallow: /b\nAllow: /b/c\nCrawl-delay: 3\nRequest-rate: 1/5\nSitemap: x\n"
+    yield "robots_hostile.txt", "RUser-agent: *\nDisallow: //[\nCrawl-delay: \u00b2\nDisallow: /b\n".encode()
+    yield "many_ranges", b"Ahttp://a.example/" + b"{0..9}" * 40
     yield "list.csv", b'Curl,caption,uid\nhttp://a.example/b.png,"one, two",3\n'
     yield "list.tsv", b"TURL\tTEXT\nhttp://a.example/b.png\tx\n"
     yield "list.jsonl", b'J{"url":"http://a.example/b.png","caption":"x","sha256":null}\n{"url":"","punsafe":0.5}\n'
