@@ -8,7 +8,12 @@ PARAMS ?= params.yaml
 TEST_PROCESSES ?= logical
 IN_PARALLEL := --numprocesses $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-full system-packages lint format lock clean
+# Each for so many seconds; two at a time, all to their end: make --keep-going --jobs 2 fuzz. FUZZ_SEED=0 takes a new seed.
+FUZZERS := gs2d shards manifests captions params urls images codec
+FUZZ_SECONDS ?= 600
+FUZZ_SEED ?= 0
+
+.PHONY: demo test test-full system-packages lint format lock clean fuzz $(FUZZERS:%=fuzz-%) sbom audit
 .DELETE_ON_ERROR:
 
 demo: .venv/.installed  ## the whole pipeline on the embedded default, through KFP's local runner, ending with a report
@@ -36,6 +41,22 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+fuzz: $(FUZZERS:%=fuzz-%)  ## every parser, fed with what nobody would write (docs/security.md); one alone: make fuzz-urls
+
+$(FUZZERS:%=fuzz-%): fuzz-%: .venv/.installed-fuzz
+	$(BIN)/python tests/fuzz/run.py $* --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
+
+sbom: .venv/.installed build/tools/.installed  ## build/sbom.cdx.json: what is installed, and its licences
+	$(BIN)/python .ci/sbom.py
+
+audit: .venv/.tools build/tools/.installed  ## known vulnerabilities of what is locked; needs the network, else exit 75
+	$(BIN)/python .ci/audit.py
+
+build/tools/.installed: requirements-tools.lock
+	test -x build/tools/bin/python || $(PYTHON) -m venv build/tools
+	build/tools/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
 format: .venv/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -57,7 +78,11 @@ format: .venv/.installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable '.[dev]'
 	touch $@
 
-lock: .venv/.installed-dev  ## pin what is installed now
+.venv/.installed-fuzz: .venv/.installed-dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable '.[fuzz]'
+	touch $@
+
+lock: .venv/.installed-fuzz  ## pin what is installed now
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
 
 clean:

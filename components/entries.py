@@ -132,7 +132,7 @@ class Manifest:
             manifest.to_bytes()  # whatever is read can be written: no NaN, no half of a surrogate pair
         except PermanentError as error:
             raise PermanentError(str(error) if where in str(error) else f"{where}: {error}; {remedy}") from None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise PermanentError(f"{where}: not a valid manifest ({error}); {remedy}") from error
         return manifest
 
@@ -193,7 +193,7 @@ def _read(build: Callable[[Any], T], data: bytes, where: str) -> T:
     try:
         entry = build(parse(data))
         canonical(asdict(entry))  # type: ignore[call-overload]
-    except (ValueError, TypeError, KeyError, AttributeError, PermanentError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, PermanentError) as error:
         raise PermanentError(f"{where}: not a valid entry ({error}); delete it and run the stage again") from error
     return entry
 

@@ -153,7 +153,8 @@ def read_journal(store: str, name: str) -> tuple[Journal, bool]:
         if not head["closed"] and not live and any(op.get("as") == "step" for op in ops):
             ops.append({"op": "end", "to": "step", "status": "KILLED", "time": min(now_ms(), whole(head["written"]))})
         found = Journal(store, str(head["target"]), str(head["journal"]), ops, ready=True, closed=True, kept=True)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        found.to_bytes()  # what cannot be written again, as it is nested too deeply, cannot be kept
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PermanentError(f"{store}/{name}: not a readable journal ({error}); delete it") from error
     return found, live
 
