@@ -13,7 +13,7 @@ FUZZERS := gs2d shards manifests captions params urls images codec
 FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= 0
 
-.PHONY: demo test test-full system-packages lint format lock clean fuzz $(FUZZERS:%=fuzz-%) sbom audit
+.PHONY: demo test test-full system-packages lint format lock clean fuzz $(FUZZERS:%=fuzz-%) clang sbom audit
 .DELETE_ON_ERROR:
 
 demo: .venv/.installed  ## the whole pipeline on the embedded default, through KFP's local runner, ending with a report
@@ -22,7 +22,7 @@ demo: .venv/.installed  ## the whole pipeline on the embedded default, through K
 test: .venv/.installed-dev  ## what a laptop can test; no root, no network
 	$(BIN)/python -m pytest $(IN_PARALLEL)
 
-test-full: .venv/.installed-dev system-packages  ## what needs nvcc, root or time
+test-full: .venv/.installed-dev system-packages build/tools/.installed  ## what needs nvcc, root or time
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m full --timeout 1800
 
 # A real S3 server for the tests. Without root they fail and say what to install.
@@ -45,6 +45,18 @@ fuzz: $(FUZZERS:%=fuzz-%)  ## every parser, fed with what nobody would write (do
 
 $(FUZZERS:%=fuzz-%): fuzz-%: .venv/.installed-fuzz
 	$(BIN)/python tests/fuzz/run.py $* --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
+
+# libFuzzer comes with clang; the others bring their own.
+fuzz-codec: clang
+CLANG := clang libclang-rt-14-dev
+clang:
+	@command -v clang++ >/dev/null || \
+	if test "$$(id -u)" = 0; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -qq --yes --no-install-recommends $(CLANG) >/dev/null; \
+	else \
+	  echo "not root: apt-get install --no-install-recommends $(CLANG)" >&2; \
+	fi
 
 sbom: .venv/.installed build/tools/.installed  ## build/sbom.cdx.json: what is installed, and its licences
 	$(BIN)/python .ci/sbom.py
