@@ -15,7 +15,6 @@ from components.entries import (
     Manifest,
     ShardEntry,
     canonical,
-    file_entry,
     sha256_bytes,
     shard_entry,
 )
@@ -194,7 +193,7 @@ class OutputCheck:
             return
         where = f"{self._url}/{name}"
         try:
-            found = file_entry(data, where)
+            found = FileEntry(**parse(data))
             second = found.name != entry.name and data == canonical(asdict(found)) and done_name(found.name) == name
         except (ValueError, TypeError, AttributeError, PermanentError) as error:
             yield Finding.damage(where, f"not a valid entry ({error})", self._again)

@@ -173,6 +173,11 @@ def test_a_number_that_python_cannot_write_is_refused_by_name(tmp_path: Path) ->
             load_params(path)
 
 
+def test_captions_whose_first_line_is_no_csv_are_refused_by_name() -> None:
+    run = target("captions")
+    run(b"C" + b"a" * 140_000)  # more than a field may have
+
+
 @pytest.mark.parametrize(("field", "odd"), [("ok", -1), ("ok", 0.5), ("bytes", -3), ("skipped", {"x": -1})])
 def test_counts_of_a_manifest_are_counts(field: str, odd: object) -> None:
     import json

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -82,7 +83,9 @@ def manifests() -> Seeds:
     journal = Journal("s", "t", id="0")
     journal.add("run", **{"as": "step"}, find=None, experiment="e", name="n", tags={}, start=1)
     journal.log("step", metrics=[("loss", 0.5, 1, 2)], params={"a": "b"})
-    yield "journal.jsonl", b"J" + journal.to_bytes().replace(b'"written": ', b'"written": 1')[:2000]
+    yield "journal.jsonl", b"J" + re.sub(rb'"written": \d+', b'"written": 1', journal.to_bytes())
+    yield "name_is_a_number.json", b'F{"bytes":3,"name":5,"sha256":"cd"}'
+    yield "not_a_number.json", b"M" + whole.to_bytes().replace(b"30.5", b"NaN")
     yield "deep.json", b"M" + b'{"a":' * 1500
     yield "written_infinite.jsonl", b'J{"journal":"0","format":1,"target":"t","closed":false,"written":1e999}\n'
     yield "decision.json", b"D" + Decision((1, 2), 3).to_json().encode()
