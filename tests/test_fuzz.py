@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import random
 import re
 import subprocess
@@ -173,9 +174,15 @@ def test_a_number_that_python_cannot_write_is_refused_by_name(tmp_path: Path) ->
             load_params(path)
 
 
-def test_captions_whose_first_line_is_no_csv_are_refused_by_name() -> None:
+@pytest.mark.parametrize("limit", [1 << 17, 1 << 24])  # the process's own, which reading lists of addresses raises
+def test_a_first_line_without_end_is_refused_briefly_and_by_name(limit: int) -> None:
     run = target("captions")
-    run(b"C" + b"a" * 140_000)  # more than a field may have
+    before = csv.field_size_limit(limit)
+    try:
+        run(b"C" + b"a" * 140_000)
+        run(b"Cimage,caption," + b"a" * 140_000)
+    finally:
+        csv.field_size_limit(before)
 
 
 @pytest.mark.parametrize(("field", "odd"), [("ok", -1), ("ok", 0.5), ("bytes", -3), ("skipped", {"x": -1})])

@@ -27,6 +27,7 @@ from components.download.sources import (
 )
 from components.download.webdataset import class_files
 from components.errors import PermanentError
+from components.fields import shown
 from components.images import EXTENSIONS, ImageError, Limits
 from components.store import StoreNotFound
 
@@ -55,7 +56,7 @@ def _csv_rows(text: str, where: str) -> Iterator[tuple[str, list[str], str]]:
     caption = next((name for name in _CAPTION_COLUMNS if name in columns), None)
     if image is None or (caption is None and "class" not in columns):
         raise PermanentError(
-            f"{where}: its first line is {columns}; expected the columns image, caption and perhaps class"
+            f"{where}: its first line is {shown(columns)}; expected the columns image, caption and perhaps class"
         )
     try:
         for row in reader:
