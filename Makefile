@@ -8,7 +8,12 @@ PARAMS ?= params.yaml
 TEST_PROCESSES ?= logical
 IN_PARALLEL := --numprocesses $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-full system-packages lint format lock clean
+# Each for so many seconds; two at a time, all to their end: make --keep-going --jobs 2 fuzz. FUZZ_SEED=0 takes a new seed.
+FUZZERS := gs2d shards manifests captions params urls images codec
+FUZZ_SECONDS ?= 600
+FUZZ_SEED ?= 0
+
+.PHONY: demo test test-full system-packages lint format lock clean fuzz $(FUZZERS:%=fuzz-%) clang sbom audit
 .DELETE_ON_ERROR:
 
 demo: .venv/.installed  ## the whole pipeline on the embedded default, through KFP's local runner, ending with a report
@@ -17,7 +22,7 @@ demo: .venv/.installed  ## the whole pipeline on the embedded default, through K
 test: .venv/.installed-dev  ## what a laptop can test; no root, no network
 	$(BIN)/python -m pytest $(IN_PARALLEL)
 
-test-full: .venv/.installed-dev system-packages  ## what needs nvcc, root or time
+test-full: .venv/.installed-dev system-packages build/tools/.installed  ## what needs nvcc, root or time
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m full --timeout 1800
 
 # A real S3 server for the tests. Without root they fail and say what to install.
@@ -35,6 +40,34 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: $(FUZZERS:%=fuzz-%)  ## every parser, fed with what nobody would write (docs/security.md); one alone: make fuzz-urls
+
+$(FUZZERS:%=fuzz-%): fuzz-%: .venv/.installed-fuzz
+	$(BIN)/python tests/fuzz/run.py $* --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
+
+# libFuzzer comes with clang; the others bring their own.
+fuzz-codec: clang
+CLANG := clang libclang-rt-14-dev
+clang:
+	@command -v clang++ >/dev/null || \
+	if test "$$(id -u)" = 0; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -qq --yes --no-install-recommends $(CLANG) >/dev/null; \
+	else \
+	  echo "not root: apt-get install --no-install-recommends $(CLANG)" >&2; \
+	fi
+
+sbom: .venv/.installed build/tools/.installed  ## build/sbom.cdx.json: what is installed, and its licences
+	$(BIN)/python .ci/sbom.py
+
+audit: .venv/.tools build/tools/.installed  ## known vulnerabilities of what is locked; needs the network, else exit 75
+	$(BIN)/python .ci/audit.py
+
+build/tools/.installed: requirements-tools.lock
+	test -x build/tools/bin/python || $(PYTHON) -m venv build/tools
+	build/tools/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
 
 format: .venv/.installed-dev
 	$(BIN)/ruff check --fix .
@@ -57,7 +90,11 @@ format: .venv/.installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable '.[dev]'
 	touch $@
 
-lock: .venv/.installed-dev  ## pin what is installed now
+.venv/.installed-fuzz: .venv/.installed-dev
+	$(PIP) atheris  # the extra `fuzz`, without building the kernels anew
+	touch $@
+
+lock: .venv/.installed-fuzz  ## pin what is installed now
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
 
 clean:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar, get_type_hints
 
 from components.errors import PermanentError, UsageError
+from components.json_text import parse
 from components.store import check_name
 
 FORMAT = 1
@@ -138,7 +139,7 @@ class Manifest:
         """Read and check a manifest; PermanentError naming `where` if it is damaged or of another format."""
         remedy = "delete it and run the stage again"
         try:
-            values = json.loads(data)
+            values = parse(data)
             if isinstance(values, dict) and values.get("format") != FORMAT:
                 raise PermanentError(
                     f"{where}: manifest format {values.get('format')!r}; this version reads format {FORMAT}: {remedy}"
@@ -148,7 +149,10 @@ class Manifest:
             values["files"] = [_build(FileEntry, entry) for entry in values["files"]]
             manifest = _build(cls, {**values, "summed": summed})
             _check_counts(manifest)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            manifest.to_bytes()  # whatever is read can be written: no NaN, no half of a surrogate pair
+        except PermanentError as error:
+            raise PermanentError(str(error) if where in str(error) else f"{where}: {error}; {remedy}") from None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise PermanentError(f"{where}: not a valid manifest ({error}); {remedy}") from error
         return manifest
 
@@ -196,18 +200,43 @@ def shard_entry(values: Any) -> ShardEntry:
         raise TypeError(f"a shard is {values!r}")
     notes = [_build(SampleNote, note) for note in values.get("samples", [])]
     files = [_build(FileEntry, entry) for entry in values["files"]]
-    return _build(ShardEntry, {**values, "samples": notes, "files": files})
+    entry = _build(ShardEntry, {**values, "samples": notes, "files": files})
+    counted = {"index": entry.index, "bytes": entry.bytes, "ok": entry.ok, **entry.skipped, **entry.failed}
+    for name, number in counted.items():
+        if type(number) is not int or number < 0:
+            raise ValueError(f"ShardEntry: {name} is {number!r}; expected a count")
+    return entry
+
+
+def read_done(data: bytes) -> ShardEntry:
+    """The shard of a _done entry; raises TypeError, ValueError, KeyError or AttributeError where it is damaged."""
+    return shard_entry(without_sum(parse(data))[0])
+
+
+def _read(build: Callable[[bytes], T], data: bytes, where: str) -> T:
+    """What `build` makes of a _done file; as with a manifest, whatever is read can be written."""
+    try:
+        entry = build(data)
+        canonical(asdict(entry))  # type: ignore[call-overload]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, PermanentError) as error:
+        raise PermanentError(f"{where}: not a valid entry ({error}); delete it and run the stage again") from error
+    return entry
+
+
+def read_entry(data: bytes, where: str) -> ShardEntry:
+    """A shard's entry from its _done file; PermanentError naming `where` if it is damaged."""
+    return _read(read_done, data, where)
+
+
+def file_entry(data: bytes, where: str) -> FileEntry:
+    """A file's entry from its _done file; PermanentError naming `where` if it is damaged."""
+    return _read(lambda content: _build(FileEntry, parse(content)), data, where)
 
 
 def done_bytes(entry: ShardEntry, *, summed: bool = True) -> bytes:
     """A shard's _done entry. summed: see Manifest."""
     values = asdict(entry)
     return canonical(with_sum(values) if summed else values, indent=1)
-
-
-def read_done(data: bytes) -> ShardEntry:
-    """The shard of a _done entry; raises TypeError, ValueError or KeyError where it is damaged."""
-    return shard_entry(without_sum(json.loads(data))[0])
 
 
 def count(shards: Sequence[ShardEntry]) -> dict[str, Any]:

@@ -16,6 +16,15 @@ def nearest(word: str, known: typing.Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def shown(value: Any, most: int = 200) -> str:
+    """A value as an error shows it: its beginning, where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        text = f"a {type(value).__name__} with a number too long to be shown"
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def local(default: Any) -> Any:
     """A field that never enters a cache key."""
     return field(default=default, metadata={"hash": False})
@@ -35,7 +44,7 @@ def require(condition: bool, message: str) -> None:
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Require a value to be one of those allowed; the error names the nearest."""
     if value not in allowed:
-        raise UsageError(f"{name} is {value!r}; choose one of: {', '.join(allowed)}{nearest(value, allowed)}")
+        raise UsageError(f"{name} is {shown(value)}; choose one of: {', '.join(allowed)}{nearest(value, allowed)}")
 
 
 def seed_in_range(section: str, seed: int) -> None:

@@ -9,7 +9,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -190,7 +190,9 @@ def _orientation(image: Image.Image) -> int:
 
 def _decode(image: Image.Image, data: bytes) -> Decoded:
     with _reasons(), image:
-        image.load()  # outside the lock: decoding is what takes the time
+        # outside the lock, as decoding is what takes the time; but of TIFFs Pillow reads tags, and warns, meanwhile
+        with quiet() if image.format == "TIFF" else nullcontext():
+            image.load()
         deep = image.format == "PNG" and len(data) > 24 and data[24] == 16
         color = data[25] if deep else 0
         if color in {2, 6} and "transparency" not in image.info:

@@ -22,7 +22,7 @@ from components.entries import (
     canonical,
     count,
     done_bytes,
-    read_done,
+    read_entry,
     sha256_bytes,
 )
 from components.errors import PermanentError, UsageError
@@ -165,13 +165,7 @@ class Commit:
         """The committed shards by index; not those of other parameters or whose files are missing or of other size."""
         found = {}
         for name in self.store.list(f"{DONE}/"):
-            where = f"{self.url}/{name}"
-            try:
-                entry = read_done(self.store.get_bytes(name))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise PermanentError(
-                    f"{where}: not a valid entry ({error}); delete it and run the stage again"
-                ) from error
+            entry = read_entry(self.store.get_bytes(name), f"{self.url}/{name}")
             if entry.params_hash == self.params_hash and self._whole(entry):
                 found[entry.index] = entry
         return found

@@ -8,33 +8,32 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-import yaml
-
+from components import yaml_text
 from components.config import SECTIONS, Params
 from components.errors import UsageError
-from components.fields import nearest
+from components.fields import nearest, shown
 
 T = TypeVar("T")
 
 
 def _unknown(kind: str, word: Any, known: typing.Iterable[str], where: str) -> UsageError:
     names = sorted(known)
-    return UsageError(f"{where}: unknown {kind} {str(word)!r}{nearest(str(word), names)}; known: {', '.join(names)}")
+    hint = nearest(word, names) if isinstance(word, str) else ""
+    return UsageError(f"{where}: unknown {kind} {shown(word)}{hint}; known: {', '.join(names)}")
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
     """Bring a YAML or JSON value to the field's type; integral floats become ints (KFP sends 400.0), 400.5 does not."""
     if get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
-            raise UsageError(f"{where} is {value!r}; expected a list")
+            raise UsageError(f"{where} is {shown(value)}; expected a list")
         return tuple(_convert(item, get_args(hint)[0], f"{where}[{i}]") for i, item in enumerate(value))
     if hint is bool:
         if isinstance(value, bool):
             return value
     elif hint is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        if isinstance(value, float) and value.is_integer():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if (whole or (isinstance(value, float) and value.is_integer())) and abs(value) < 1 << 63:
             return int(value)
     elif hint is float:
         try:
@@ -46,7 +45,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     elif hint is str and isinstance(value, str):
         return value
     expected = "a finite number" if hint is float else getattr(hint, "__name__", hint)
-    raise UsageError(f"{where} is {value!r}; expected {expected}")
+    raise UsageError(f"{where} is {shown(value)}; expected {expected}")
 
 
 def section_from_dict(cls: type[T], values: Any, where: str) -> T:
@@ -65,7 +64,7 @@ def _field(cls: type, name: str, hint: Any, value: Any, where: str) -> Any:
     if not (isinstance(hint, type) and is_dataclass(hint)):
         return _convert(value, hint, where)
     if not isinstance(value, dict):
-        raise UsageError(f"{where} is {value!r}; expected a mapping")
+        raise UsageError(f"{where} is {shown(value)}; expected a mapping")
     return section_from_dict(hint, {**asdict(getattr(cls, name)), **value}, where)
 
 
@@ -104,17 +103,16 @@ def _override(values: dict[str, Any], assignment: str) -> None:
     name, equals, text = assignment.partition("=")
     *path, key = name.strip().split(".")
     if not (equals and path and key):
-        raise UsageError(f"--set {assignment!r}: expected section.key=value, for example splat_fit.num_gaussians=400")
+        raise UsageError(
+            f"--set {shown(assignment)}: expected section.key=value, for example splat_fit.num_gaussians=400"
+        )
     if path[0] not in SECTIONS:
         raise _unknown("section", path[0], SECTIONS, "--set")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"--set {assignment!r}: the value is not YAML: {error}") from None
+    value = yaml_text.parse(text, f"--set {shown(assignment)}")
     for part in path:
         inner = values.get(part)
         if not isinstance(inner, dict | None):
-            raise UsageError(f"--set {assignment!r}: {part} is {inner!r}, and has no keys")
+            raise UsageError(f"--set {shown(assignment)}: {part} is {shown(inner)}, and has no keys")
         values[part] = dict(inner or {})  # a copy: YAML's aliases share theirs
         values = values[part]
     values[key] = "" if value is None else value
@@ -129,10 +127,7 @@ def load_params(path: str | Path, overrides: typing.Iterable[str] = ()) -> Param
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot read the parameters: {error}") from None
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: not valid YAML: {error}") from None
+    values = yaml_text.parse(text, str(path))
     values = {} if values is None else values
     if isinstance(values, dict):
         for assignment in overrides:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import numpy.typing as npt
 import orjson
 
 from components.errors import PermanentError
+from components.json_text import parse, whole
 from components.shards import IndexedShard
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -94,7 +94,7 @@ class Encoded:
                 ]
                 if not found and txt is not None:
                     found = [text] if (text := str(txt, "utf-8").strip()) else []
-                numbers.append(int(values.get("class", -1)) if written is None else int(bytes(written)))
+                numbers.append(whole(values.get("class", -1) if written is None else bytes(written)))
             except (ValueError, AttributeError, TypeError) as error:
                 raise PermanentError(
                     f"{where}: sample {self.keys[i]!r}: its json, txt or cls is damaged: {error}"
@@ -108,7 +108,7 @@ def _json(data: Buffer) -> Any:
     try:
         return orjson.loads(data)
     except ValueError:
-        return json.loads(bytes(data))
+        return parse(bytes(data))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from components.errors import PermanentError
+from components.json_text import parse, whole
 
 KEPT = 100  # champions that a decision remembers
 
@@ -62,8 +63,8 @@ class Decision:
         if text is None:
             return cls()
         try:
-            values = json.loads(text)
-            return cls(tuple(int(number) for number in values["champions"]), int(values["after"]))
+            values = parse(text)
+            return cls(tuple(whole(number) for number in values["champions"]), whole(values["after"]))
         except (ValueError, TypeError, KeyError) as error:
             raise PermanentError(f"{where}: not a decision ({error!r}); delete that tag to start over") from None
 

@@ -36,17 +36,26 @@ def unsafe(name: str) -> str | None:
 def _number(raw: bytes) -> int:
     if raw[0] & 0x80:  # GNU's binary form for 8 GiB and more
         return int.from_bytes(bytes([raw[0] & 0x7F]) + raw[1:], "big")
-    text = raw.split(b"\0", 1)[0].strip()
-    return int(text, 8) if text else 0
+    return _digits(raw.split(b"\0", 1)[0].strip() or b"0", 8)
+
+
+def _digits(text: bytes, base: int) -> int:
+    """A number of digits alone: int() also takes signs, with which a walk would go backwards, and underscores."""
+    if not text.isdigit():
+        raise ValueError(f"{text[:20]!r} is no number")
+    return int(text, base)
 
 
 def _pax(data: bytes) -> dict[str, str]:
-    values = {}
-    while data:
-        length = int(data.split(b" ", 1)[0])
-        record, data = data[:length], data[length:]
-        name, _, value = record.split(b" ", 1)[1].rstrip(b"\n").partition(b"=")
+    values, at = {}, 0
+    while at < len(data):
+        blank = data.find(b" ", at, at + 8)  # a record is shorter than MAX_META
+        end = at + _digits(data[at : max(blank, at)], 10)
+        if not blank < end <= len(data):
+            raise ValueError(f"a pax record of {end - at} bytes")
+        name, _, value = data[blank + 1 : end].rstrip(b"\n").partition(b"=")
         values[name.decode()] = value.decode()
+        at = end
     return values
 
 
@@ -85,7 +94,7 @@ def members(data: bytes | mmap.mmap, where: str) -> Iterator[tuple[str, int, int
                 prefix = header[345:500].split(b"\0", 1)[0].decode()
                 name = f"{prefix}/{name}" if prefix else name
             name = extra.get("path", long_name if long_name is not None else name)
-            size = int(extra.get("size", size))
+            size = _digits(extra["size"].encode(), 10) if "size" in extra else size
         except ValueError as error:  # UnicodeDecodeError is one
             kind_of = (
                 "compressed; unpack it"
@@ -98,7 +107,7 @@ def members(data: bytes | mmap.mmap, where: str) -> Iterator[tuple[str, int, int
             raise PermanentError(f"{where}: member {name!r} is a {_TYPES[kind]}; a shard holds plain files only")
         if reason := unsafe(name):
             raise PermanentError(f"{where}: member {name!r} {reason}; refused")
-        if content + size > total or size < 0:
+        if content + size > total:
             raise PermanentError(f"{where}: cut off inside member {name!r}; fetch the file again")
         if kind in {b"0", b"\0"} and not name.endswith("/"):
             yield name, content, size

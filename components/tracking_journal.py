@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from components.errors import PermanentError, SplatClipError
+from components.json_text import parse, whole
 from components.store import open_store
 
 FOLDER = "_tracking"
@@ -144,15 +145,16 @@ def read_journal(store: str, name: str) -> tuple[Journal, bool]:
     """
     data = open_store(store).get_bytes(name)
     try:
-        head, *ops = [json.loads(line) for line in data.decode().splitlines()]
+        head, *ops = [parse(line) for line in data.decode().splitlines()]
         if head["format"] != FORMAT or not all(isinstance(op["op"], str) for op in ops):
             raise ValueError(f"format {head['format']!r}")
         # either way: a clock that runs ahead keeps nothing alive for as long
-        live = not head["closed"] and abs(now_ms() - int(head["written"])) < 1000 * LIVE_S
+        live = not head["closed"] and abs(now_ms() - whole(head["written"])) < 1000 * LIVE_S
         if not head["closed"] and not live and any(op.get("as") == "step" for op in ops):
-            ops.append({"op": "end", "to": "step", "status": "KILLED", "time": min(now_ms(), int(head["written"]))})
+            ops.append({"op": "end", "to": "step", "status": "KILLED", "time": min(now_ms(), whole(head["written"]))})
         found = Journal(store, str(head["target"]), str(head["journal"]), ops, ready=True, closed=True, kept=True)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        found.to_bytes()  # what cannot be written again, as it is nested too deeply, cannot be kept
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PermanentError(f"{store}/{name}: not a readable journal ({error}); delete it") from error
     return found, live
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -13,6 +12,7 @@ import numpy as np
 from components.entries import OUTCOMES, FileEntry, Manifest, ShardEntry, canonical, done_bytes, read_done, sha256_bytes
 from components.errors import PermanentError
 from components.findings import Finding
+from components.json_text import parse
 from components.lineage import Lineage, Node
 from components.manifest import DONE, MANIFEST
 from components.outputs import Output, done_name, lies_in_place, listed, named, read_strictly
@@ -185,7 +185,7 @@ class OutputCheck:
             return
         where = f"{self._url}/{name}"
         try:
-            found = FileEntry(**json.loads(data))
+            found = FileEntry(**parse(data))
             second = found.name != entry.name and data == canonical(asdict(found)) and done_name(found.name) == name
         except (ValueError, TypeError, AttributeError, PermanentError) as error:
             yield Finding.damage(where, f"not a valid entry ({error})", self._again)

@@ -63,6 +63,7 @@ def loss(out: str) -> None:
     """clip_loss and its gradients, images by slice and the texts from a trained tower: a list of tensors to `out`."""
     import torch
     import torch.nn.functional as F
+    from safetensors.torch import save_file
 
     from components.contrastive import clip_loss
     from components.distributed import joined
@@ -83,7 +84,8 @@ def loss(out: str) -> None:
         world.sum_into([grad for grad in grads if grad is not None])
         total = torch.tensor(world.totals([float(share.detach())]))
         if world.leads:
-            torch.save([total, *grads], out)
+            parts = {str(i): part for i, part in enumerate([total, *grads]) if part is not None}
+            save_file({name: part.detach().contiguous() for name, part in parts.items()}, out)
 
 
 def stages(calls: list[list[Any]], streamed: bool = False, fails: int = -1) -> None:

@@ -34,7 +34,7 @@ from components.url_params import UrlParams
 
 
 def uid(number: int) -> str:
-    return hashlib.md5(str(number).encode()).hexdigest()
+    return hashlib.md5(str(number).encode(), usedforsecurity=False).hexdigest()
 
 
 def metadata(url: str, first: int, count: int, how: str = "ok") -> bytes:

@@ -213,7 +213,7 @@ def test_files_that_are_no_parquet(hub: Hub, tmp_path: Path) -> None:
     hub.repos["me/two"] = {"a.parquet": table(0, 9, text=["a"] * 9), "b.parquet": table(0, 9, caption=["a"] * 9)}
     hub.repos["me/blind"] = {"a.parquet": table(0, 9, said=False, label=labels(0, 9))}
     for repo, said in (
-        ("torn", "no Parquet file that can be read"), ("tars", "its YAML cannot be read"),
+        ("torn", "no Parquet file that can be read"), ("tars", "not valid YAML"),
         ("zips", r"holds no Parquet files, only .zip; .*refs/convert/parquet"),
         ("two", "b.parquet has no column 'text', which others have"), ("blind", "usual text or a ClassLabel"),
     ):  # fmt: skip

@@ -20,10 +20,11 @@ LEAN = {
     "operations",
     "hub_params",
     "url_params",
+    "yaml_text",
     "params",
     "splats",
 }  # standard library, NumPy, YAML, splat2d, and modules as lean
-LEAN_NOUNS = LEAN | {"entries", "errors", "store", "tar", "shards"}
+LEAN_NOUNS = LEAN | {"entries", "errors", "json_text", "store", "tar", "shards"}
 HEAVY = {"torch", "open_clip", "mlflow", "kfp", "kubernetes", "torchvision", "minio", "rich", "numpy"}
 
 

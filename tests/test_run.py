@@ -30,6 +30,7 @@ PLUMBING = {
     "entries",
     "errors",
     "fields",
+    "json_text",
     "manifest",
     "operations",
     "progress",

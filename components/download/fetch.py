@@ -20,6 +20,8 @@ from components.store_s3 import S3Store
 
 TABLES = (".parquet", ".csv", ".tsv", ".jsonl")  # lists of URLs
 SPOOL_BYTES = 20 << 30  # of downloaded files kept on disk at a time
+MAX_NAMES = 100_000  # that ranges of numbers in an address may stand for
+MAX_CHARACTERS = 1 << 25  # of all these names
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _HTTP_NAMES = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt")
 _HTTP_SPLITS = ("train", "val", "test")
@@ -27,15 +29,23 @@ _OPTIONAL = {*_HTTP_NAMES, *(f"{split}/nshards.txt" for split in _HTTP_SPLITS)}
 
 
 def expand(pattern: str) -> list[str]:
-    """`{00000..00003}.tar` -> the four names; a name without braces -> itself. Raises UsageError on an empty range."""
-    match = _BRACES.search(pattern)
-    if not match:
-        return [pattern]
-    low, high = int(match[1]), int(match[2])
-    if high < low:
-        raise UsageError(f"download.path: the range {match[0]} is empty; write the lower number first")
-    numbers = (f"{number:0{len(match[1])}d}" for number in range(low, high + 1))
-    return [name for number in numbers for name in expand(pattern[: match.start()] + number + pattern[match.end() :])]
+    """`{00000..00003}.tar` -> the four names; a name without braces -> itself.
+
+    Raises UsageError on an empty range, and where there are more than MAX_NAMES names.
+    """
+    names = [""]
+    last = 0
+    for match in _BRACES.finditer(pattern):
+        low, high = int(match[1][:10]), int(match[2][:10])
+        if high < low:
+            raise UsageError(f"download.path: the range {match[0][:40]} is empty; write the lower number first")
+        count = len(names) * (high - low + 1)
+        if max(len(match[1]), len(match[2])) > 9 or count > MAX_NAMES or count * len(pattern) > MAX_CHARACTERS:
+            raise UsageError(f"download.path: {match[0][:40]}: more than {MAX_NAMES} names; use several folders")
+        numbers = [f"{pattern[last : match.start()]}{number:0{len(match[1])}d}" for number in range(low, high + 1)]
+        names = [name + number for name in names for number in numbers]
+        last = match.end()
+    return [name + pattern[last:] for name in names]
 
 
 class Tree(ABC):

@@ -27,6 +27,7 @@ from components.download.sources import (
 )
 from components.download.webdataset import class_files
 from components.errors import PermanentError
+from components.fields import shown
 from components.images import EXTENSIONS, ImageError, Limits
 from components.store import StoreNotFound
 
@@ -46,13 +47,16 @@ class _Entry:
 
 def _csv_rows(text: str, where: str) -> Iterator[tuple[str, list[str], str]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
-    columns = [name.strip().lower() for name in reader.fieldnames or []]
+    try:
+        columns = [name.strip().lower() for name in reader.fieldnames or []]
+    except csv.Error as error:
+        raise PermanentError(f"{where}: line 1 is not valid CSV: {error}") from error
     reader.fieldnames = columns
     image = next((name for name in _IMAGE_COLUMNS if name in columns), None)
     caption = next((name for name in _CAPTION_COLUMNS if name in columns), None)
     if image is None or (caption is None and "class" not in columns):
         raise PermanentError(
-            f"{where}: its first line is {columns}; expected the columns image, caption and perhaps class"
+            f"{where}: its first line is {shown(columns)}; expected the columns image, caption and perhaps class"
         )
     try:
         for row in reader:

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-from components.errors import PermanentError
+from components.errors import PermanentError, UsageError
 from components.fields import nearest
+from components.yaml_text import parse
 
 README = "README.md"
 PARQUET = ".parquet"
@@ -40,9 +39,9 @@ def read_card(text: str, where: str) -> dict[str, Any]:
     if not match:
         return {}
     try:
-        card = yaml.safe_load(match[1])
-    except yaml.YAMLError as error:
-        raise PermanentError(f"{where}: its YAML cannot be read: {error}") from None
+        card = parse(match[1], f"{where}: {README}")
+    except UsageError as error:
+        raise PermanentError(str(error)) from None
     return card if isinstance(card, dict) else {}
 
 

@@ -76,6 +76,16 @@ def check_url(url: str) -> None:
         raise ImageError("bad_url", f"an address of {host} with a user's name or password in it")
 
 
+def redirected(url: str, location: str) -> str:
+    """Where an answer's Location leads from `url`. ImageError `bad_url` where that is no address."""
+    try:
+        to = urljoin(url, location)
+    except ValueError as error:
+        raise ImageError("bad_url", f"a redirect to {location[:100]!r}: {error}") from None
+    check_url(to)
+    return to
+
+
 class _Again(Exception):
     """An attempt failed in a way that another may not. wait_s: what the server asks for."""
 
@@ -199,7 +209,6 @@ class Client:
     async def _follow(self, url: str) -> Fetched:
         seen: list[str] = []
         while True:
-            check_url(url)
             if url in seen:
                 raise ImageError("redirects", f"in a circle after {len(seen)}")
             if len(seen) > MAX_REDIRECTS:
@@ -209,7 +218,7 @@ class Client:
                 raise Skip("robots", "the host's robots.txt keeps it from this agent")
             async with self._http.get(url, allow_redirects=False) as answer:
                 if answer.status in _REDIRECTS and answer.headers.get("Location"):
-                    url = urljoin(url, answer.headers["Location"])
+                    url = redirected(url, answer.headers["Location"])
                     continue
                 return await self._body(answer, url)
 

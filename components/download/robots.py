@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 from urllib.robotparser import RobotFileParser
 
 import aiohttp
@@ -16,6 +16,26 @@ MAX_REDIRECTS = 5
 
 class RobotsAway(Exception):
     """A host cannot say now what it allows."""
+
+
+def rules_of(text: str) -> RobotFileParser:
+    """The rules of a robots.txt; lines that cannot be read count for nothing (RFC 9309, 2.2)."""
+    rules = RobotFileParser()
+    rules.parse([line for line in text.splitlines() if _readable(line)])
+    rules.modified()  # it trusts no rules without a date
+    return rules
+
+
+def _readable(line: str) -> bool:
+    """Whether a line matters here and urllib takes it: at others, and at paths such as //[, it fails as a whole."""
+    name, _, value = line.partition("#")[0].partition(":")
+    name = name.strip().lower()
+    if name in {"allow", "disallow"}:
+        try:
+            urlsplit(unquote(value.strip()))
+        except ValueError:
+            return False
+    return name in {"user-agent", "allow", "disallow"} or not line.strip()
 
 
 class Robots:
@@ -49,7 +69,6 @@ class Robots:
         return rules.can_fetch(self._agent, url)
 
     async def _read(self, url: str) -> RobotFileParser:
-        rules = RobotFileParser()
         text = ""
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -65,9 +84,7 @@ class Robots:
                         break
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             pass
-        rules.parse(text.splitlines())
-        rules.modified()  # it trusts no rules without a date
-        return rules
+        return rules_of(text)
 
     @staticmethod
     async def _start_of(answer: aiohttp.ClientResponse) -> bytes:

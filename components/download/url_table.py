@@ -30,7 +30,7 @@ def _column(wanted: str, usual: Sequence[str], there: Sequence[str], where: str,
     if wanted:
         if wanted not in there:
             raise PermanentError(
-                f"{where}: no column {wanted!r}{nearest(wanted, there)} for the {what}; it has: {', '.join(there)}"
+                f"{where}: no column {wanted!r}{nearest(wanted, there)} for the {what}; has: {', '.join(there)[:400]}"
             )
         return wanted
     lower = {name.lower(): name for name in reversed(there)}
@@ -64,7 +64,7 @@ def columns_of(there: Sequence[str], params: UrlParams, where: str, usual: Seque
     url = _column(params.url_column, URL_COLUMNS, there, where, "addresses")
     if url is None:
         raise PermanentError(
-            f"{where}: none of its columns ({', '.join(there)}) is called {' or '.join(URL_COLUMNS)}; name it in "
+            f"{where}: none of its columns ({', '.join(there)[:500]}) is called {' or '.join(URL_COLUMNS)}; name it in "
             "download.urls.url_column"
         )
     found = {"url": url} | _judged_by(there, params, where)

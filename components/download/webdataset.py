@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import re
 from collections import OrderedDict
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from components.config import DownloadParams
 from components.download.fetch import Tree, open_tree
@@ -29,9 +30,11 @@ from components.download.sources import (
 from components.errors import PermanentError
 from components.evalsets import shipped_prompts
 from components.images import EXTENSIONS, ImageError, Limits
+from components.json_text import parse
 from components.prompts import DATASET_TYPE, parse_class_names, parse_kind, parse_templates
 from components.shards import IndexedShard
 
+_NPY_HEADER = 1024  # bytes at most; NumPy pads its own to 128
 MAX_OPEN = 64  # tars mapped at a time: a split's samples may be scattered over all of them
 
 
@@ -167,20 +170,23 @@ class WebdatasetSource(Source):
         """Classes from a vector of zeros and ones, one a class name."""
         if not shard.has(position, "npy"):
             raise Skip("no_class", "a multilabel set needs a .npy of zeros and ones a picture")
+        named = f"{len(self.class_names)} zeros and ones, one a line of {CLASSNAMES}"
+        data = shard.field(position, "npy")
+        if len(data) > _NPY_HEADER + 16 * len(self.class_names):  # what a header announces is allocated
+            raise Skip("bad_class", f"a .npy file of {len(data)} bytes; expected {named}")
         try:
-            marks = np.load(io.BytesIO(shard.field(position, "npy")), allow_pickle=False)
+            marks = _array(bytes(data), len(self.class_names))
         except (ValueError, EOFError, OSError) as error:
-            raise Skip("bad_class", f"not a .npy file: {error}") from None
-        if marks.shape != (len(self.class_names),) or not np.isin(marks, (0, 1)).all():
-            named = f"{len(self.class_names)} zeros and ones, one a line of {CLASSNAMES}"
-            raise Skip("bad_class", f"an array of shape {marks.shape}; expected {named}")
+            raise Skip("bad_class", f"not a .npy file of {named}: {error}") from None
+        if not np.isin(marks, (0, 1)).all():
+            raise Skip("bad_class", f"other values than {named}")
         return tuple(np.flatnonzero(marks).tolist())
 
     def _label(self, shard: IndexedShard, position: int) -> int:
         if not self.class_names or not shard.has(position, "cls"):
             return -1
         text = bytes(shard.field(position, "cls")).decode("ascii", "replace").strip()
-        if not text.isdigit() or int(text) >= len(self.class_names):
+        if not text.isdigit() or len(text) > 9 or int(text) >= len(self.class_names):
             raise Skip("bad_class", f"class {text[:40]!r}; {CLASSNAMES} has {len(self.class_names)}")
         return int(text)
 
@@ -188,9 +194,27 @@ class WebdatasetSource(Source):
         if not shard.has(position, "json"):
             return {}
         try:
-            return json.loads(bytes(shard.field(position, "json")))
-        except (ValueError, RecursionError) as error:
+            return parse(bytes(shard.field(position, "json")))
+        except ValueError as error:
             raise Skip("bad_json", str(error)[:200]) from None
+
+
+def _array(data: bytes, length: int) -> NDArray[Any]:
+    """The vector of numbers in a .npy file; ValueError, EOFError or OSError where it is none of that length."""
+    stream = io.BytesIO(data)
+    try:
+        major, _ = np.lib.format.read_magic(stream)
+        read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}.get(major)
+        if read is None:
+            raise ValueError(f"version {major} of the format")
+        shape, _, kind = read(stream)
+    except (TokenError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        # NumPy reads a header as Python's literal; the errors are those of Python's parser
+        raise ValueError(f"its header is damaged: {type(error).__name__}") from None
+    if shape != (length,) or kind.kind not in "biuf":
+        raise ValueError(f"an array of shape {shape} and type {kind}")
+    stream.seek(0)
+    return np.asarray(np.load(stream, allow_pickle=False))
 
 
 def _captions(meta: Any) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from components.decoder import Decoder
 from components.device import mixed_precision, precision
-from components.entries import FileEntry, ShardEntry
+from components.entries import FileEntry, ShardEntry, file_entry
 from components.errors import PermanentError
 from components.manifest import Artifact, Commit, canonical
 from components.openclip import normalize_images
@@ -171,13 +170,13 @@ class _Maker:
         found = {}
         store = self._commit.store
         for name in store.list(f"{DONE}/"):
+            entry = file_entry(store.get_bytes(name), f"{store.url}/{name}")
             try:
-                entry = FileEntry(**json.loads(store.get_bytes(name)))
                 if store.size(entry.name) == entry.bytes:
                     found[_index(entry)] = entry
             except StoreNotFound:
                 continue
-            except (ValueError, TypeError) as error:
+            except ValueError as error:  # a name without the shard's number
                 where = f"{store.url}/{name}"
                 raise PermanentError(f"{where}: not a valid entry ({error}); delete it and run again") from error
         return found

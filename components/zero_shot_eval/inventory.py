@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from PIL import Image
 
 from components.errors import PermanentError
 from components.images import EXTENSIONS, decode_rgb, encode
+from components.json_text import parse, whole
 from components.manifest import Artifact, ShardEntry
 from components.shards import IndexedShard
 
@@ -97,8 +97,8 @@ def _photographs(images: Artifact, split: str) -> dict[str, Photograph]:
 
 def _about(data: bytes, where: str) -> tuple[int, float]:
     try:
-        values: Any = json.loads(data)
-        return int(values["num_gaussians"]), float(values["psnr_db"])
+        values: Any = parse(data)
+        return whole(values["num_gaussians"]), float(values["psnr_db"])
     except (ValueError, KeyError, TypeError) as error:
         raise PermanentError(f"{where} has no num_gaussians and psnr_db ({error!r}); fit the splats again") from error
 
@@ -144,9 +144,9 @@ def read_labels(images: Artifact, inventory: Inventory, num_classes: int) -> dic
     found: dict[str, tuple[int, ...]] = {}
     for key, data in fetch(images, {key: one.shard for key, one in inventory.photographs.items()}, ["json"]).items():
         try:
-            listed = json.loads(data).get("classes")
+            listed = parse(data).get("classes")
             if listed is not None:
-                found[key] = tuple(int(number) for number in listed)
+                found[key] = tuple(whole(number) for number in listed)
         except (ValueError, TypeError, AttributeError) as error:
             raise PermanentError(f"{images.url}: {key}.json is damaged ({error!r}); make the set again") from error
         if any(not 0 <= number < num_classes for number in found.get(key, ())):

@@ -257,6 +257,7 @@ inline Header read_header(const std::uint8_t* data, std::size_t size, Crc32 crc 
 inline void decode_values(const std::uint8_t* data, const Header& header, const MutableSplats& splats,
                           std::size_t first = 0) {
     const std::size_t n = header.count;
+    if (n == 0) return;  // an empty array may have no address, and none may be worked out from it
     const std::uint8_t* plane_at = data + kHeaderBytes;
     for (int plane = 0; plane < 2; ++plane, plane_at += 2 * n) {
         const double side = plane == 0 ? header.width : header.height;
