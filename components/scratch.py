@@ -1,0 +1,62 @@
+"""The temporary folder, TMPDIR: where it is full, or there is none, the error names it and says what to do."""
+
+from __future__ import annotations
+
+import errno
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from components.errors import TransientError
+from components.store import os_error
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_OF_DISKS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE,
+    errno.ENFILE,
+}  # fmt: skip
+
+
+@contextmanager
+def in_scratch() -> Iterator[None]:
+    """A block that uses the temporary folder: what its disk refuses becomes a typed error that names the folder.
+
+    Sources and stores raise errors of their own; other OSErrors pass.
+    """
+    try:
+        where = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:  # it tries them all by writing a file
+        raise TransientError(f"{error.strerror}; free some space there, or name another one in TMPDIR") from error
+    try:
+        yield
+    except OSError as error:
+        named = Path(error.filename) if isinstance(error.filename, str) else where  # a write does not name its file
+        if error.errno not in _OF_DISKS and where not in (named, *named.parents):
+            raise
+        raise os_error(named, error) from error
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder for the length of the block, with the errors of `in_scratch`."""
+    with in_scratch(), tempfile.TemporaryDirectory(prefix="splatclip-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file. Raises OSError where the disk does not take it, as other writers do."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
+    except SafetensorError as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), str(error), str(path)) from error
