@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -59,4 +60,4 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
         found = re.search(r"\(os error (\d+)\)", str(error))
         if found is None:
             raise
-        raise OSError(int(found[1]), str(error), str(path)) from error
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error

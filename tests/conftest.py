@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from faults import Row
     from worlds import World
 
     from components.manifest import Artifact
@@ -70,3 +71,31 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
         return open_store(str(tmp_path / "store"))
     request.getfixturevalue("endpoint")
     return open_store(f"{new_bucket()}/some/store")
+
+
+@pytest.fixture
+def fault_row(record_property: Callable[[str, object], None]) -> Row:
+    """Say what a fault test did: a line of the table at the end of the run."""
+
+    def told(row: str, what: str, count: int, seed: int | None = None, detail: str = "") -> None:
+        record_property("fault", [row, what, count, seed, detail])
+
+    return told
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The fault tests' table: what was done to what, how often, with which seed, and how it ended."""
+    rows = []
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            given = [value for name, value in getattr(report, "user_properties", []) if name == "fault"]
+            if given:
+                rows += [(*value, outcome) for value in given]
+            elif outcome == "failed" and "test_faults_" in report.nodeid:
+                rows.append((report.nodeid, "", 0, None, "see above", outcome))
+    if not rows:
+        return
+    terminalreporter.section("faults")
+    for row, what, count, seed, detail, outcome in sorted(rows, key=str):
+        seeded = f"seed {seed}" if seed is not None else ""
+        terminalreporter.write_line(f"{row:18} {what:16} {count:5} {outcome:7} {seeded:16} {detail}")

@@ -5,6 +5,7 @@ Started by faults.py with fault_shim.c loaded. A child is the command as it is: 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -53,9 +54,8 @@ def child(case: dict[str, Any]) -> None:
         for name in WORK:
             if name in sys.modules:
                 watch(sys.modules[name], work)
-        for name, value in case.get("set", {}).items():
-            module, _, attribute = name.rpartition(".")
-            setattr(importlib.import_module(module), attribute, value)
+        if case["plant"]:
+            importlib.import_module("fault_planted").PLANTED[case["plant"]]()
         from components.__main__ import main
 
         shim = ctypes.CDLL(None)
@@ -65,6 +65,8 @@ def child(case: dict[str, Any]) -> None:
         )  # fmt: skip
         code = main(case["argv"])
         shim.fault_disarm()
+        with open(case["modules"], "w") as stream:
+            stream.write("\n".join(sys.modules))
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
     except BaseException:  # noqa: BLE001  as the interpreter ends a program
@@ -86,15 +88,30 @@ def wait(pid: int, deadline: float) -> int:
     return -signal.SIGALRM if late else status
 
 
+def learn(names: list[str]) -> None:
+    """Import what a child had to import."""
+    for name in names:
+        if name not in sys.modules:
+            with contextlib.suppress(Exception):  # made by hand, or half of another
+                importlib.import_module(name)
+    own = 1 + ("pyarrow" in sys.modules)  # its jemalloc has one, and minds forks itself
+    tasks = len(os.listdir("/proc/self/task"))
+    assert tasks <= own, f"{tasks} threads: a fork would lose them"
+
+
 def main() -> None:
     """Import what argv names, then serve."""
     for name in sys.argv[1:]:
         importlib.import_module(name)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+    if "components.openclip" in sys.modules:
+        sys.modules["components.openclip"].import_open_clip()
+    learn([])
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
+        learn(request.get("learn", []))
         pids = []
         for case in request["cases"]:
             pid = os.fork()

@@ -97,7 +97,8 @@ static void strike(void) { syscall(SYS_kill, getpid(), action == KILL ? SIGKILL 
 static long enter(const char *operation, const char *path) {
   if (!armed || !inside(path)) return 0;
   long number = count(operation, path);
-  if (number == target && when == BEFORE && (action == KILL || action == TERM)) strike();
+  int at_once = when == BEFORE || (when == TORN && strcmp(operation, "write")); /* nothing else can be torn */
+  if (number == target && at_once && (action == KILL || action == TERM)) strike();
   return number;
 }
 
