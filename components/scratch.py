@@ -36,10 +36,11 @@ def in_scratch() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        named = Path(error.filename) if isinstance(error.filename, str) else where  # a write does not name its file
-        if error.errno not in _OF_DISKS and where not in (named, *named.parents):
+        named = Path(error.filename) if isinstance(error.filename, str) else None  # a write does not name its file
+        inside = named is not None and where in (named, *named.parents)
+        if error.errno not in _OF_DISKS and not inside:
             raise
-        raise os_error(named, error) from error
+        raise os_error(named or where, error) from error
 
 
 @contextmanager

@@ -41,12 +41,19 @@ def _number(raw: bytes) -> int:
 
 
 def _pax(data: bytes) -> dict[str, str]:
+    """Path and size of a pax header, where it gives them: "LENGTH NAME=VALUE\\n", LENGTH counting all of it."""
     values = {}
-    while data:
-        length = int(data.split(b" ", 1)[0])
-        record, data = data[:length], data[length:]
-        name, _, value = record.split(b" ", 1)[1].rstrip(b"\n").partition(b"=")
-        values[name.decode()] = value.decode()
+    position = 0
+    while position < len(data) and data[position]:  # some writers fill up with zeros
+        gap = data.find(b" ", position, position + 12)
+        length = int(data[position:gap]) if gap > 0 else 0
+        end = position + length
+        if not gap < end <= len(data) or data[end - 1 : end] != b"\n":
+            raise ValueError("pax record")
+        name, _, value = data[gap + 1 : end - 1].partition(b"=")
+        if name in {b"path", b"size"}:  # others may be bytes of any kind
+            values[name.decode()] = value.decode()
+        position = end
     return values
 
 

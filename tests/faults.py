@@ -150,22 +150,22 @@ class ForkServer:
 
     def run(self, argv: Sequence[str], store: str, blow: Blow = Blow(), **more: Any) -> Ran:
         """One command, its store struck as told."""
-        [ran] = self.run_all([argv], store, blow, **more)
+        [ran] = self.run_all([argv], store, [blow], **more)
         return ran
 
     def run_all(
         self,
         commands: Sequence[Sequence[str]],
         store: str,
-        blow: Blow = Blow(),
+        blows: Sequence[Blow],
         *,
         scratch: Path | None = None,
         port: int = 0,
         plant: str = "",
     ) -> list[Ran]:
-        """Commands at the same time. port: of an S3 server; plant: a mistake of fault_planted.py."""
+        """Commands at the same time, each with its blow. port: of an S3 server; plant: see fault_planted.py."""
         cases = []
-        for argv in commands:
+        for argv, blow in zip(commands, blows, strict=True):
             self._number += 1
             place = self._folder / f"run{self._number}"
             place.mkdir()
@@ -373,10 +373,10 @@ def survives_kill(server: ForkServer, what: Command, whole: Whole, store: str, b
     is_sound(store, finished=True)
 
 
-def survives_full_disk(server: ForkServer, what: Command, whole: Whole, store: str, blow: Blow) -> None:
+def survives_full_disk(server: ForkServer, what: Command, whole: Whole, store: str, blow: Blow, **more: Any) -> None:
     """The row "disk full": a typed exit that says where and what to do, nothing partial, the rerun as undisturbed."""
     where = f"{what.stage}: {blow}, {errno.errorcode[blow.error]} ({whole.ran.points[blow.point - 1]})"
-    ran = server.run(what.argv(store), store, blow)
+    ran = server.run(what.argv(store), store, blow, **more)
     if ran.code == 0 and blow.action is not Action.FULL:  # a short write, or a file that could as well not be removed
         assert tidied(store) == whole.files, where
         return
@@ -391,6 +391,6 @@ def survives_full_disk(server: ForkServer, what: Command, whole: Whole, store: s
     for name, digest in there.items():
         assert whole.files.get(name) == digest or "/_checkpoint/" in name, f"{where}: {name}"
     is_sound(store, finished=bool(manifests(there)))
-    again = server.run(what.argv(store), store)
+    again = server.run(what.argv(store), store, **more)
     assert again.code == 0, f"{where}: {again.stderr}"
     assert tidied(store) == whole.files, f"{where}: the rerun differs"
