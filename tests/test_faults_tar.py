@@ -132,7 +132,7 @@ WHOLLY |= {
     "a size below zero": (lambda path: tar(path, [*good(), *pax("big.png", size="-5")]), r"big\.png|not a readable"),
     "a pax header of a gigabyte": (lambda path: appended(path, raw("x", size=1 << 30, kind=b"x")), r"not a readable"),
     "a pax header of 3 MiB": (
-        lambda path: appended(path, raw("x", size=3 << 20, kind=b"x", data=b"3145728 path=".ljust((3 << 20) - 1, b"a"))),
+        lambda path: appended(path, raw("x", size=3 << 20, kind=b"x", data=b"3145728 path=".ljust(3 << 20, b"a"))),
         r"not a readable",
     ),
     "pax records that overlap": (
