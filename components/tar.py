@@ -41,7 +41,7 @@ def _number(raw: bytes) -> int:
 
 
 def _pax(data: bytes) -> dict[str, str]:
-    """Path and size of a pax header, where it gives them: "LENGTH NAME=VALUE\\n", LENGTH counting all of it."""
+    """Path and size of a pax header, where it gives them: lines of LENGTH NAME=VALUE, LENGTH counting all of it."""
     values = {}
     position = 0
     while position < len(data) and data[position]:  # some writers fill up with zeros

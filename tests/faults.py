@@ -173,7 +173,7 @@ class ForkServer:
             tmp.mkdir(exist_ok=True)
             cases.append(
                 {
-                    "argv": list(argv), "tmp": str(tmp), "env": {"TMPDIR": str(tmp)},
+                    "argv": list(argv), "tmp": str(tmp), "env": {"TMPDIR": str(tmp)} | {name: os.environ[name] for name in os.environ if name.startswith("AWS_")},
                     "folders": [str(tmp), *([] if "://" in store else [store])],
                     "point": blow.point, "action": blow.action, "when": blow.when, "error": blow.error, "port": port,
                     "plant": plant,

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from fault_worlds import STAGE_MODULES, fit, folder_download
+from fault_worlds import fit, folder_download
 from faults import (
     Action,
     Blow,
@@ -23,6 +23,7 @@ from faults import (
     undisturbed,
 )
 from s3 import new_bucket
+from test_faults_kill import Servers
 
 pytestmark = pytest.mark.faults
 ROW = "duplicates"
@@ -43,34 +44,39 @@ def together(
     return codes.count(-signal.SIGKILL)
 
 
-@pytest.mark.parametrize("make", [fit, folder_download])
-def test_one_manifest_for_any_number_of_workers(tmp_path: Path, make: type[Command], fault_row: Row) -> None:
+@pytest.mark.parametrize("make", [fit, pytest.param(folder_download, marks=pytest.mark.full)])
+def test_one_manifest_for_any_number_of_workers(
+    servers: Servers, tmp_path: Path, make: type[Command], fault_row: Row
+) -> None:
     """One, two, four and eight: the same bytes as of one by itself."""
     what = make(tmp_path)
-    with ForkServer(tmp_path / "server", STAGE_MODULES[what.stage]) as server:
-        whole = undisturbed(server, what, str(tmp_path / "whole"))
-        for workers in (1, 2, 4, 8):
-            together(server, what, whole, str(tmp_path / f"store{workers}"), workers, 0, 0)
+    server = servers(what.stage)
+    whole = undisturbed(server, what, str(tmp_path / "whole"))
+    for workers in (1, 2, 4, 8):
+        together(server, what, whole, str(tmp_path / f"store{workers}"), workers, 0, 0)
     fault_row(ROW, what.stage, 15, None, "1, 2, 4 and 8 workers")
 
 
-def test_eight_workers_on_s3(tmp_path: Path, endpoint: str, fault_row: Row) -> None:
+@pytest.mark.full
+def test_eight_workers_on_s3(servers: Servers, tmp_path: Path, endpoint: str, fault_row: Row) -> None:
     what = fit(tmp_path)
-    with ForkServer(tmp_path / "server", [*STAGE_MODULES[what.stage], "components.store_s3"]) as server:
-        whole = undisturbed(server, what, str(tmp_path / "whole"))
-        together(server, what, whole, f"{new_bucket()}/store", 8, 0, 0)
+    server = servers(what.stage)
+    whole = undisturbed(server, what, str(tmp_path / "whole"))
+    together(server, what, whole, f"{new_bucket()}/store", 8, 0, 0)
     fault_row(ROW, f"{what.stage}, S3", 8, None, "8 workers")
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("make", [fit, folder_download])
-def test_eight_workers_some_of_which_are_killed(tmp_path: Path, make: type[Command], fault_row: Row) -> None:
+def test_eight_workers_some_of_which_are_killed(
+    servers: Servers, tmp_path: Path, make: type[Command], fault_row: Row
+) -> None:
     what, times, met = make(tmp_path), 20, 0
     rng = random.Random(chance := seed())
-    with ForkServer(tmp_path / "server", STAGE_MODULES[what.stage]) as server:
-        whole = undisturbed(server, what, str(tmp_path / "whole"))
-        for turn in range(times):
-            at = rng.randrange(1, len(whole.ran.points) // 2)
-            met += together(server, what, whole, str(tmp_path / f"store{turn}"), 8, rng.randrange(1, 8), at)
+    server = servers(what.stage)
+    whole = undisturbed(server, what, str(tmp_path / "whole"))
+    for turn in range(times):
+        at = rng.randrange(1, len(whole.ran.points) // 2)
+        met += together(server, what, whole, str(tmp_path / f"store{turn}"), 8, rng.randrange(1, 8), at)
     assert met > times, "workers were killed while others went on"
     fault_row(ROW, f"{what.stage}, killed", 8 * times, chance, f"{times} times 8 workers, {met} of them killed")
