@@ -164,6 +164,7 @@ class ForkServer:
         plant: str = "",
     ) -> list[Ran]:
         """Commands at the same time, each with its blow. port: of an S3 server; plant: see fault_planted.py."""
+        of_s3 = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
         cases = []
         for argv, blow in zip(commands, blows, strict=True):
             self._number += 1
@@ -173,7 +174,7 @@ class ForkServer:
             tmp.mkdir(exist_ok=True)
             cases.append(
                 {
-                    "argv": list(argv), "tmp": str(tmp), "env": {"TMPDIR": str(tmp)} | {name: os.environ[name] for name in os.environ if name.startswith("AWS_")},
+                    "argv": list(argv), "tmp": str(tmp), "env": {"TMPDIR": str(tmp), **of_s3},
                     "folders": [str(tmp), *([] if "://" in store else [store])],
                     "point": blow.point, "action": blow.action, "when": blow.when, "error": blow.error, "port": port,
                     "plant": plant,

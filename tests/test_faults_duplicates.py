@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from test_faults_kill import Servers
 
 pytestmark = pytest.mark.faults
 ROW = "duplicates"
+Make = Callable[[Path], Command]
 
 
 def together(
@@ -45,9 +47,7 @@ def together(
 
 
 @pytest.mark.parametrize("make", [fit, pytest.param(folder_download, marks=pytest.mark.full)])
-def test_one_manifest_for_any_number_of_workers(
-    servers: Servers, tmp_path: Path, make: type[Command], fault_row: Row
-) -> None:
+def test_one_manifest_for_any_number_of_workers(servers: Servers, tmp_path: Path, make: Make, fault_row: Row) -> None:
     """One, two, four and eight: the same bytes as of one by itself."""
     what = make(tmp_path)
     server = servers(what.stage)
@@ -68,9 +68,7 @@ def test_eight_workers_on_s3(servers: Servers, tmp_path: Path, endpoint: str, fa
 
 @pytest.mark.full
 @pytest.mark.parametrize("make", [fit, folder_download])
-def test_eight_workers_some_of_which_are_killed(
-    servers: Servers, tmp_path: Path, make: type[Command], fault_row: Row
-) -> None:
+def test_eight_workers_some_of_which_are_killed(servers: Servers, tmp_path: Path, make: Make, fault_row: Row) -> None:
     what, times, met = make(tmp_path), 20, 0
     rng = random.Random(chance := seed())
     server = servers(what.stage)
