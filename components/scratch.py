@@ -12,15 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.errors import TransientError
-from components.store import os_error
+from components.store import FULL, os_error
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_OF_DISKS = {
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE,
-    errno.ENFILE,
-}  # fmt: skip
+_OF_DISKS = FULL | {errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE}
 
 
 @contextmanager

@@ -162,8 +162,12 @@ class ForkServer:
         scratch: Path | None = None,
         port: int = 0,
         plant: str = "",
+        also: str = "",
     ) -> list[Ran]:
-        """Commands at the same time, each with its blow. port: of an S3 server; plant: see fault_planted.py."""
+        """Commands at the same time, each with its blow.
+
+        port: of an S3 server; plant: a mistake of fault_planted.py; also: a folder whose points count, too.
+        """
         of_s3 = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
         cases = []
         for argv, blow in zip(commands, blows, strict=True):
@@ -175,7 +179,7 @@ class ForkServer:
             cases.append(
                 {
                     "argv": list(argv), "tmp": str(tmp), "env": {"TMPDIR": str(tmp), **of_s3},
-                    "folders": [str(tmp), *([] if "://" in store else [store])],
+                    "folders": [str(tmp), *filter(None, [also]), *([] if "://" in store else [store])],
                     "point": blow.point, "action": blow.action, "when": blow.when, "error": blow.error, "port": port,
                     "plant": plant,
                     **{name: str(place / name) for name in ("stdout", "stderr", "work", "points", "modules")},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,21 @@ from urllib.parse import urlsplit
 
 import pytest
 from fault_worlds import fit, folder_download, trained_flow, url_download
-from faults import Action, Command, ForkServer, Row, When, in_order, killing, seed, survives_kill, undisturbed
+from faults import (
+    Action,
+    Blow,
+    Command,
+    ForkServer,
+    Ran,
+    Row,
+    When,
+    contents,
+    in_order,
+    killing,
+    seed,
+    survives_kill,
+    undisturbed,
+)
 from s3 import new_bucket
 from web import web_server
 
@@ -126,3 +141,39 @@ def test_the_choice_of_points_keeps_its_promises() -> None:
     few = killing(points[:20], 60, random.Random(3))
     assert {blow.point for blow in few} == set(range(1, 21))
     assert len({(blow.point, blow.action, blow.when) for blow in few}) == len(few) == 60
+
+
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.full)])
+def test_what_is_written_for_people_and_dvc(servers: Servers, tmp_path: Path, every: int, fault_row: Row) -> None:
+    """--manifest-out and --metrics-out: whole or not there, whatever happens while they are written."""
+    server, store = servers("splat_fit"), str(tmp_path / "store")
+    what, nothing = fit(tmp_path, shards=1), Blow()
+
+    def exported(out: Path, blow: Blow) -> Ran:
+        files = ["--manifest-out", str(out / "manifest.json"), "--metrics-out", str(out / "a" / "metrics.json")]
+        return server.run([*what.argv(store), *files], store, blow, also=str(out))
+
+    assert server.run(what.argv(store), store).code == 0
+    ran = exported(tmp_path / "whole", nothing)
+    assert ran.code == 0, ran.stderr
+    files, count = contents(str(tmp_path / "whole")), 0
+    assert set(files) == {"manifest.json", "a/metrics.json"}
+    for point in ran.points[::every]:
+        for action in (Action.KILL, Action.TERM, Action.FULL):
+            out, count = tmp_path / f"out{count}", count + 1
+            struck = exported(out, Blow(point.number, action, When.TORN))
+            assert struck.code == {Action.KILL: -9, Action.TERM: 143, Action.FULL: 75}[action], struck.stderr
+            left = contents(str(out))
+            hidden = [name for name in left if name.rpartition("/")[2].startswith(".")]
+            assert {name: digest for name, digest in left.items() if name not in hidden}.items() <= files.items()
+            if action is not Action.KILL:
+                assert not hidden, f"{point}: {hidden}"
+                assert "Traceback" not in struck.stderr
+            if action is Action.FULL:
+                assert re.search(rf"{out}\S*: No space left on device; free some space", struck.stderr), struck.stderr
+            assert exported(out, nothing).code == 0
+            again = contents(str(out))
+            assert {name: again[name] for name in again if name not in hidden} == files
+    fault_row(
+        ROW, "files for people", count, None, f"{len(ran.points[::every])} points, killed, stopped and with a full disk"
+    )
