@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -42,9 +44,21 @@ def in_scratch() -> Iterator[None]:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A temporary folder for the length of the block, with the errors of `in_scratch`."""
-    with in_scratch(), tempfile.TemporaryDirectory(prefix="splatclip-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
+    """A temporary folder for the length of the block, with the errors of `in_scratch`.
+
+    It goes whatever happens, also where a signal ends its making or its removal (of tempfile's own something stays).
+    """
+    with in_scratch():
+        folder = Path(tempfile.gettempdir()) / f"splatclip-{secrets.token_hex(8)}"
+        try:
+            folder.mkdir(mode=0o700)
+            yield folder
+        finally:
+            try:
+                shutil.rmtree(folder, ignore_errors=True)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
