@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from components.errors import PermanentError
+from components.scratch import save_tensors, scratch_folder
 from components.store import Store
 
 CHECKPOINTS = "_checkpoint"
@@ -40,9 +38,9 @@ class Checkpoint:
 
     def write(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Replace what is saved, atomically: tensors on the CPU, and a state of JSON values."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "checkpoint.safetensors"
-            save_file(dict(tensors), path, metadata={"state": json.dumps(state)})
+        with scratch_folder() as folder:
+            path = folder / "checkpoint.safetensors"
+            save_tensors(tensors, path, {"state": json.dumps(state)})
             self.store.put_file(self.file, path)
 
     def read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

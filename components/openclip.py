@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from components.errors import PermanentError, TransientError, UsageError
+from components.scratch import save_tensors
 
 if TYPE_CHECKING:
     from open_clip import CLIP
@@ -191,7 +192,7 @@ def normalize_images(images: Tensor, mean: tuple[float, ...], std: tuple[float, 
 
 def save_model(state: Mapping[str, Tensor], path: Path) -> None:
     """Write weights as safetensors; the same weights give the same bytes."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(state.items())}, path)
+    save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(state.items())}, path)
 
 
 @dataclass(frozen=True, kw_only=True)

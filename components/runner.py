@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from components import FLOW, Step, tracking
 from components.errors import TransientError, UsageError
 from components.manifest import Manifest, open_artifact
-from components.store import open_store
+from components.store import FULL, open_store, os_error
 
 if TYPE_CHECKING:
     from components.config import Params
@@ -115,19 +115,26 @@ def say(name: str, report: Report) -> None:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all. Raises UsageError where it cannot be written."""
-    with _writing(path):
-        scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a file whole or not at all. Raises UsageError where it cannot be written, TransientError on a full disk."""
+    with _writing(path) as scratch:
         scratch.write_bytes(data)
-        scratch.replace(path)
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _writing(path: Path) -> Iterator[Path]:
+    """Where to write what becomes `path` at the end of the block, and is gone where that fails."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield
+        try:
+            yield scratch
+            scratch.replace(path)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
     except OSError as error:
+        if error.errno in FULL:
+            raise os_error(path, error) from error
         raise UsageError(f"{path}: cannot write this file: {error.strerror or error}; give another place") from None
 
 
@@ -158,5 +165,5 @@ def _copy_files(report: Report, store: str, folder: Path, earlier: Path | None) 
                 (folder / entry.name).unlink(missing_ok=True)
     for entry in artifact.manifest.files:
         target = folder / entry.name
-        with artifact.local(entry) as path, _writing(target):
-            shutil.copyfile(path, target)
+        with artifact.local(entry) as path, _writing(target) as scratch:
+            shutil.copyfile(path, scratch)

@@ -164,10 +164,13 @@ class Store(ABC):
         return StoreNotFound(f"{self.url}: there is no file {name!r}")
 
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
 def os_error(where: Path, error: OSError) -> PermanentError | TransientError:
     """What a failure of the file system means for the caller."""
     reason = error.strerror or str(error)
-    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+    if error.errno in FULL:
         return TransientError(f"{where}: {reason}; free some space and run the same command again")
     if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
         return PermanentError(f"{where}: {reason}; choose a folder you may write to, or change its permissions")

@@ -47,14 +47,16 @@ def _digits(text: bytes, base: int) -> int:
 
 
 def _pax(data: bytes) -> dict[str, str]:
+    """Path and size of a pax header, where it gives them: lines of LENGTH NAME=VALUE, LENGTH counting all of it."""
     values, at = {}, 0
-    while at < len(data):
+    while at < len(data) and data[at]:  # some writers fill up with zeros
         blank = data.find(b" ", at, at + 8)  # a record is shorter than MAX_META
         end = at + _digits(data[at : max(blank, at)], 10)
-        if not blank < end <= len(data):
+        if not blank < end <= len(data) or data[end - 1 : end] != b"\n":
             raise ValueError(f"a pax record of {end - at} bytes")
-        name, _, value = data[blank + 1 : end].rstrip(b"\n").partition(b"=")
-        values[name.decode()] = value.decode()
+        name, _, value = data[blank + 1 : end - 1].partition(b"=")
+        if name in {b"path", b"size"}:  # others may be bytes of any kind
+            values[name.decode()] = value.decode()
         at = end
     return values
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from faults import ForkServer, Row
     from worlds import World
 
     from components.manifest import Artifact
@@ -70,3 +72,56 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
         return open_store(str(tmp_path / "store"))
     request.getfixturevalue("endpoint")
     return open_store(f"{new_bucket()}/some/store")
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], ForkServer]]:
+    """A fork server for each stage, started when it is first asked for."""
+    from contextlib import ExitStack
+
+    from fault_worlds import STAGE_MODULES
+    from faults import ForkServer
+
+    started: dict[str, ForkServer] = {}
+    with ExitStack() as stack:
+
+        def server(stage: str) -> ForkServer:
+            if stage not in started:
+                made = ForkServer(tmp_path_factory.mktemp("server"), STAGE_MODULES[stage])
+                started[stage] = stack.enter_context(made)
+            return started[stage]
+
+        yield server
+
+
+@pytest.fixture
+def fault_row(record_property: Callable[[str, object], None]) -> Row:
+    """Say what a fault test did: a line of the table at the end of the run."""
+
+    def told(row: str, what: str, count: int, seed: int | None = None, detail: str = "") -> None:
+        record_property("fault", [row, what, count, seed, detail])
+
+    return told
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The fault tests' table: what was done to what, how often, with which seed, and how it ended."""
+    rows: list[tuple[Any, ...]] = []
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            given = [value for name, value in getattr(report, "user_properties", []) if name == "fault"]
+            if given:
+                rows += [(*value, outcome) for value in given]
+            elif outcome == "failed" and "test_faults_" in report.nodeid:
+                rows.append((report.nodeid, "", 0, None, "see above", outcome))
+    if not rows:
+        return
+    single = Counter(
+        (row, what, outcome) for row, what, count, seed, detail, outcome in rows if (count, detail) == (1, "")
+    )
+    rows = [row for row in rows if (row[2], row[4]) != (1, "")]
+    rows += [(row, what, count, None, "", outcome) for (row, what, outcome), count in single.items()]
+    terminalreporter.section("faults")
+    for row, what, count, seed, detail, outcome in sorted(rows, key=str):
+        seeded = f"seed {seed}" if seed is not None else ""
+        terminalreporter.write_line(f"{row:18} {what:16} {count:5} {outcome:7} {seeded:16} {detail}")

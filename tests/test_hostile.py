@@ -10,6 +10,9 @@ from pathlib import Path
 import hostile
 import pytest
 from conftest import ROOT
+from faults import Row
+
+pytestmark = pytest.mark.faults
 
 MIB = 1 << 20
 # All that the process holds at its peak, interpreter and libraries included (some 120 MiB of 150). Two of the largest
@@ -60,7 +63,7 @@ def outcome(row: dict) -> tuple[str, str]:
     return {"success": "ok", "skipped": "skipped"}.get(row["status"], "failed"), reason
 
 
-def check(tmp_path: Path, count: int, seed: int) -> None:
+def check(tmp_path: Path, count: int, seed: int, row: Row) -> None:
     made, told, rows = run(tmp_path, count, seed)
     counts = told["counts"]
     assert counts["in"] == count + len(hostile.GONE) == len(rows)
@@ -73,14 +76,16 @@ def check(tmp_path: Path, count: int, seed: int) -> None:
     for name in hostile.GONE:
         assert outcome(rows[name.encode("utf-8", "replace").decode()]) == ("failed", "missing")
     assert told["peak"] < BOUND, f"{told['peak'] / MIB:.0f} MiB"
+    tally = f"ok {counts['ok']} + skipped {counts['skipped']} + failed {counts['failed']}"
+    row("poison inputs", "download", count, seed, f"in {counts['in']} = {tally}, peak {told['peak'] / MIB:.0f} MiB")
 
 
-def test_sixty_hostile_files(tmp_path: Path) -> None:
+def test_sixty_hostile_files(tmp_path: Path, fault_row: Row) -> None:
     assert len(hostile.KINDS) <= 60, "each kind is to be among them"
-    check(tmp_path, 60, seed=0)
+    check(tmp_path, 60, 0, fault_row)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("seed", [1, 2])
-def test_five_hundred_hostile_files(tmp_path: Path, seed: int) -> None:
-    check(tmp_path, 500, seed)
+def test_five_hundred_hostile_files(tmp_path: Path, seed: int, fault_row: Row) -> None:
+    check(tmp_path, 500, seed, fault_row)

@@ -22,6 +22,7 @@ from s3 import moto_server, new_bucket
 from components.manifest import MANIFEST, open_artifact
 from components.store import open_store
 
+pytestmark = pytest.mark.faults
 ROOT = Path(__file__).resolve().parent.parent
 PARAMS = "splat_fit: {num_gaussians: 25, num_iters: 150, threads: 1}\n"
 LONGEST_S = 60

@@ -38,7 +38,7 @@ PLUMBING = {
     "series",
     "signals",
 }
-PLUMBING |= {"local_run", "pace", "processes", "provenance", "redaction", "store", "store_s3"}
+PLUMBING |= {"local_run", "pace", "processes", "provenance", "redaction", "scratch", "store", "store_s3"}
 RUNNER = Path(sys.executable).parent
 
 

@@ -6,10 +6,12 @@ import contextlib
 import os
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 
 from components.errors import Interrupted, SplatClipError
+from components.scratch import scratch_folder
 from components.signals import interrupted_by_signals, stop_on_sigterm
 
 
@@ -132,3 +134,24 @@ def test_a_second_interrupt_cuts_the_tidying_short() -> None:
 def test_only_the_signals_named_are_taken() -> None:
     with pytest.raises(KeyboardInterrupt), interrupted_by_signals(signal.SIGTERM):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("name", ["mkdir", "unlink", "rmdir"])
+def test_a_signal_while_a_temporary_folder_comes_or_goes_leaves_none(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    call, sent = getattr(os, name), []
+
+    def signalled(*args: object, **more: object) -> object:
+        done = call(*args, **more)
+        if not sent:
+            sent.append(name)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return done
+
+    monkeypatch.setattr(os, name, signalled)
+    with pytest.raises(Interrupted, match="SIGTERM"), interrupted_by_signals(), scratch_folder() as folder:
+        (folder / "shard.tar").write_bytes(b"1")
+    assert sent
+    assert list(tmp_path.iterdir()) == []

@@ -15,6 +15,7 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from components.errors import PermanentError, TransientError, UsageError
+from components.scratch import in_scratch
 from components.store import CHUNK, FolderStore, StoreNotFound, open_store, sha256_file
 from components.store_s3 import S3Store
 
@@ -82,10 +83,11 @@ class Tree(ABC):
         if name in self._kept:
             self._kept.move_to_end(name)
             return self._kept[name][0]
-        if self._spool is None:
-            self._spool = tempfile.TemporaryDirectory(prefix="splatclip-download-", ignore_cleanup_errors=True)
-        path = Path(self._spool.name) / hashlib.sha256(name.encode()).hexdigest()[:32]
-        self._fetch(name, path)
+        with in_scratch():
+            if self._spool is None:
+                self._spool = tempfile.TemporaryDirectory(prefix="splatclip-download-", ignore_cleanup_errors=True)
+            path = Path(self._spool.name) / hashlib.sha256(name.encode()).hexdigest()[:32]
+            self._fetch(name, path)
         digest = sha256_file(path)
         if self._sums.setdefault(name, digest) != digest:
             raise PermanentError(f"{self.url}: {name} changed while it was being read; run the command again")

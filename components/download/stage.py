@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from components.config import DownloadParams, semantic
@@ -36,9 +34,10 @@ from components.manifest import Artifact, Commit, FileEntry, SampleNote, ShardEn
 from components.progress import progress
 from components.prompts import DATASET_TYPE
 from components.report import Report
+from components.scratch import scratch_folder
 from components.shards import Sample, write_shard
 from components.signals import stop_on_sigterm
-from components.store import open_store, os_error
+from components.store import open_store
 
 VERSION = 2
 MIN_SAMPLES = 3
@@ -173,12 +172,9 @@ def _write(commit: Commit, shard: ShardPlan, source: Source, read: Read) -> Shar
             else:
                 yield result
 
-    with tempfile.TemporaryDirectory(prefix="splatclip-") as folder:
-        path = Path(folder) / "shard.tar"
-        try:
-            layout = write_shard(path, good())
-        except OSError as error:  # of the temporary folder: sources and stores raise errors of their own
-            raise os_error(Path(folder).parent, error) from error
+    with scratch_folder() as folder:
+        path = folder / "shard.tar"
+        layout = write_shard(path, good())
         _check_own_faults(notes, shard)
         groups = {source.group_name(ref.group) for ref in shard.refs}
         origin = groups.pop() if len(groups) == 1 else None

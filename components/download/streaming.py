@@ -6,7 +6,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from threading import Lock
 from types import TracebackType
 
@@ -60,7 +60,8 @@ class _Spool:
         return Sample(key, {ext: self._stream.read(size) for ext, size in fields}), self._rows[key]
 
     def close(self) -> None:
-        self._stream.close()
+        with suppress(OSError):  # a full disk takes no last bytes, which nobody wants any more
+            self._stream.close()
 
 
 class _Gate:

@@ -7,11 +7,9 @@ pictures of per-picture dB.
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import splat2d
@@ -21,6 +19,7 @@ from components.errors import PermanentError, UsageError
 from components.manifest import Artifact, Commit, ShardEntry, open_artifact
 from components.progress import Bar, progress
 from components.report import Report
+from components.scratch import scratch_folder
 from components.series import emit
 from components.shards import read_shard
 from components.signals import Stop, stop_on_sigterm
@@ -110,8 +109,8 @@ def _fit_shard(entry: ShardEntry, fitter: ShardFitter, *, source: Artifact, comm
         for sample in read_shard(path):
             fitter.add(sample)
         fitter.flush()
-    with tempfile.TemporaryDirectory(prefix="splatclip-") as folder:
-        tar = Path(folder) / "shard.tar"
+    with scratch_folder() as folder:
+        tar = folder / "shard.tar"
         ok, index, sums = fitter.write(tar, f"{source.url}/{entry.name}")
         return commit.put_shard(
             tar,

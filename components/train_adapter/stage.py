@@ -7,8 +7,6 @@ import functools
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -25,6 +23,7 @@ from components.manifest import Artifact, Commit, FileEntry, open_artifact
 from components.openclip import LoadedTeacher, load_teacher, save_model
 from components.prompts import Prompts, load_prompts
 from components.report import Report
+from components.scratch import scratch_folder
 from components.signals import Stop, stop_on_sigterm
 from components.store import open_store
 from components.texts import TextBank
@@ -242,11 +241,11 @@ def _put(
 ) -> list[FileEntry]:
     """Commit the trained tensors, their description and the curve."""
     files = []
-    with TemporaryDirectory(prefix="splatclip-") as folder:
+    with scratch_folder() as folder:
         for name, trained in results.items():
             file = f"{'adapter' if name == 'student' else name}.safetensors"
-            save_model(trained.state, Path(folder) / file)
-            files.append(commit.put_file(file, Path(folder) / file))
+            save_model(trained.state, folder / file)
+            files.append(commit.put_file(file, folder / file))
     files.append(commit.put_file("adapter.json", description))
     files.append(commit.put_file("curve.csv", curve_csv(rows)))
     return files

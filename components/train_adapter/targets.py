@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from components.decoder import Decoder
@@ -20,6 +19,7 @@ from components.manifest import Artifact, Commit, canonical
 from components.openclip import normalize_images
 from components.pairs import ShardPairs
 from components.progress import progress
+from components.scratch import save_tensors, scratch_folder
 from components.store import Store, StoreNotFound, sha256_file
 
 if TYPE_CHECKING:
@@ -192,9 +192,9 @@ class _Maker:
             for side, parts in enumerate(sides):
                 parts.append(embed(teacher.model, images.flip(3) if side else images).cpu())
         whole = torch.stack([torch.cat(parts) for parts in sides]).half()
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "embeddings.safetensors"
-            save_file({TENSOR: whole}, path, metadata={"image_shard": shard.sha256})
+        with scratch_folder() as folder:
+            path = folder / "embeddings.safetensors"
+            save_tensors({TENSOR: whole}, path, {"image_shard": shard.sha256})
             # By content: processes that make one file at a time may differ in their bytes (threads, machines).
             name = f"{self._split}/{shard.index:05d}-{sha256_file(path)[:12]}.safetensors"
             entry = self._commit.put_file(name, path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -36,6 +35,7 @@ from components.openclip import (
 )
 from components.prompts import Prompts, load_prompts
 from components.report import Report
+from components.scratch import scratch_folder
 from components.store import open_store, sha256_file
 from components.texts import TextBank
 from components.trainer import (
@@ -189,8 +189,8 @@ def _config(params: TrainTeacherParams, model: Any, class_names: tuple[str, ...]
 
 
 def _commit(commit: Commit, model: Any, config: dict[str, Any], rows: list[CurveRow]) -> list[FileEntry]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / MODEL_FILE
+    with scratch_folder() as folder:
+        path = folder / MODEL_FILE
         save_model(model.state_dict(), path)
         files = [commit.put_file(MODEL_FILE, path)]
     files.append(commit.put_file(CONFIG_FILE, canonical(config, indent=1)))
