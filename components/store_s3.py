@@ -27,6 +27,7 @@ from components.s3_checks import DamagedError, completed_etag, md5, md5_etag
 from components.s3_connection import Connection, open_connection
 from components.s3_errors import s3_error
 from components.s3_retry import Call, Reader, current
+from components.scratch import in_scratch
 from components.store import (
     CHUNK,
     MOST_IN_MEMORY,
@@ -200,7 +201,9 @@ class S3Store(Store):
     def local(self, name: str, sha256: str | None = None) -> Iterator[Path]:
         """See Store: streamed to a temporary file, removed at the end."""
         self._key(name)
-        with tempfile.TemporaryDirectory(prefix="splatclip-") as folder:
+        with in_scratch():
+            temporary = tempfile.TemporaryDirectory(prefix="splatclip-")
+        with temporary as folder:
             path = Path(folder) / name.rpartition("/")[2]
             found = self._fetch(name, path, by_etag=sha256 is None)
             if sha256 is not None and found != sha256:  # damaged on the way? a second download tells

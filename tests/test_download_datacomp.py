@@ -241,7 +241,7 @@ def test_the_words_of_laion_and_probabilities() -> None:
 def test_a_filter_needs_its_column(tmp_path: Path) -> None:
     with pytest.raises(PermanentError, match=r"none of its columns .*uid.* is called punsafe or nsfw.*nsfw_column"):
         stage.run(params({"max_nsfw": 0.5}), store=str(tmp_path))
-    with pytest.raises(PermanentError, match=r"no column 'clip_b32' for the filter min_similarity; it has: uid"):
+    with pytest.raises(PermanentError, match=r"no column 'clip_b32' for the filter min_similarity; has: uid"):
         stage.run(params({"min_similarity": 0.5, "similarity_column": "clip_b32"}), store=str(tmp_path))
 
 

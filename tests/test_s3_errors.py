@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import ipaddress
+import os
 import re
 import socket
 import ssl
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -269,3 +272,17 @@ def test_how_clocks_differ() -> None:
     assert clock_difference_s(ago(seconds=100)) == pytest.approx(100, abs=3)
     assert clock_text(-90) == "this machine's clock is 90 s behind the service's"
     assert clock_text(86400) == "this machine's clock is 24.0 h ahead of the service's"
+
+
+def test_no_room_for_what_is_fetched(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.status, server.body = 200, b"content"
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "splatclip-x"))
+
+    def no_room(**_: object) -> None:
+        raise full
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", no_room)
+    with s3_environment(f"http://127.0.0.1:{server.server_port}"):
+        store = open_store("s3://bucket/p")
+        with pytest.raises(TransientError, match=rf"{tmp_path}.*(free some|space)"), store.local("a"):
+            pass
