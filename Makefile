@@ -6,7 +6,7 @@ NATIVE := $(shell find kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 STORE ?= runs/store
 PARAMS ?= params.yaml
 TEST_PROCESSES ?= logical
-IN_PARALLEL := --numprocesses $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile
+IN_PARALLEL := --numprocesses $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # Each for so many seconds; two at a time, all to their end: make --keep-going --jobs 2 fuzz. FUZZ_SEED=0 takes a new seed.
 FUZZERS := gs2d shards manifests captions params urls images codec

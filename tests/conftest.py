@@ -29,6 +29,27 @@ os.environ["SPLATCLIP_TRACKING"] = (
 )
 
 
+# The files that take longest, first: else one of them runs by itself at the end, and the other cores wait.
+LONG = (
+    "test_faults_kill",
+    "test_run",
+    "test_distributed",
+    "test_same_numbers",
+    "test_registry_many",
+    "test_pipeline_local",
+    "test_tracking",
+    "test_pipeline",
+    "test_splat2d_cuda",
+    "test_faults_disk",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of LONG first, file by file."""
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real pictures (cifar10, flickr8k-1k, kodak); tests that want them skip where it is missing."""
