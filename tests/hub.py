@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import ssl
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -178,7 +179,7 @@ def _app(hub: Hub) -> web.Application:
 
 
 @contextmanager
-def hub_server(repos: dict[str, dict[str, bytes]]) -> Iterator[Hub]:
+def hub_server(repos: dict[str, dict[str, bytes]], tls: ssl.SSLContext | None = None) -> Iterator[Hub]:
     """Serve repositories: name -> path -> content."""
     hub, started, loop = Hub(repos=repos), threading.Event(), asyncio.new_event_loop()
     stop = asyncio.Event()
@@ -187,8 +188,8 @@ def hub_server(repos: dict[str, dict[str, bytes]]) -> Iterator[Hub]:
         runner = web.AppRunner(_app(hub), shutdown_timeout=0.1)
         await runner.setup()
         for _ in range(2):  # the hub, and the host that it redirects to
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-        hub.url, hub.cdn = (f"http://127.0.0.1:{address[1]}" for address in runner.addresses)
+            await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+        hub.url, hub.cdn = (f"http{'s' if tls else ''}://127.0.0.1:{address[1]}" for address in runner.addresses)
         started.set()
         await stop.wait()
         await runner.cleanup()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hub import Hub, hub_server
+from test_s3_errors import certificate
 
 from components.download import hub as module
 from components.download.fetch import open_tree
@@ -116,6 +119,74 @@ def test_a_hub_that_is_busy_is_asked_again(hub: Hub) -> None:
     HubTree("me/set").close()
     hub.faults["revision"] = ["429"] * 50
     with pytest.raises(TransientError, match="HTTP 429; a token in HF_TOKEN is allowed more"):
+        HubTree("me/set")
+
+
+@pytest.mark.timeout(30)
+def test_a_certificate_that_is_not_trusted_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was asked again for ever. What was fetched before does without the hub, as where it is away."""
+    file, tls = certificate(tmp_path)
+    handshakes: list[object] = []
+    tls.sni_callback = lambda *given: handshakes.append(given)
+    kept = open_store(str(tmp_path / "kept"))
+    with hub_server({"me/set": dict(FILES)}, tls) as served:
+        monkeypatch.setenv("HF_ENDPOINT", served.url)
+        monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+        with pytest.raises(PermanentError, match=r"not trusted \(self-signed.*SSL_CERT_FILE, or correct HF_ENDPOINT"):
+            HubTree("me/set")
+        assert len(handshakes) == 1
+        monkeypatch.setenv("SSL_CERT_FILE", str(file))
+        tree = HubTree("me/set", kept=kept)
+        assert tree.read("test/0.tar") == FILES["test/0.tar"], "from the host that it redirects to, too"
+        tree.close()
+        monkeypatch.delenv("SSL_CERT_FILE")
+        again = HubTree("me/set", kept=kept)
+        assert f"going on with commit {tree.commit}" in capsys.readouterr().err
+        assert again.read("test/0.tar") == FILES["test/0.tar"]
+        with pytest.raises(PermanentError, match="not trusted"):
+            again.read("test/1.tar")
+        again.close()
+        before = len(handshakes)
+        elsewhere = open_tree(f"{served.url}/x/0.tar")
+        with pytest.raises(PermanentError, match=r"x/0\.tar: the certificate is not trusted .*correct download\.path"):
+            elsewhere.read("0.tar")
+        elsewhere.close()
+        assert len(handshakes) == before + 1
+
+
+@pytest.mark.timeout(30)
+def test_tls_that_breaks_off_is_tried_again_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAUSE_S", 0.01)
+    accepted = 0
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def hang_up() -> None:
+            nonlocal accepted
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                accepted += 1
+                connection.recv(4096)
+                connection.sendall(b"\x15\x03\x01\x00\x02\x02\x50")  # a fatal alert: internal error
+                connection.close()
+
+        thread = threading.Thread(target=hang_up, daemon=True)
+        thread.start()
+        monkeypatch.setenv("HF_ENDPOINT", f"https://127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(TransientError, match=r"no whole answer \(MaxRetryError\)"):
+            HubTree("me/set")
+        assert accepted == 3 * module.ATTEMPTS
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+
+
+def test_http_where_https_was_expected_is_said(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub.url.replace("http:", "https:"))
+    with pytest.raises(PermanentError, match="speaks http, not https; correct HF_ENDPOINT"):
         HubTree("me/set")
 
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import urllib3
 from urllib3.exceptions import HTTPError
 
+from components.download.tls import Retries, no_tls
 from components.errors import PermanentError, TransientError, UsageError
 from components.scratch import in_scratch
 from components.store import CHUNK, FolderStore, StoreNotFound, open_store, sha256_file
@@ -190,7 +191,7 @@ class HttpTree(Tree):
         super().__init__(url)
         self._names = names
         self._forbidden = False  # an optional file was answered with 403: missing, or all of it is closed
-        retries = urllib3.Retry(total=5, redirect=5, backoff_factor=0.2, status_forcelist=[429, 500, 502, 503, 504])
+        retries = Retries(total=5, redirect=5, backoff_factor=0.2, status_forcelist=[429, 500, 502, 503, 504])
         timeout = urllib3.Timeout(connect=10.0, read=60.0)
         self._http = urllib3.PoolManager(timeout=timeout, retries=retries)
 
@@ -212,7 +213,7 @@ class HttpTree(Tree):
                 answer.close()
                 answer.release_conn()
         except HTTPError as error:
-            raise TransientError(
+            raise no_tls(error, url, "download.path") or TransientError(
                 f"{url}: no whole answer ({type(error).__name__}); check the address or try again"
             ) from error
         return answer.status, {key.lower(): value for key, value in answer.headers.items()}

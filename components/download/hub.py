@@ -21,6 +21,7 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from components.download.fetch import Tree
+from components.download.tls import NoTlsError, Retries, no_tls
 from components.errors import PermanentError, TransientError, UsageError
 from components.hub_params import check_repository
 from components.store import CHUNK, Store, StoreNotFound, os_error
@@ -77,8 +78,8 @@ class HubTree(Tree):
     """The files of a repository at a revision, which is looked up once: a commit's files never change.
 
     kept: where files stay once they have been fetched, and what a revision was the last time, for when the hub is away.
-    Raises PermanentError if there is no such repository or revision, or it is closed; TransientError if the hub is
-    away.
+    Raises PermanentError if there is no such repository or revision, it is closed, or the hub's certificate is not
+    trusted; TransientError if the hub is away.
     """
 
     def __init__(self, repo: str, revision: str = "main", folder: str = "", *, kept: Store | None = None) -> None:
@@ -86,12 +87,13 @@ class HubTree(Tree):
         super().__init__(f"{PREFIX}{repo}@{revision}" + (f"/{folder}" if folder else ""))
         self.repo, self._kept_in = repo, kept
         self._folder = f"{folder.strip('/')}/" if folder.strip("/") else ""
-        retries = urllib3.Retry(
+        retries = Retries(
             total=None,
             connect=2,
             read=2,
             status=6,
             redirect=10,
+            other=2,  # TLS that breaks off
             backoff_factor=PAUSE_S,
             backoff_max=8,
             backoff_jitter=PAUSE_S / 2,
@@ -143,7 +145,7 @@ class HubTree(Tree):
             if not _COMMIT.fullmatch(commit := str(about["sha"])):
                 raise ValueError(f"a commit {commit[:60]!r}")
             files = list(self._list(commit))
-        except TransientError as error:
+        except (TransientError, NoTlsError) as error:
             if (found := self._known(revision)) is None:
                 raise
             said = f"{error}; going on with commit {found[0]}, which {revision!r} was the last time"
@@ -188,6 +190,8 @@ class HubTree(Tree):
                 answer = self._http.request("GET", url, headers=self._headers)
                 break
             except HTTPError as error:
+                if (hopeless := no_tls(error, self._endpoint, "HF_ENDPOINT")) is not None:
+                    raise hopeless from error
                 if attempt == ATTEMPTS - 1:
                     raise self._away(error) from error
                 time.sleep(PAUSE_S * 2**attempt)
@@ -260,6 +264,8 @@ class HubTree(Tree):
                 if have < file.size:
                     self._append(file, path, have)
             except HTTPError as error:
+                if (hopeless := no_tls(error, self._endpoint, "HF_ENDPOINT")) is not None:
+                    raise hopeless from error
                 failure = error
                 continue
             if path.stat().st_size == file.size and _right(path, file):
