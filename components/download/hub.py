@@ -48,9 +48,15 @@ class HubFile:
 def endpoint() -> str:
     """The hub's address. Raises UsageError if HF_ENDPOINT is none."""
     address = os.environ.get("HF_ENDPOINT", "").rstrip("/") or ENDPOINT
-    parts = urlsplit(address)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username is not None:
-        raise UsageError("HF_ENDPOINT is no address of a hub; give https:// and a host, without a name or password")
+    problem = UsageError("HF_ENDPOINT is no address of a hub; give https:// and a host, without a name or password")
+    try:
+        parts = urlsplit(address)
+        valid = parts.port != 0 and not re.search(r"\s", parts.netloc)  # a port that is no number raises
+        urllib3.util.parse_url(address)  # what is stricter with hosts
+    except ValueError:
+        raise problem from None
+    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc or not valid:
+        raise problem
     return address
 
 
