@@ -163,6 +163,13 @@ def test_an_evaluation_set_that_was_trained_on_is_dealt_as_then(hub: Hub) -> Non
         ("HTTP Error 302: The HTTP server returned a redirect error that would lead to ...\nFound", "redirects"),
         ("<urlopen error unknown url type: ftps>", "bad_url"), ("something new", "img2dataset"),
         ("Use of image disallowed by X-Robots-Tag directive", "noai"),
+        ("<urlopen error [Errno -3] Temporary failure in name resolution>", "no_name_server"),
+        ("<urlopen error [Errno 101] Network is unreachable>", "no_network"),
+        ("<urlopen error [Errno 99] Cannot assign requested address>", "no_network"),
+        ("<urlopen error [Errno 24] Too many open files>", "too_many_files"),
+        ("[Errno 23] Too many open files in system", "too_many_files"),
+        ("<urlopen error [Errno 113] No route to host>", "no_connection"),
+        ("<urlopen error [Errno -5] No address associated with hostname>", "no_such_host"),
     ],
 )  # fmt: skip
 def test_what_img2datasets_messages_mean(message: str, reason: str) -> None:
@@ -184,9 +191,59 @@ def test_img2dataset_that_is_not_there_or_fails(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     with pytest.raises(TransientError, match=r"ended with exit code 3: token=\. \| no module named cv2"):
         stage.run(params, store=str(tmp_path / "store"))
-    script.write_text("#!/bin/sh\nexit 0\n")
-    with pytest.raises(Exception, match="img2dataset: it says nothing of this row"):
+    script.write_text("#!/bin/sh\necho worker was killed\nexit 0\n")
+    said = r"says nothing of 5 of 5 addresses, the first http://127.0.0.1:9/x: worker was killed; run the same command"
+    with pytest.raises(TransientError, match=said):
         stage.run(params, store=str(tmp_path / "store"))
+
+
+FAKE = """#!{python}
+import sys, tarfile, io
+import pyarrow as pa
+from pathlib import Path
+from pyarrow import parquet
+given = dict(one.removeprefix("--").split("=", 1) for one in sys.argv[1:])
+rows = parquet.read_table(given["url_list"])["row"].to_pylist()
+out = Path(given["output_folder"])
+out.mkdir()
+good, message, lost, torn = {how!r}
+keys = [str(row) for row in rows]
+status = ["success" if row in good else "failed_to_download" for row in rows]
+table = pa.table({{"row": rows, "key": keys, "status": status, "error_message": [message] * len(rows)}})
+parquet.write_table(table.slice(0, len(rows) - lost), out / "0.parquet")
+with tarfile.open(out / "0.tar", "w") as tar:
+    for row in good:
+        info = tarfile.TarInfo(f"{{row}}.jpg")
+        info.size = 2000
+        tar.addfile(info, io.BytesIO(bytes(2000)))
+if torn:
+    (out / "0.tar").write_bytes((out / "0.tar").read_bytes()[:torn])
+print("the end of its log")
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        (((), "<urlopen error [Errno -3] Temporary failure in name resolution>", 0, 0), r"no_name_server.*see to this"),
+        (((), "<urlopen error [Errno 101] Network is unreachable>", 0, 0), r"no_network: .*see to this machine"),
+        (((), "<urlopen error [Errno 24] Too many open files>", 0, 0), r"too_many_files: .*see to this machine"),
+        (((0, 1), "", 3, 0), r"says nothing of 3 of 12 addresses.*the end of its log; run the same command again"),
+        ((range(12), "", 0, 3000), r"left a shard that cannot be read \(.*the end of its log; run the same command"),
+        ((range(12), "", 0, 2560), r"left a shard that cannot be read \(.*the end of its log; run the same command"),
+    ],
+)
+def test_what_is_this_machines_fault_is_not_kept_with_img2dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: tuple[Any, ...], said: str
+) -> None:
+    script = tmp_path / "img2dataset"
+    script.write_text(FAKE.format(python=sys.executable, how=(list(how[0]), *how[1:])))
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    path = table(tmp_path / "list.csv", [f"http://127.0.0.1:9/{row}" for row in range(12)])
+    with pytest.raises(TransientError, match=said):
+        stage.run(listed(path, engine="img2dataset"), store=str(tmp_path / "store"))
+    assert not list((tmp_path / "store").rglob("_done/*")), "they would never be fetched again"
 
 
 def test_img2dataset_is_ended_by_a_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from errno import EADDRNOTAVAIL, EMFILE, ENETDOWN, ENETUNREACH, ENFILE, ENOBUFS
 from math import ceil
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +25,7 @@ from typing import TypeVar
 from components.download.http import Job, Outcome
 from components.download.request import PAGE, Fetched, check_url
 from components.download.sources import Skip
-from components.errors import TransientError, UsageError
+from components.errors import PermanentError, TransientError, UsageError
 from components.images import ImageError
 from components.shards import IndexedShard
 from components.url_params import UrlParams
@@ -35,14 +36,17 @@ SHARD = 1024  # addresses a process takes at a time
 PICTURE = "jpg"  # what it calls every picture that it does not touch
 _POLL_S = 0.25
 _SECRETS = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|ACCESS_KEY|API_KEY", re.IGNORECASE)
-# What its error messages say, in the order in which they are looked for.
+# What its error messages say, in the order in which they are looked for; first what is this machine's own fault.
 _REASONS = (
+    (r"Errno -3\b|Temporary failure in name resolution", "no_name_server"),
+    (rf"Errno ({ENETUNREACH}|{ENETDOWN}|{EADDRNOTAVAIL})\b|Network is (unreachable|down)", "no_network"),
+    (rf"Errno ({EMFILE}|{ENFILE}|{ENOBUFS})\b|Too many open files", "too_many_files"),
     (r"timed out", "timeout"),
-    (r"Name or service not known|nodename nor servname|No address associated|Errno -[2-5]\b", "no_such_host"),
+    (r"Name or service not known|nodename nor servname|No address associated|Errno -[245]\b", "no_such_host"),
     (r"CERTIFICATE|SSL|TLS", "tls"),
     (r"IncompleteRead", "truncated"),
     (r"redirect", "redirects"),
-    (r"refused|reset|unreachable|Remote end closed|RemoteDisconnected", "no_connection"),
+    (r"refused|reset|unreachable|No route to host|Remote end closed|RemoteDisconnected", "no_connection"),
     (r"unknown url type|InvalidURL|URL can't contain|no host given", "bad_url"),
 )
 
@@ -133,8 +137,11 @@ class Img2dataset:
                 for row, outcome in self._shard(table, batch):
                     missing.discard(row)
                     yield batch[row], outcome
-            for row in sorted(missing):
-                yield batch[row], ImageError("img2dataset", "it says nothing of this row")
+            if missing:  # of rows whose process died there is nothing to be known: they are not failed pictures
+                raise TransientError(
+                    f"img2dataset says nothing of {len(missing)} of {len(batch)} addresses, the first "
+                    f"{batch[min(missing)].url}{_end(folder)}; run the same command again"
+                )
 
     def _run(self, folder: Path) -> Iterator[None]:
         params = self._params
@@ -173,29 +180,41 @@ class Img2dataset:
             except subprocess.TimeoutExpired:
                 yield
         if code:
-            said = (folder / "log").read_text(errors="replace").strip().splitlines()
             raise TransientError(
-                f"img2dataset ended with exit code {code}: {' | '.join(said[-3:])[-500:]}; see whether "
-                f"`{self._program} --help` works, and run the same command again"
+                f"img2dataset ended with exit code {code}{_end(folder)}; see whether `{self._program} --help` works, "
+                "and run the same command again"
             )
 
     def _shard(self, table: Path, batch: list[Job[P]]) -> Iterator[tuple[int, Outcome]]:
         """The rows of one of its shards, and what came of each."""
+        import pyarrow as pa
         from pyarrow import parquet
 
-        found = parquet.read_table(table, columns=["row", "key", "status", "error_message"]).to_pylist()
-        if not any(row["status"] == "success" for row in found):  # its tar is empty then
+        def broken(error: Exception) -> TransientError:
+            reason = str(error).partition("\n")[0]
+            return TransientError(
+                f"img2dataset left a shard that cannot be read ({reason[:200]}){_end(table.parents[1])}; run the same "
+                "command again"
+            )
+
+        with ExitStack() as stack:
+            try:
+                found = parquet.read_table(table, columns=["row", "key", "status", "error_message"]).to_pylist()
+                places: dict[str, int] = {}
+                if any(row["status"] == "success" for row in found):  # its tar is empty otherwise
+                    shard = stack.enter_context(IndexedShard(table.with_suffix(".tar")))
+                    places = {key: position for position, key in enumerate(shard.keys)}
+            except (pa.ArrowException, OSError, PermanentError) as error:
+                raise broken(error) from error
             for row in found:
-                yield row["row"], outcome_of(row["error_message"] or "")
-            return
-        with IndexedShard(table.with_suffix(".tar")) as shard:
-            places = {key: position for position, key in enumerate(shard.keys)}
-            for row in found:
-                if row["status"] == "success":
-                    data = shard.field(places[row["key"]], PICTURE)
-                    yield row["row"], self._checked(data, batch[row["row"]].url)
-                else:
+                if row["status"] != "success":
                     yield row["row"], outcome_of(row["error_message"] or "")
+                    continue
+                try:
+                    data = shard.field(places[row["key"]], PICTURE)
+                except KeyError as error:
+                    raise broken(error) from error
+                yield row["row"], self._checked(data, batch[row["row"]].url)
 
     def _checked(self, data: memoryview, url: str) -> Outcome:
         if len(data) > self._max_bytes:
@@ -203,6 +222,12 @@ class Img2dataset:
         if PAGE.match(bytes(data[:512])):
             return ImageError("not_a_picture", "a page")
         return Fetched(bytes(data), url)
+
+
+def _end(folder: Path) -> str:
+    """The last lines of its log, where it has some, for a message."""
+    said = (folder / "log").read_text(errors="replace").strip().splitlines()
+    return f": {' | '.join(said[-3:])[-500:]}" if said else ""
 
 
 def _bad(url: str) -> ImageError | None:
