@@ -356,7 +356,9 @@ def test_an_outage_on_this_side_is_not_kept(tmp_path: Path, monkeypatch: pytest.
         return real(host, *more, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", away)
-    path = table(tmp_path / "list.csv", [f"http://pictures.test/{row}" for row in range(12)])
+    urls = [f"http://pictures.test/{row}" for row in range(12)]
+    urls[::5] = ["", "http://10.0.0.1/x", "ftp://x/"]  # which nobody is asked for
+    path = table(tmp_path / "list.csv", urls)
     with pytest.raises(TransientError, match=r"no_name_server.*run the same command again"):
         stage.run(params(path, retries=0), store=str(tmp_path / "store"))
     assert not list((tmp_path / "store").rglob("_done/*"))

@@ -17,6 +17,7 @@ from components.download.sources import (
     OWN_FAULTS,
     SPLITS,
     TEMPLATES,
+    UNASKED,
     Raw,
     Ref,
     ShardPlan,
@@ -190,11 +191,15 @@ def _write(commit: Commit, shard: ShardPlan, source: Source, read: Read) -> Shar
 
 
 def _check_own_faults(notes: list[SampleNote], shard: ShardPlan) -> None:
-    """TransientError if a whole shard failed for reasons that lie on this side: it is not to stay so for ever."""
-    if len(notes) == len(shard.refs) and all(note.reason in OWN_FAULTS for note in notes):
+    """TransientError if a whole shard failed for reasons that lie on this side: it is not to stay so for ever.
+
+    Rows that are refused before anything is asked (UNASKED) say nothing of the network.
+    """
+    asked = [note for note in notes if note.reason not in UNASKED]
+    if len(notes) == len(shard.refs) and asked and all(note.reason in OWN_FAULTS for note in asked):
         raise TransientError(
-            f"none of the {len(notes)} addresses of shard {shard.index} could be reached ({notes[0].reason}: "
-            f"{notes[0].detail}); see to this machine's network and name servers, and run the same command again"
+            f"none of the {len(asked)} addresses of shard {shard.index} could be reached ({asked[0].reason}: "
+            f"{asked[0].detail}); see to this machine's network and name servers, and run the same command again"
         )
 
 
