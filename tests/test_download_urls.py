@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
+from pyarrow import parquet
 from web import web_server
 
 from components.config import DownloadParams, semantic
-from components.download import stage
+from components.download import http, rows, stage
+from components.download import urls as module
 from components.download.http import Fetched, Fetcher, Job
 from components.download.request import check_url, forbids, retry_after
 from components.errors import Interrupted, PermanentError, TransientError, UsageError
@@ -362,6 +365,73 @@ def test_an_outage_on_this_side_is_not_kept(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(TransientError, match=r"no_name_server.*run the same command again"):
         stage.run(params(path, retries=0), store=str(tmp_path / "store"))
     assert not list((tmp_path / "store").rglob("_done/*"))
+
+
+def test_tables_are_read_forwards_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no two of them are kept: once to be counted, and once for each split, whatever is refused meanwhile."""
+    read: list[str] = []
+    expected: list[str] = []
+    real = module.read_table
+
+    def counted(path: Path, *more: Any) -> Any:
+        read.append(path.name)
+        return real(path, *more)
+
+    monkeypatch.setattr(module, "read_table", counted)
+    monkeypatch.setattr(rows, "MOST_BYTES", 1)
+    with web_server(PICTURES) as web:
+        for name in "ab":
+            again = 36 if name == "a" else 12
+            pictures = [row if row < again else row + 1 for row in range(36)]
+            urls = [f"{web.url}/{'404' if row % 3 else 'ok'}/{pictures[row]}" for row in range(36)]
+            expected += urls
+            table(tmp_path / f"{name}.csv", urls, uid=[f"{name}{row}" for row in range(36)], width=["7"] * 36)
+        given = replace(params(tmp_path, carry=("width",)), num_test=12)
+        report = stage.run(given, store=str(tmp_path / "store"))
+    assert report.manifest.counts["reasons"] == {"http_404": 48, "duplicate": 4}
+    assert len(read) <= 6, read
+    found = open_artifact(report.url, open_store(report.url))
+    lines = []
+    for entry in found.manifest.shards:
+        (name,) = (file.name for file in entry.files if file.name.endswith(".parquet"))
+        lines += parquet.read_table(found.store.root / name).to_pylist()
+    for line in lines:
+        number = int(line["key"])
+        assert line["url"] == expected[number]
+        assert (line["caption"], line["uid"]) == (f"picture {number % 36}", f"{'ab'[number // 36]}{number % 36}")
+        assert line["width"] == (16 if line["status"] == "success" else 7), "what the list says where nothing is known"
+        assert bool(line["sha256"]) == (number % 36 % 3 == 0)
+
+
+def test_requests_go_on_while_a_table_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were held up with it, and took the pause for their servers'."""
+    monkeypatch.setattr(http, "WINDOW", 2)
+    with web_server(PICTURES) as web:
+
+        def jobs() -> Iterator[Job[int]]:
+            for row in range(10):
+                if row == 7:
+                    time.sleep(1.5)
+                yield Job(f"{web.url}/{'ok' if row else 'slow'}/{row}", row)
+
+        given = UrlParams(allow_networks=HERE, timeout_s=0.7, retries=0, concurrency=2, per_host=2)
+        with Fetcher(given, max_bytes=1 << 20) as fetcher:
+            found = {job.payload: outcome for job, outcome in filter(None, fetcher.fetch(jobs()))}
+    assert {row: type(outcome) for row, outcome in found.items()} == dict.fromkeys(range(10), Fetched)
+
+
+def test_a_list_that_breaks_in_the_middle_says_so() -> None:
+    def jobs() -> Iterator[Job[int]]:
+        yield Job("", 0)
+        raise PermanentError("line 2 is none")
+
+    before = threading.active_count()
+    with (
+        Fetcher(UrlParams(allow_networks=HERE), max_bytes=1 << 20) as fetcher,
+        pytest.raises(PermanentError, match="line 2 is none"),
+    ):
+        list(fetcher.fetch(jobs()))
+    assert threading.active_count() == before
 
 
 def test_a_line_may_lack_what_others_have(tmp_path: Path) -> None:

@@ -55,8 +55,8 @@ def _pictures(pictures: Mapping[str, bytes], robots: str, seen: Web) -> web.Appl
             return web.Response(text=robots)
         if how == "ok":
             return web.Response(body=body, content_type="image/jpeg") if body else web.Response(status=404)
-        if how == "wait":
-            await asyncio.sleep(0.1)
+        if how in {"wait", "slow"}:
+            await asyncio.sleep(0.1 if how == "wait" else 0.5)
             return web.Response(body=body)
         if how.isdigit():
             return web.Response(status=int(how))

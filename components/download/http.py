@@ -27,6 +27,7 @@ __all__ = ["Fetched", "Fetcher", "Job"]
 P = TypeVar("P")
 BUFFER_BYTES = 256 << 20  # of fetched bodies that nobody has taken yet; no new ones are begun beyond
 WINDOW = 64  # jobs that wait for their host, as a multiple of what runs at a time
+FEED = 256  # jobs that are taken at a time, where there is room for so many
 _PAUSE_S = 0.02  # where nothing runs and nothing may begin
 _POLL_S = 0.25  # a consumer that waits is woken so often, to hear signals
 
@@ -97,7 +98,8 @@ class Fetcher:
     def fetch(self, jobs: Iterator[Job[P] | None]) -> Iterator[tuple[Job[P], Outcome] | None]:
         """Results in the order in which they are ready, each job once; None where a moment passed without one.
 
-        `jobs` is advanced in the loop's thread; None from it: none may be begun now. What it raises is raised here.
+        `jobs` is advanced in a thread of its own, so that requests go on while it takes its time; None from it: none
+        may be begun now. What it raises is raised here.
         """
         started = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(jobs, started), name="splatclip-fetch", daemon=True)
@@ -148,17 +150,30 @@ class Fetcher:
         in_vain: Counter[str] = Counter()  # requests to a host in a row that got no answer
         spared: Counter[str] = Counter()
         exhausted, num_waiting = False, 0
+        window = WINDOW * params.concurrency
+        feed = min(FEED, -(-window // 2))
+        ended = threading.Event()
+        feeder = ThreadPoolExecutor(1, "splatclip-rows")  # the loop's own may all be busy with names
+        feeding: asyncio.Future[tuple[list[Job[Any]], bool]] | None = None
 
-        def admit() -> None:
-            nonlocal exhausted, num_waiting
-            while num_waiting < WINDOW * params.concurrency:
+        def take(most: int) -> tuple[list[Job[Any]], bool]:
+            """The next jobs, and whether that were all."""
+            found: list[Job[Any]] = []
+            while len(found) < most and not ended.is_set():
                 try:
                     job = next(jobs)
                 except StopIteration:
-                    exhausted = True
-                    return
+                    return found, True
                 if job is None:
-                    return
+                    if not found:
+                        ended.wait(_PAUSE_S)
+                    break
+                found.append(job)
+            return found, False
+
+        def admit(taken: list[Job[Any]]) -> None:
+            nonlocal num_waiting
+            for job in taken:
                 if job.outcome is not None:
                     self._hand_out(job, job.outcome)
                 elif down(host_of(job.url)):
@@ -194,16 +209,23 @@ class Fetcher:
 
         try:
             while True:
-                if not exhausted:
-                    admit()
+                if feeding is None and not exhausted and window - num_waiting >= feed:
+                    feeding = asyncio.get_running_loop().run_in_executor(feeder, take, feed)
                 if self._roomy():
                     start()
                 if exhausted and not running and not waiting:
                     return
-                if not running:
+                awaited: list[asyncio.Future[Any]] = [*running] if feeding is None else [*running, feeding]
+                if not awaited:
                     await asyncio.sleep(_PAUSE_S)
                     continue
-                finished, _ = await asyncio.wait(running, timeout=_POLL_S, return_when=asyncio.FIRST_COMPLETED)
+                limit = _POLL_S if running else _PAUSE_S
+                await asyncio.wait(awaited, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+                if feeding is not None and feeding.done():
+                    taken, exhausted = feeding.result()
+                    feeding = None
+                    admit(taken)
+                finished = [task for task in running if task.done()]
                 for task in finished:
                     job, host = running.pop(task)
                     active[host] -= 1
@@ -216,9 +238,11 @@ class Fetcher:
                         del in_vain[host]
                     self._hand_out(job, outcome)
         finally:
+            ended.set()
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+            feeder.shutdown()
 
     def _roomy(self) -> bool:
         with self._lock:

@@ -77,7 +77,8 @@ class Raw:
         object.__setattr__(self, "extra", extra)
 
 
-Result = tuple[Ref, "Raw | Skip | ImageError"]
+Result = tuple[Ref, Raw, "Skip | ImageError | None"]
+"""A sample as `load` gives it, or else all that is known of it but its picture, and why it is not there."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from threading import Lock
@@ -21,6 +21,7 @@ OPEN = 64  # shards at a time, each with a temporary file
 PENDING = 4  # pictures waiting to be decoded, as a multiple of the threads
 Made = tuple[Sample | SampleNote, Row]
 """A sample, or why there is none, and its row in the shard's table."""
+Extra = Mapping[str, str | float | int]
 
 
 def refused(ref: Ref, raw: Raw, error: Skip | ImageError, *, loaded: bool) -> Made:
@@ -38,12 +39,16 @@ class _Spool:
         self._spans: dict[str, tuple[int, list[tuple[str, int]]]] = {}
         self._notes: dict[str, SampleNote] = {}
         self._rows: dict[str, Row] = {}
+        self._extras: dict[str, Extra] = {}
 
-    def put(self, key: str, made: Made) -> None:
+    def put(self, key: str, made: Made, extra: Extra | None) -> None:
+        """extra: the source's own columns, where they may be asked for."""
         result, self._rows[key] = made
         if isinstance(result, SampleNote):
             self._notes[key] = result
             return
+        if extra is not None:
+            self._extras[key] = extra
         start = self._stream.seek(0, 2)
         for content in result.fields.values():
             self._stream.write(content)
@@ -58,6 +63,13 @@ class _Spool:
         start, fields = self._spans[key]
         self._stream.seek(start)
         return Sample(key, {ext: self._stream.read(size) for ext, size in fields}), self._rows[key]
+
+    def about(self, key: str) -> Raw:
+        """What the source said of a good sample, whose picture was read since."""
+        row = self._rows[key]
+        captions = () if row["caption"] is None else (str(row["caption"]),)
+        label = -1 if row["class"] is None else int(row["class"])
+        return Raw(b"", captions, label, str(row["url"] or ""), extra=self._extras[key])
 
     def close(self) -> None:
         with suppress(OSError):  # a full disk takes no last bytes, which nobody wants any more
@@ -116,7 +128,7 @@ class ShardStream:
         self._seen, self._check, self._most = seen, check, PENDING * workers
         self._shard_of = {ref.position: shard.index for shard in shards for ref in shard.refs}
         self._spools: dict[int, _Spool] = {}
-        self._pending: deque[tuple[Ref, Future[Made]]] = deque()
+        self._pending: deque[tuple[Ref, Future[Made], Extra | None]] = deque()
         self._files = ExitStack()
         largest = max((len(shard.refs) for shard in shards), default=0)
         self._gate = _Gate(shards, max(min(AHEAD, OPEN * largest), 2 * largest))
@@ -129,7 +141,7 @@ class ShardStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._gate.close()
-        for _, future in self._pending:
+        for _, future, _ in self._pending:
             future.cancel()
         self._files.close()
         for spool in self._spools.values():
@@ -141,7 +153,7 @@ class ShardStream:
         while len(spool) < len(shard.refs):
             self._advance()
         for ref in shard.refs:
-            yield self._once(ref, spool.get(ref.key))
+            yield self._once(ref, spool)
         self._spools.pop(shard.index).close()
         self._gate.release(len(shard.refs))
 
@@ -156,32 +168,33 @@ class ShardStream:
             result = None
             self._pending[0][1].exception()  # waits for it
         if result is not None:
-            ref, found = result
-            if isinstance(found, Raw):
-                self._pending.append((ref, self._pool.submit(self._make, ref, found)))
+            ref, raw, error = result
+            if error is None:
+                extra = None if self._seen is None else raw.extra
+                self._pending.append((ref, self._pool.submit(self._make, ref, raw), extra))
             else:
-                self._keep(ref, refused(ref, self._source.about(ref), found, loaded=False))
+                self._keep(ref, refused(ref, raw, error, loaded=False))
         while self._pending and (self._pending[0][1].done() or len(self._pending) > self._most):
-            ref, future = self._pending.popleft()
-            self._keep(ref, future.result())
+            ref, future, extra = self._pending.popleft()
+            self._keep(ref, future.result(), extra)
 
-    def _keep(self, ref: Ref, made: Made) -> None:
-        self._spool(self._shard_of[ref.position]).put(ref.key, made)
+    def _keep(self, ref: Ref, made: Made, extra: Extra | None = None) -> None:
+        self._spool(self._shard_of[ref.position]).put(ref.key, made, extra)
 
     def _spool(self, index: int) -> _Spool:
         if index not in self._spools:
             self._spools[index] = _Spool()
         return self._spools[index]
 
-    def _once(self, ref: Ref, made: Made) -> Made:
+    def _once(self, ref: Ref, spool: _Spool) -> Made:
         """A picture whose bytes an earlier sample had is left out: by the shards' order, not by that of arrival."""
-        result, row = made
+        result, row = made = spool.get(ref.key)
         if self._seen is None or isinstance(result, SampleNote):
             return made
         digest = str(row["sha256"])
         if digest in self._seen:
             again = Skip("duplicate", "an earlier picture has the same bytes")
-            note, line = refused(ref, self._source.about(ref), again, loaded=True)
+            note, line = refused(ref, spool.about(ref.key), again, loaded=True)
             return note, {**line, "sha256": digest}
         self._seen.add(digest)
         return made

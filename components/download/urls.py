@@ -91,10 +91,10 @@ class UrlSource(StreamingSource):
     def load(self, ref: Ref) -> Raw:
         """Fetch one sample alone; `stream` is the way to fetch many."""
         with self.stream(iter([ref])) as results:
-            found = next(result for result in results if result is not None)[1]
-        if isinstance(found, Raw):
-            return found
-        raise found
+            _, raw, error = next(result for result in results if result is not None)
+        if error is not None:
+            raise error
+        return raw
 
     @contextmanager
     def stream(self, refs: Iterator[Ref | None]) -> Iterator[Iterator[Result | None]]:
@@ -112,9 +112,10 @@ class UrlSource(StreamingSource):
             if result is None:
                 yield None
                 continue
-            job, found = result
-            ref, row = job.payload
-            yield ref, self._checked(row, found) if isinstance(found, Fetched) else found
+            job, outcome = result
+            ref, row = job.payload  # the row: to look it up again might take reading its table again
+            found = self._checked(row, outcome) if isinstance(outcome, Fetched) else outcome
+            yield (ref, found, None) if isinstance(found, Raw) else (ref, self._raw(row), found)
 
     def about(self, ref: Ref) -> Raw:
         """See Source."""
