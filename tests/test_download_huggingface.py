@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from conftest import ROOT
 from downloads import download, image_of, notes, numbers, samples
 from hub import Hub, hub_server
 from pyarrow import parquet
 from test_download_urls import PICTURES
 
-from components.download import huggingface
+from components.download import parquet_rows
 from components.download.repository import choose, choose_splits, read_card, split_by_name
 from components.errors import PermanentError
 from components.hub_params import HubParams
@@ -126,7 +129,7 @@ def test_again_it_reads_nothing_and_stopped_it_goes_on(
     assert fetch(tmp_path / "a", "me/classes").cached
     assert not [path for path in hub.requests if path.endswith(".parquet")]
     first = fetch(tmp_path / "b", "me/classes")
-    monkeypatch.setattr(huggingface, "FOOTER", 512)
+    monkeypatch.setattr(parquet_rows, "FOOTER", 512)
     place = open_store(first.url)
     place.delete("manifest.json")
     place.delete(max(place.list("_done/")))
@@ -222,7 +225,7 @@ def test_files_that_are_no_parquet(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_a_long_footer_is_fetched_whole(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface, "FOOTER", 64)
+    monkeypatch.setattr(parquet_rows, "FOOTER", 64)
     hub.ranges.clear()
     assert sum(numbers(fetch(tmp_path, "me/classes")).values()) == 33
     assert len(hub.ranges) == 6
@@ -252,3 +255,132 @@ def test_readmes_in_other_words() -> None:
     with pytest.raises(PermanentError, match=r"none of its splits is a usual one; .*: fold1"):
         choose_splits({"fold1": ["a"]}, "", "here")
     assert choose_splits({"test": ["b", "a"], "dev": ["c"]}, "", "here") == [("c", "val"), ("a", "test"), ("b", "test")]
+
+
+def stored(columns: dict[str, Any], **options: Any) -> bytes:
+    stream = io.BytesIO()
+    parquet.write_table(pa.table(columns), stream, **options)
+    return stream.getvalue()
+
+
+def pictures_of(count: int) -> pa.Array:
+    return pa.array([{"bytes": PICTURES[str(n)], "path": f"{n}.jpg"} for n in range(count)], IMAGE)
+
+
+def many_times(text: str, times: int) -> pa.Array:
+    """A list column: five rows of three captions, and between them one that has the same text over and over."""
+    offsets = [0, 3, 6, 9, *(9 + times + 3 * n for n in range(3))]
+    indices = pa.array([0] * 9 + [1] * times + [0] * 6, pa.int32())
+    return pa.ListArray.from_arrays(offsets, pa.DictionaryArray.from_arrays(indices, ["short", text]))
+
+
+def test_a_caption_that_is_not_utf8_is_one_row(hub: Hub, tmp_path: Path) -> None:
+    texts = pa.array([b"caf\xe9" if row in {3, 7} else b"a text" for row in range(20)]).view(pa.string())
+    hub.repos["me/latin"] = {"data.parquet": stored({"image": pictures_of(20), "text": texts})}
+    report = fetch(tmp_path / "a", "me/latin")
+    assert report.manifest.counts["reasons"] == {"bad_caption": 2}
+    assert "not UTF-8" in notes(report)["000000003"].detail
+    listed = pa.ListArray.from_arrays(pa.array(range(21), pa.int32()), texts)
+    hub.repos["me/latins"] = {"data.parquet": stored({"image": pictures_of(20), "text": listed})}
+    assert fetch(tmp_path / "b", "me/latins").manifest.counts["reasons"] == {"bad_caption": 2}
+
+
+@pytest.mark.parametrize("which", ["of the file", "of all", "of pages", "schema"])
+def test_counts_that_are_not_so_are_damage(hub: Hub, tmp_path: Path, which: str) -> None:
+    pictures = pa.array([PICTURES["1"]] * 77)
+    data = stored({"image": pictures, "text": ["a"] * 77}, store_schema=which == "schema")
+    if which == "schema":  # what Arrow's own writer adds is no Base64 any more
+        assert data.count(b"/////") == 1
+        data = data.replace(b"/////", b"!!!!!")
+    else:
+        length = int.from_bytes(data[-8:-4], "little")
+        pages, footer = data[: -8 - length], data[-8 - length : -8]
+        true, wrong = varint(2 * 77), varint(2 * 78)
+        assert footer.count(true) > 2
+        footer = footer.replace(true, wrong, {"of the file": 1, "of all": -1, "of pages": 0}[which])
+        if which == "of pages":  # no header where the first one is to be
+            pages = pages[:4] + b"\xff" * 8 + pages[12:]
+        data = pages + footer + data[-8:]
+    hub.repos["me/counts"] = {"data.parquet": data}
+    with pytest.raises(PermanentError, match=r"data\.parquet is no Parquet file that can be read \(.+\); tell whoever"):
+        fetch(tmp_path, "me/counts")
+
+
+def test_more_rows_than_bytes_are_not_listed(hub: Hub, tmp_path: Path) -> None:
+    """A row takes memory when it is listed, before anything of it is read."""
+    data = stored({"image": [PICTURES["1"]] * 77, "text": ["a"] * 77}, store_schema=False)
+    length = int.from_bytes(data[-8:-4], "little")
+    footer = data[-8 - length : -8].replace(varint(2 * 77), varint(2 * 10**12), 1)
+    data = data[: -8 - length] + footer + len(footer).to_bytes(4, "little") + b"PAR1"
+    assert parquet.read_metadata(io.BytesIO(data)).num_rows == 10**12
+    hub.repos["me/many"] = {"data.parquet": data}
+    with pytest.raises(PermanentError, match=r"1000000000000 rows in \d+ bytes"):
+        fetch(tmp_path, "me/many")
+
+
+LOADED = """
+import sys, resource
+from components.download.fetch import open_tree
+from components.download.huggingface import HuggingFaceSource
+from components.config import DownloadParams
+params = DownloadParams(source="huggingface", path="me/x", dataset="x", max_bytes=1 << 20)
+for folder in sys.argv[1:]:
+    with HuggingFaceSource(open_tree(folder), params) as source:
+        refs = source.refs
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        found = []
+        for ref in refs:
+            try:
+                source.load(ref)
+                found.append("ok")
+            except Exception as error:
+                found.append(getattr(error, "reason", repr(error)))
+    print(*found, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+"""
+
+
+def test_a_small_file_does_not_fill_memory(tmp_path: Path) -> None:
+    """Four pictures of 64 MiB, also where the footer says that they are small, and one text very many times."""
+    huge = pa.DictionaryArray.from_arrays(pa.array([0] * 4, pa.int32()), pa.array([bytes(64 << 20)]))
+    open_ = stored({"image": huge, "text": ["a"] * 4}, compression="zstd", store_schema=False)
+    listed = many_times("x" * (1 << 16), 5000)
+    files = {
+        "open": open_,
+        "lies": with_a_lie(open_),
+        "texts": stored({"image": [PICTURES["1"]] * 6, "text": listed}, store_schema=False),
+    }
+    for name, data in files.items():
+        assert len(data) < 1 << 17
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "data.parquet").write_bytes(data)
+    folders = [str(tmp_path / name) for name in files]
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, *folders], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    *lines, last = [line.rsplit(" ", 1) for line in done.stdout.splitlines()]
+    assert done.returncode == 0, done.stderr
+    assert [line[0] for line in (*lines, last)] == [
+        "too_large too_large too_large too_large", "too_large too_large too_large too_large",
+        "ok ok ok bad_caption ok ok",
+    ]  # fmt: skip
+    assert all(int(peak) < 48 for _, peak in (*lines, last)), "MiB"
+
+
+def with_a_lie(data: bytes) -> bytes:
+    """The same file, whose footer says that its first column has few bytes."""
+    length = int.from_bytes(data[-8:-4], "little")
+    true = varint(2 * parquet.read_metadata(io.BytesIO(data)).row_group(0).column(0).total_uncompressed_size)
+    short = bytes([0x88, 0xCE, *[0x80] * (len(true) - 3), 0])  # as long
+    before, footer = data[: -8 - length], data[-8 - length : -8]
+    assert footer.count(true) == 1
+    found = before + footer.replace(true, short) + data[-8:]
+    assert parquet.read_metadata(io.BytesIO(found)).row_group(0).column(0).total_uncompressed_size < 10_000
+    return found
+
+
+def varint(number: int) -> bytes:
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*found, number])

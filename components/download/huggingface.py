@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.config import DownloadParams
 from components.download.fetch import Tree
+from components.download.parquet_rows import Reader, Row, damaged, read_footer
 from components.download.repository import README, Config, choose, choose_splits, read_card
 from components.download.sources import DEFAULT_TEMPLATES, Raw, Ref, Skip, Source, splits_to_read
 from components.errors import PermanentError
@@ -18,13 +19,10 @@ from components.images import ImageError, Limits
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from pyarrow.parquet import FileMetaData, ParquetFile
 
 IMAGE_COLUMNS = ("image", "img", "picture", "photo", "jpg", "png", "webp")
 TEXT_COLUMNS = ("caption", "captions", "text", "texts", "sentence", "sentences", "txt", "alt_text")
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label")
-FOOTER = 1 << 16  # bytes at a file's end that are fetched first: its footer is rarely longer
-_ROWS = 16  # read at a time: pictures may have megabytes
 
 
 @dataclass(frozen=True)
@@ -59,15 +57,14 @@ class HuggingFaceSource(Source):
         contents = tree.fingerprint([name for name, _ in self._files])
         self.fingerprint = hashlib.sha256(f"{contents}\n{told}".encode()).hexdigest()
         self._limits = Limits(max_bytes=params.max_bytes)
-        self._reader: _Reader | None = None
+        self._reader: Reader | None = None
         self._columns: Columns | None = None
 
     def _list(self) -> Sequence[Ref]:
         """See Source. The columns are known after this."""
         refs: list[Ref] = []
         for group, (name, split) in enumerate(self._files):
-            footer = _footer(self._tree, name)
-            schema = footer.schema.to_arrow_schema()
+            footer, schema = read_footer(self._tree, name)
             if self._columns is None:
                 self._columns = find_columns(schema, self._config, self._params, f"{self._where}: {name}")
                 self.class_names = self._columns.class_names
@@ -91,19 +88,14 @@ class HuggingFaceSource(Source):
 
     def load(self, ref: Ref) -> Raw:
         """See Source."""
-        columns = self._columns or self._listed()
-        row = self._row(ref, columns)
-        captions = _captions(row.get(columns.text)) if columns.text else ()
-        label = self._label(row[columns.label]) if columns.label else -1
-        if not captions and label < 0:
+        row = self._row(ref, self._columns or self._listed())
+        label = self._label(row.label)
+        if not row.texts and label < 0:
             raise Skip("no_caption", "neither a caption nor a class")
-        picture = row[columns.image]
-        data = picture.get("bytes") if isinstance(picture, dict) else picture
-        if not data:
-            path = picture.get("path") if isinstance(picture, dict) else None
-            raise ImageError("missing", f"only its path is there, {path!r:.80}" if path else "the row has none")
-        self._limits.check_bytes(len(data))
-        return Raw(data, captions, label, self.about(ref).origin)
+        if not row.picture:
+            raise ImageError("missing", f"only its path is there, {row.path!r:.80}" if row.path else "the row has none")
+        self._limits.check_bytes(len(row.picture))
+        return Raw(row.picture, row.texts, label, self.about(ref).origin)
 
     def _listed(self) -> Columns:
         _ = self.refs
@@ -111,18 +103,22 @@ class HuggingFaceSource(Source):
             raise RuntimeError("no file was listed")
         return self._columns
 
-    def _row(self, ref: Ref, columns: Columns) -> dict[str, Any]:
+    def _row(self, ref: Ref, columns: Columns) -> Row:
         import pyarrow as pa
 
         name = self._files[ref.group][0]
         try:
             if self._reader is None or self._reader.name != name:
                 self._close_reader()
-                wanted = [column for column in (columns.image, columns.text, columns.label) if column]
-                self._reader = _Reader(self._tree, name, wanted)
+                self._reader = Reader(
+                    self._tree, name, image=columns.image, text=columns.text, label=columns.label,
+                    max_bytes=self._limits.max_bytes,
+                )  # fmt: skip
             return self._reader.row(ref.position)
-        except (pa.ArrowException, OSError) as error:
-            raise _damaged(f"{self._where}: {name}", error) from error
+        except StopIteration:  # fewer rows than its footer says
+            raise damaged(f"{self._where}: {name}", EOFError("its row groups have other sizes than it says")) from None
+        except (pa.ArrowException, OSError, ValueError, IndexError) as error:
+            raise damaged(f"{self._where}: {name}", error) from error
 
     def _label(self, value: Any) -> int:
         if value is None or value == -1:  # of a split whose labels are held back
@@ -140,63 +136,6 @@ class HuggingFaceSource(Source):
         """See Source."""
         self._close_reader()
         self._tree.close()
-
-
-class _Reader:
-    """The rows of one file, asked for in rising order for the most part, a few in memory at a time."""
-
-    def __init__(self, tree: Tree, name: str, columns: list[str]) -> None:
-        from pyarrow import parquet
-
-        self.name, self._columns = name, columns
-        self._file: ParquetFile = parquet.ParquetFile(tree.path(name), memory_map=True)
-        self._starts = [0]
-        for group in range(self._file.num_row_groups):
-            self._starts.append(self._starts[-1] + self._file.metadata.row_group(group).num_rows)
-        self._batches: Any = iter(())
-        self._first, self._group = 0, -1
-        self._batch: pa.RecordBatch = None
-
-    def row(self, position: int) -> dict[str, Any]:
-        """One row's columns, as Python has them."""
-        if self._group < 0 or position < self._first or position >= self._starts[self._group + 1]:
-            self._group = next(group for group in range(len(self._starts)) if position < self._starts[group + 1])
-            self._batches = self._file.iter_batches(_ROWS, row_groups=[self._group], columns=self._columns)
-            self._first, self._batch = self._starts[self._group], next(self._batches)
-        while position >= self._first + len(self._batch):
-            self._first, self._batch = self._first + len(self._batch), next(self._batches)
-        batch = self._batch
-        return {name: batch[name][position - self._first].as_py() for name in batch.schema.names}
-
-    def close(self) -> None:
-        self._batches, self._batch = iter(()), None
-        self._file.close()
-
-
-def _damaged(where: str, error: Exception) -> PermanentError:
-    reason = str(error).partition("\n")[0]
-    return PermanentError(f"{where} is no Parquet file that can be read ({reason}); tell whoever keeps the dataset")
-
-
-def _footer(tree: Tree, name: str) -> FileMetaData:
-    """What a file says of itself at its end; of a remote one that alone is fetched."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    data = tree.tail(name, FOOTER)
-    needed = int.from_bytes(data[-8:-4], "little") + 8 if data[-4:] == b"PAR1" else 0
-    if needed > len(data):
-        data = tree.tail(name, needed)
-    try:
-        return parquet.read_metadata(pa.BufferReader(data))
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(f"{tree.url}: {name}", error) from error
-
-
-def _captions(value: Any) -> tuple[str, ...]:
-    texts = value if isinstance(value, list) else [value]
-    stripped = (text.strip() for text in texts if isinstance(text, str))
-    return tuple(dict.fromkeys(text for text in stripped if text))
 
 
 def _said(schema: pa.Schema, config: Config) -> dict[str, Any]:
@@ -239,8 +178,8 @@ def find_columns(schema: pa.Schema, config: Config, params: DownloadParams, wher
     said, there = _said(schema, config), ", ".join(f"{field.name} ({field.type})"[:60] for field in schema)
 
     def is_image(kind: pa.DataType) -> bool:
-        binary = kinds.is_binary(kind) or kinds.is_large_binary(kind)
-        return binary or (kinds.is_struct(kind) and any(kind.field(i).name == "bytes" for i in range(kind.num_fields)))
+        inner = kind.field("bytes").type if kinds.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
+        return bool(kinds.is_binary(inner) or kinds.is_large_binary(inner))
 
     def is_text(kind: pa.DataType) -> bool:
         inner = kind.value_type if kinds.is_list(kind) or kinds.is_large_list(kind) else kind
