@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import random
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from pyarrow import parquet
 from test_download_urls import PICTURES
 
 from components.download import parquet_rows
-from components.download.repository import choose, choose_splits, read_card, split_by_name
+from components.download.repository import choose, choose_splits, matches, read_card, split_by_name
 from components.errors import PermanentError
 from components.hub_params import HubParams
 from components.manifest import open_artifact
@@ -238,6 +241,34 @@ def test_names_of_files_say_what_split_they_are() -> None:
         "data/test_fold1-00000-of-00003-abc.parquet": "test_fold1", "train/a/b.parquet": "train",
     }.items():  # fmt: skip
         assert split_by_name(path) == split, path
+
+
+def meant(pattern: str, path: str) -> bool:
+    """What a pattern means, as a regular expression says it."""
+    signs = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern.removeprefix("./"))
+    return re.fullmatch("".join(signs.get(part) or re.escape(part) for part in parts), path) is not None
+
+
+def test_patterns_of_a_readme() -> None:
+    rng = random.Random(3)
+    hits = 0
+    for _ in range(6000):
+        pattern = "".join(rng.choices(["a", "b", "/", "*", "**/", "**", "?", "(", "\\"], k=rng.randrange(7)))
+        path = "".join(rng.choices("ab/(\\?", (4, 3, 3, 1, 1, 1), k=rng.randrange(8)))
+        hits += meant(pattern, path)
+        assert matches(pattern, path) == meant(pattern, path), (pattern, path)
+    assert hits > 300
+
+
+def test_a_pattern_that_is_made_to_take_for_ever_does_not() -> None:
+    """As a regular expression each further `*a` took eight times as long."""
+    names = ["a" * 200 + ".parquet"] * 50
+    started = time.process_time()
+    for pattern in ("*a" * 200 + "x", "**/" * 300 + "x", "**" * 300 + "x", "a" * 5000, "*" * 5000 + "x"):
+        with pytest.raises(PermanentError, match="holds no Parquet files"):
+            choose({"configs": [{"data_files": pattern}]}, names, "", "here")
+    assert time.process_time() - started < 20
 
 
 def test_readmes_in_other_words() -> None:

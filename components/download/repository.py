@@ -19,6 +19,7 @@ _WORDS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 USUAL = {word: split for split, words in _WORDS.items() for word in words}  # a repository's word -> ours
+MAX_PATTERN = 1024  # characters, of a README's
 _NUMBERED = re.compile(r"(?P<split>\w[\w.]*?)-\d{5}-of-\d{5}[^/]*\.parquet$")
 _CONVERTED = re.compile(r"(?:^|/)(?:partial-)?(?P<split>[^/]+)/\d{4}\.parquet$")
 _WORD = re.compile(rf"(?:^|[-._ /])({'|'.join(sorted(USUAL, key=len, reverse=True))})(?=[-._ /\d]|$)", re.IGNORECASE)
@@ -55,11 +56,38 @@ def split_by_name(path: str) -> str:
     return "train"
 
 
-def _matches(pattern: str, path: str) -> bool:
-    """Whether a path is what a pattern of a README means: `*` stays in a folder, `**` does not."""
-    signs = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern.removeprefix("./"))
-    return re.fullmatch("".join(signs.get(part) or re.escape(part) for part in parts), path) is not None
+def matches(pattern: str, path: str) -> bool:
+    """Whether a path is what a pattern of a README means: `*` stays in a folder, `**` does not.
+
+    All places in the pattern that what was read so far may have come to are kept at once, as bits of a number, so that
+    nothing is tried twice; a pattern of more than MAX_PATTERN characters is nothing's.
+    """
+    pattern = pattern.removeprefix("./")
+    if len(pattern) > MAX_PATTERN or not path.startswith(re.split(r"[*?]", pattern, maxsplit=1)[0]):
+        return False
+    signs: list[str] = []
+    for sign in re.findall(r"\*\*/|\*\*|.", pattern, re.DOTALL):
+        signs += ["", "**", "/"] if sign == "**/" else [sign]  # "": the next three may be left out
+
+    def where(*wanted: str) -> int:
+        return sum(1 << place for place, sign in enumerate(signs) if sign in wanted)
+
+    optional, one, any_, many = where(""), where("*"), where("?"), where("**")
+
+    def reached(places: int) -> int:
+        """And the places behind signs that may stand for nothing."""
+        while (found := places | (places & (optional | one | many)) << 1 | (places & optional) << 3) != places:
+            places = found
+        return places
+
+    of_letter = {letter: where(letter) & ~(one | any_) for letter in set(path)}
+    places = reached(1)
+    for letter in path:
+        stay, step = many, of_letter[letter]
+        if letter != "/":
+            stay, step = many | one, step | any_
+        places = reached((places & stay) | (places & step) << 1)
+    return bool(places >> len(signs) & 1)
 
 
 def _texts(value: Any) -> list[str]:
@@ -80,7 +108,7 @@ def _of_config(given: Mapping[str, Any], names: Sequence[str]) -> dict[str, list
         wanted = [("train", _texts(listed))]
     found: dict[str, list[str]] = {}
     for split, patterns in wanted:
-        files = [name for name in names if any(_matches(base + pattern, name) for pattern in patterns)]
+        files = [name for name in names if any(matches(base + pattern, name) for pattern in patterns)]
         found.setdefault(split, []).extend(files)
     return {split: files for split, files in found.items() if files}
 
