@@ -212,6 +212,25 @@ def test_labels_that_are_none(hub: Hub, tmp_path: Path) -> None:
     assert report.manifest.counts["reasons"] == {"no_caption": 2, "bad_class": 1}
 
 
+@pytest.mark.parametrize("names", [["only"], ["a", "_", "c"], []])
+def test_class_names_that_tell_nothing_apart(hub: Hub, tmp_path: Path, names: list[str]) -> None:
+    """They were found out after all of it was fetched and fitted, and captions beside them could not be used."""
+    told = json.dumps({"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}})
+    for name, columns in {"captions": {"text": ["a"] * 20}, "alone": {}}.items():
+        found = pa.table({"image": pictures_of(20), "label": pa.array([0] * 20, pa.int64()), **columns})
+        stream = io.BytesIO()
+        parquet.write_table(found.replace_schema_metadata({"huggingface": told}), stream)
+        hub.repos[f"me/{name}"] = {"data.parquet": stream.getvalue()}
+    report = fetch(tmp_path / "a", "me/captions")
+    assert report.manifest.counts["ok"] == 20
+    assert not [file for file in report.manifest.files if file.name == "classnames.txt"]
+    said = "has class names .*expected two or more" if names else "is int64, which is no ClassLabel"
+    with pytest.raises(PermanentError, match=rf"data\.parquet: column 'label' {said}"):
+        fetch(tmp_path / "b", "me/captions", label_column="label")
+    with pytest.raises(PermanentError, match="usual text or a ClassLabel"):
+        fetch(tmp_path / "c", "me/alone")
+
+
 def test_files_that_are_no_parquet(hub: Hub, tmp_path: Path) -> None:
     hub.repos["me/torn"] = {"data.parquet": table(0, 9, text=["a"] * 9)[:-10]}
     hub.repos["me/tars"] = {"README.md": b"---\n: [\n---\n", "0.tar": b"x"}

@@ -205,13 +205,29 @@ def find_columns(schema: pa.Schema, config: Config, params: DownloadParams, wher
             f"{where}: which column is the picture? Name it in download.hub.image_column; it has: {there}"
         )
     text = chosen(hub.text_column, TEXT_COLUMNS, lambda f: is_text(f.type), "text or list of texts", "text_column")
+    names = {field.name: _names_of(said.get(field.name)) for field in schema if kinds.is_integer(field.type)}
+
+    def is_label(field: pa.Field) -> bool:
+        found = names.get(field.name, ())
+        return usable(found) or bool(found and field.name == hub.label_column)
+
     label = chosen(
-        hub.label_column, LABEL_COLUMNS, lambda f: kinds.is_integer(f.type) and _names_of(said.get(f.name)),
+        hub.label_column, LABEL_COLUMNS, is_label,
         "ClassLabel: a whole number whose names the file or the README gives", "label_column",
     )  # fmt: skip
+    if label and not usable(names[label]):
+        raise PermanentError(
+            f"{where}: column {label!r} has class names {', '.join(map(repr, names[label]))[:200]}; expected two or "
+            "more, none of them blank: name another column in download.hub.label_column, or one of texts in text_column"
+        )
     if not text and not label:
         raise PermanentError(
             f"{where}: none of its columns is a usual text or a ClassLabel; name one in download.hub.text_column or "
             f"label_column; it has: {there}"
         )
-    return Columns(image, text, label, _names_of(said.get(label)) if label else ())
+    return Columns(image, text, label, names[label] if label else ())
+
+
+def usable(class_names: Sequence[str]) -> bool:
+    """Whether classes can be told apart by these names, as prompts.parse_class_names asks for."""
+    return len(class_names) > 1 and all(class_names)
