@@ -246,6 +246,25 @@ def test_what_is_this_machines_fault_is_not_kept_with_img2dataset(
     assert not list((tmp_path / "store").rglob("_done/*")), "they would never be fetched again"
 
 
+def test_img2dataset_is_started_wherever_it_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = table(tmp_path / "list.csv", ["http://127.0.0.1:9/x"] * 5)
+    params = listed(path, engine="img2dataset")
+    script = tmp_path / "bin" / "img2dataset"
+    script.parent.mkdir()
+    script.write_text("#!/bin/sh\necho here it is\nexit 3\n")
+    script.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "bin:/usr/bin:/bin")
+    with pytest.raises(TransientError, match="ended with exit code 3: here it is"):
+        stage.run(params, store=str(tmp_path / "store"))
+    for first in ("#!/of/a/python/that/is/gone\n", ""):
+        script.write_text(f"{first}import os\n")
+        with pytest.raises(
+            UsageError, match=r"bin/img2dataset cannot be started \(.*\).*or set download\.urls\.engine"
+        ):
+            stage.run(params, store=str(tmp_path / "store"))
+
+
 def test_img2dataset_is_ended_by_a_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The program and what it started; the command says that it was stopped."""
     path = table(tmp_path / "list.csv", ["http://127.0.0.1:9/x"] * 5)

@@ -6,6 +6,7 @@ builtin engine. What it does not do itself (robots.txt, addresses that are not p
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -16,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from errno import EADDRNOTAVAIL, EMFILE, ENETDOWN, ENETUNREACH, ENFILE, ENOBUFS
 from math import ceil
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ from components.download.sources import Skip
 from components.errors import PermanentError, TransientError, UsageError
 from components.images import ImageError
 from components.shards import IndexedShard
+from components.store import os_error
 from components.url_params import UrlParams
 
 P = TypeVar("P")
@@ -39,8 +40,11 @@ _SECRETS = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|ACCESS_KEY|API_KEY", re
 # What its error messages say, in the order in which they are looked for; first what is this machine's own fault.
 _REASONS = (
     (r"Errno -3\b|Temporary failure in name resolution", "no_name_server"),
-    (rf"Errno ({ENETUNREACH}|{ENETDOWN}|{EADDRNOTAVAIL})\b|Network is (unreachable|down)", "no_network"),
-    (rf"Errno ({EMFILE}|{ENFILE}|{ENOBUFS})\b|Too many open files", "too_many_files"),
+    (
+        rf"Errno ({errno.ENETUNREACH}|{errno.ENETDOWN}|{errno.EADDRNOTAVAIL})\b|Network is (unreachable|down)",
+        "no_network",
+    ),
+    (rf"Errno ({errno.EMFILE}|{errno.ENFILE}|{errno.ENOBUFS})\b|Too many open files", "too_many_files"),
     (r"timed out", "timeout"),
     (r"Name or service not known|nodename nor servname|No address associated|Errno -[245]\b", "no_such_host"),
     (r"CERTIFICATE|SSL|TLS", "tls"),
@@ -72,7 +76,7 @@ def program() -> str:
             "of its own (python -m venv i2d && i2d/bin/pip install img2dataset) and put its bin folder on PATH, or set "
             "engine: builtin"
         )
-    return found
+    return str(Path(found).absolute())  # it is started in another folder
 
 
 class Img2dataset:
@@ -168,11 +172,19 @@ class Img2dataset:
         }
         kept = {name: value for name, value in os.environ.items() if not _SECRETS.search(name)}
         with (folder / "log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [self._program, *(f"--{name}={value}" for name, value in options.items())],
-                env={**kept, "NO_ALBUMENTATIONS_UPDATE": "1"}, cwd=folder, stdin=subprocess.DEVNULL, stdout=log,
-                stderr=log, start_new_session=True,
-            )  # fmt: skip
+            try:
+                self._process = subprocess.Popen(
+                    [self._program, *(f"--{name}={value}" for name, value in options.items())],
+                    env={**kept, "NO_ALBUMENTATIONS_UPDATE": "1"}, cwd=folder, stdin=subprocess.DEVNULL, stdout=log,
+                    stderr=log, start_new_session=True,
+                )  # fmt: skip
+            except OSError as error:
+                if error.errno not in {errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR}:
+                    raise os_error(Path(self._program), error) from error
+                raise UsageError(
+                    f"{self._program} cannot be started ({error.strerror}); its first line may name a Python that is "
+                    "gone: install img2dataset anew, or set download.urls.engine: builtin"
+                ) from error
         while True:
             try:
                 code = self._process.wait(_POLL_S)
