@@ -199,6 +199,37 @@ def test_a_bad_subset_says_so(tmp_path: Path, name: str, content: bytes | None, 
         stage.run(params(datacomp=DataCompParams(subset=str(path))), store=str(tmp_path / "store"))
 
 
+def test_a_subset_that_is_not_one_file_says_so(tmp_path: Path) -> None:
+    for number in range(2):
+        np.save(tmp_path / f"s{number}.npy", np.zeros(1, HALVES))
+    for folder in ("d.npy", "e.npy"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "e.npy" / "words.md").write_text("x")
+    for name, said in (
+        ("s{0..1}.npy", r"is 2 files \(s0\.npy, s1\.npy\); give one \.npy or \.txt"), ("d.npy", r"is 0 files \(none\)"),
+        ("e.npy", r"is 1 files \(words\.md\)"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=said):
+            read_subset(str(tmp_path / name))
+    np.savez(tmp_path / "z.npz", a=np.zeros(1, HALVES))
+    whole = (tmp_path / "z.npz").read_bytes()
+    for content in (whole, whole[:40], b""):
+        (tmp_path / "z.npy").write_bytes(content)
+        with pytest.raises(PermanentError, match=r"not a \.npy file: it begins otherwise"):
+            read_subset(str(tmp_path / "z.npy"))
+
+
+def test_a_subset_passes_over_a_table_without_rows(hub: Hub, web: Web, tmp_path: Path) -> None:
+    folder = tmp_path / "metadata"
+    folder.mkdir()
+    (folder / "a.parquet").write_bytes(metadata(web.url, 0, 0))
+    (folder / "b.parquet").write_bytes(metadata(web.url, 0, 20))
+    (tmp_path / "s.txt").write_text("\n".join(uid(n) for n in range(6)))
+    subset = DataCompParams(subset=str(tmp_path / "s.txt"))
+    report = stage.run(params(path=str(folder), datacomp=subset), store=str(tmp_path / "store"))
+    assert report.manifest.counts["ok"] == 6
+
+
 def test_a_subset_is_found_among_many_also_where_halves_agree(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pool = rng.integers(0, 8, (4000, 2), np.uint64)  # few values: most upper halves are shared

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.lib.format import MAGIC_PREFIX
 from numpy.typing import NDArray
 
 from components.config import DownloadParams
 from components.download.fetch import Tree, open_tree
 from components.download.url_table import CARRIED
 from components.download.urls import UrlSource
-from components.errors import PermanentError
+from components.errors import PermanentError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from components.download.sources import Ref
 
 COLUMNS = ("clip_b32_similarity_score", "clip_l14_similarity_score", "face_bboxes")
+SUBSETS = (".npy", ".txt")
 HALVES = np.dtype("u8,u8")  # a uid of 128 bits as two halves, the upper one first
 Pairs = NDArray[np.uint64]  # [n, 2]
 
@@ -47,7 +49,7 @@ class DataCompSource(UrlSource):
     def _read(self, name: str) -> pa.Table:
         """See UrlSource."""
         table = super()._read(name)
-        if self._subset is None:
+        if self._subset is None or not table.num_rows:  # of one without rows its reader gives no columns
             return table
         where = f"{self._tree.url}/{name}"
         if "uid" not in table.column_names:
@@ -80,10 +82,16 @@ def pairs_of(uids: Sequence[str | None], where: str) -> Pairs:
 
 
 def read_subset(url: str) -> tuple[Pairs, str]:
-    """The uids of a subset file [n, 2], sorted and each once, and their sha256. Raises PermanentError."""
-    tree = open_tree(url, (".npy", ".txt"))
+    """The uids of a subset file [n, 2], sorted and each once, and their sha256. Raises UsageError, PermanentError."""
+    tree = open_tree(url, SUBSETS)
     try:
-        (name,) = tree.names()
+        names = tree.names()
+        if len(names) != 1 or not names[0].endswith(SUBSETS):
+            there = ", ".join(names)[:200] or "none"
+            raise UsageError(
+                f"download.datacomp.subset {url!r} is {len(names)} files ({there}); give one .npy or .txt file"
+            )
+        (name,) = names
         path = tree.path(name)
         pairs = _of_text(path, url) if name.endswith(".txt") else _of_array(path, url)
     finally:
@@ -102,7 +110,10 @@ def _of_text(path: Path, url: str) -> Pairs:
 
 def _of_array(path: Path, url: str) -> Pairs:
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        with path.open("rb") as stream:
+            if stream.read(len(MAGIC_PREFIX)) != MAGIC_PREFIX:  # np.load would also take archives of several
+                raise ValueError("it begins otherwise")
+        found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise PermanentError(f"download.datacomp.subset {url!r}: not a .npy file: {error}") from None
     if found.dtype != HALVES or found.ndim != 1:
