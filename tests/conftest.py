@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from faults import ForkServer, Row
+    from manifests import Object
     from worlds import World
 
     from components.manifest import Artifact
@@ -113,6 +114,18 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
             return started[stage]
 
         yield server
+
+
+@pytest.fixture(scope="session")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Object]]:
+    """What kustomize makes of k8s/, by kustomization."""
+    import shutil
+
+    from kustomized import render_all
+
+    if shutil.which("kubectl") is None:
+        pytest.skip("no kubectl here: kustomizations cannot be built")
+    return render_all(tmp_path_factory.mktemp("k8s") / "k8s")
 
 
 @pytest.fixture

@@ -1,0 +1,232 @@
+"""k8s/: what kustomize makes of it is restricted, complete, without secrets, and reaches what it should and no more."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import kustomized
+import manifests
+import pytest
+import yaml
+from conftest import ROOT
+from kustomized import KINDS, PLANTED
+from manifests import EXTERNAL_SECRETS, Object, find, fit_job, name_of, templates
+from pod_security import restricted
+
+VALIDATE = ROOT / "build" / "tools" / "bin" / "kubernetes-validate"  # `make test-full` installs it
+NOT_KUBERNETES = {"kueue.x-k8s.io/v1beta2", "external-secrets.io/v1"}  # of operators: no schema here
+RULES = (
+    restricted,
+    manifests.labels,
+    manifests.namespaces,
+    manifests.resources,
+    manifests.images,
+    manifests.references,
+    manifests.selectors,
+    manifests.access,
+    manifests.secrets,
+)
+
+
+@pytest.mark.full
+def test_kubectl_is_at_hand() -> None:
+    assert shutil.which("kubectl") is not None, "the tests of k8s/ need kubectl"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_it_holds(rendered: dict[str, list[Object]], kind: str, rule: Any) -> None:
+    assert rule(rendered[kind]) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_object_is_there_twice(rendered: dict[str, list[Object]], kind: str) -> None:
+    names = [name_of(one) for one in rendered[kind]]
+    assert len(names) == len(set(names))
+    assert len(list(templates(rendered[kind]))) >= 4  # MLflow, Postgres, the check, the fitters
+
+
+def test_secrets_stay_in_secrets(rendered: dict[str, list[Object]]) -> None:
+    for kind, objects in rendered.items():
+        made = [one for one in objects if one["kind"] == "Secret"]
+        assert {name_of(one) for one in made} == (
+            {
+                "Secret splatclip/splatclip-store",
+                "Secret splatclip/splatclip-mlflow-db",
+                "Secret kubeflow/splatclip-store",
+            }
+            if kind == "overlays/kind"
+            else set()
+        )
+        for one in made:
+            assert set(one["data"]) >= EXTERNAL_SECRETS[one["metadata"]["name"]]
+            assert PLANTED in {base64.b64decode(value).decode() for value in one["data"].values()}
+        encoded = base64.b64encode(PLANTED.encode()).decode()
+        text = yaml.safe_dump([one for one in objects if one["kind"] != "Secret"])
+        assert PLANTED not in text
+        assert encoded not in text
+
+
+def test_git_ignores_what_holds_secrets_and_keeps_the_examples() -> None:
+    for example in sorted((ROOT / "k8s/overlays/kind").glob("*.example")):
+        told = subprocess.run(["git", "check-ignore", "-q", example.with_suffix("")], cwd=ROOT, check=False)
+        kept = subprocess.run(["git", "check-ignore", "-q", example], cwd=ROOT, check=False)
+        assert (told.returncode, kept.returncode) == (0, 1), example
+        for line in example.read_text("utf-8").splitlines():
+            assert not re.match(r"(password|AWS_SECRET_ACCESS_KEY)=.", line)
+
+
+def test_the_version_is_the_projects(rendered: dict[str, list[Object]]) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    for one in rendered["everything"]:
+        if one["metadata"]["labels"]["app.kubernetes.io/name"] == "splatclip":
+            assert one["metadata"]["labels"]["app.kubernetes.io/version"] == version, name_of(one)
+    assert fit_job(rendered["base"])["metadata"]["labels"]["app.kubernetes.io/version"] == version
+
+
+def test_mlflow_is_the_version_that_is_locked(rendered: dict[str, list[Object]]) -> None:
+    locked = re.search(r"(?m)^mlflow==(.+)$", (ROOT / "requirements.lock").read_text("utf-8"))
+    assert locked is not None
+    pod = find(rendered["base"], "Deployment", "mlflow")["spec"]["template"]
+    assert pod["spec"]["containers"][0]["image"] == f"ghcr.io/mlflow/mlflow:v{locked[1]}-full"
+    assert pod["metadata"]["labels"]["app.kubernetes.io/version"] == locked[1]
+
+
+@pytest.mark.parametrize("kind", ["base", "overlays/kind"])
+def test_postgres_has_connections_for_all_of_mlflow(rendered: dict[str, list[Object]], kind: str) -> None:
+    deployment = find(rendered[kind], "Deployment", "mlflow")["spec"]
+    server = deployment["template"]["spec"]["containers"][0]
+    env = {one["name"]: one.get("value") for one in server["env"]}
+    workers = int(next(arg.partition("=")[2] for arg in server["args"] if arg.startswith("--workers")))
+    assert env["MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW"] == "0"
+    assert deployment["strategy"]["rollingUpdate"]["maxSurge"] == 0
+    most = deployment["replicas"] * workers * int(env["MLFLOW_SQLALCHEMYSTORE_POOL_SIZE"])
+    args = find(rendered[kind], "StatefulSet", "postgres")["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert most + 10 <= int(next(arg.partition("=")[2] for arg in args if arg.startswith("max_connections")))
+
+
+# --- the fitters' Job
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_fit_job_goes_on_where_it_can_and_stops_where_it_cannot(
+    rendered: dict[str, list[Object]], kind: str
+) -> None:
+    job = fit_job(rendered[kind])
+    spec = job["spec"]
+    assert (job["apiVersion"], job["kind"], spec["completionMode"]) == ("batch/v1", "Job", "Indexed")
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"
+    assert [container["name"] for container in spec["template"]["spec"]["containers"]] == ["splat-fit"]
+    assert spec["backoffLimitPerIndex"] > 0
+    assert 0 < spec["maxFailedIndexes"] <= spec["completions"]  # else Kubernetes refuses it
+    assert spec["ttlSecondsAfterFinished"] > 0
+    ignored, bad_input, usage = spec["podFailurePolicy"]["rules"]
+    assert ignored == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    for rule, action, code in ((bad_input, "FailIndex", 42), (usage, "FailJob", 2)):
+        assert rule["action"] == action
+        assert rule["onExitCodes"] == {"containerName": "splat-fit", "operator": "In", "values": [code]}
+    assert spec["template"]["metadata"]["labels"]["splatclip.io/role"] == "fitter"
+
+
+def test_the_other_fit_jobs_differ_only_in_size_and_hardware(rendered: dict[str, list[Object]]) -> None:
+    def without_hardware(kind: str) -> Object:
+        job = copy.deepcopy(fit_job(rendered[kind]))
+        pod = job["spec"]["template"]["spec"]
+        del pod["containers"][0]["resources"], pod["volumes"][0]["emptyDir"]["sizeLimit"]
+        if kind == "overlays/gpu":
+            assert pod.pop("nodeSelector") == {"nvidia.com/gpu.present": "true"}
+            assert pod.pop("tolerations") == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+            assert pod["volumes"].pop() == {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}}
+            assert pod["containers"][0]["volumeMounts"].pop() == {"name": "shm", "mountPath": "/dev/shm"}
+        return job
+
+    assert without_hardware("overlays/kind") == without_hardware("overlays/gpu") == without_hardware("base")
+
+
+def test_gpus_are_asked_for_by_the_name_that_the_cluster_has(rendered: dict[str, list[Object]]) -> None:
+    def limits(kind: str) -> set[str]:
+        (container,) = fit_job(rendered[kind])["spec"]["template"]["spec"]["containers"]
+        return {name for name in container["resources"]["limits"] if "/" in name}
+
+    def quota(kind: str) -> dict[str, str]:
+        hard: dict[str, str] = find(rendered[kind], "ResourceQuota", "splatclip")["spec"]["hard"]
+        return hard
+
+    assert limits("base") == set()
+    assert limits("overlays/gpu") == {"nvidia.com/gpu"}
+    assert limits("slices") == {"nvidia.com/mig-1g.10gb"}
+    assert "requests.nvidia.com/gpu" in quota("overlays/gpu")
+    assert "requests.nvidia.com/mig-1g.10gb" in quota("slices")
+
+
+def test_a_digest_given_once_is_in_every_image(tmp_path: Path, rendered: dict[str, list[Object]]) -> None:
+    tree = kustomized.copy(tmp_path / "k8s")
+    release = tree / "components/release/kustomization.yaml"
+    digest, name = f"sha256:{'5e' * 32}", "registry.example.com/team/splatclip-python"
+    text = release.read_text("utf-8").replace("newName: splatclip-python\n", f"newName: {name}\n")
+    release.write_text(re.sub(r"newTag: .*", f"digest: {digest}", text), encoding="utf-8")
+    for kind in ("everything", "slices"):
+        found = {
+            box["image"] for _, _, pod in templates(manifests.render(tree / kind)) for box in manifests.containers(pod)
+        }
+        assert all(image.endswith(f"@{digest}") for image in found)
+        assert f"{name}@{digest}" in found
+        assert not any("splatclip-python:dev" in image for image in found)
+    before = {box["image"] for _, _, pod in templates(rendered["everything"]) for box in manifests.containers(pod)}
+    assert "splatclip-python:dev" in before
+
+
+def test_queues_cover_what_a_fitter_asks_for(rendered: dict[str, list[Object]]) -> None:
+    objects = rendered["everything"]
+    assert {one["apiVersion"] for one in objects if "kueue" in one["apiVersion"]} == {"kueue.x-k8s.io/v1beta2"}
+    queue = find(objects, "ClusterQueue", "splatclip")["spec"]
+    (group,) = queue["resourceGroups"]
+    limits = fit_job(objects)["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert set(limits) <= set(group["coveredResources"])
+    flavors = {one["metadata"]["name"] for one in objects if one["kind"] == "ResourceFlavor"}
+    assert {flavor["name"] for flavor in group["flavors"]} == flavors
+    for flavor in group["flavors"]:  # Kueue wants the same resources in the same order
+        assert [one["name"] for one in flavor["resources"]] == group["coveredResources"]
+    assert queue["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": "splatclip"}}
+    assert find(objects, "LocalQueue", "splatclip")["spec"]["clusterQueue"] == "splatclip"
+
+
+# --- beyond kustomize
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("version", ["1.33", "1.37"])
+@pytest.mark.parametrize("kind", ["overlays/kind", "overlays/gpu", "everything"])
+def test_kubernetes_knows_every_field(
+    rendered: dict[str, list[Object]], kind: str, version: str, tmp_path: Path
+) -> None:
+    objects = [one for one in rendered[kind] if one["apiVersion"] not in NOT_KUBERNETES]
+    assert len(objects) > 30
+    file = tmp_path / "objects.yaml"
+    file.write_text(yaml.safe_dump_all([*objects, fit_job(rendered[kind])]))
+    command = [VALIDATE, "--strict", "--kubernetes-version", version, file]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    find(objects, "Deployment", "mlflow")["spec"]["template"]["spec"]["contaniers"] = []
+    file.write_text(yaml.safe_dump_all(objects))
+    assert subprocess.run(command, capture_output=True, check=False).returncode != 0
+
+
+def test_the_page_names_what_has_to_be_made_by_hand() -> None:
+    page = (ROOT / "docs" / "cluster.md").read_text("utf-8")
+    folders = [
+        path.parent for path in (ROOT / "k8s").glob("*/*/kustomization.yaml") if path.parent.parent.name != "base"
+    ]
+    assert len(folders) > 10
+    for folder in folders:
+        assert f"{folder.parent.name}/{folder.name}" in page, folder
+    for name, keys in EXTERNAL_SECRETS.items():
+        assert name in page
+        assert all(key in page for key in keys)
