@@ -121,11 +121,11 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Object]
     """What kustomize makes of k8s/, by kustomization."""
     import shutil
 
-    from kustomized import render_all
+    from kustomized import Rendered
 
     if shutil.which("kubectl") is None:
         pytest.skip("no kubectl here: kustomizations cannot be built")
-    return render_all(tmp_path_factory.mktemp("k8s") / "k8s")
+    return Rendered(tmp_path_factory.mktemp("k8s") / "k8s")
 
 
 @pytest.fixture

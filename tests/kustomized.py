@@ -33,7 +33,13 @@ def copy(folder: Path) -> Path:
     return folder
 
 
-def render_all(folder: Path) -> dict[str, list[Object]]:
-    """Every kustomization's objects, by KINDS."""
-    tree = copy(folder)
-    return {kind: render(tree / kind) for kind in KINDS}
+class Rendered(dict[str, list[Object]]):
+    """Every kustomization's objects, by KINDS; each rendered when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._tree = copy(folder)
+
+    def __missing__(self, kind: str) -> list[Object]:
+        self[kind] = render(self._tree / kind)
+        return self[kind]

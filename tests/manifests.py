@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from components import yaml_text
+
 Object = dict[str, Any]
 LABELS = {f"app.kubernetes.io/{name}" for name in ("name", "instance", "version", "component", "part-of", "managed-by")}
 # Made by hand or by an operator in a cluster; the names that users must know (docs/cluster.md).
@@ -33,7 +35,13 @@ def render(folder: Path) -> list[Object]:
     done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not done.stderr, done.stderr  # deprecated fields
-    return [one for one in yaml.safe_load_all(done.stdout) if one]
+    loader, objects = yaml.CSafeLoader(done.stdout), []  # the C one: five times as fast
+    try:
+        while loader.check_data():
+            objects.append(loader.get_data())
+    finally:
+        loader.dispose()
+    return objects
 
 
 def name_of(one: Object) -> str:
@@ -48,7 +56,7 @@ def find(objects: list[Object], kind: str, name: str, namespace: str = "splatcli
 
 def fit_job(objects: list[Object]) -> Object:
     """The Job from which a fleet is made."""
-    job: Object = yaml.safe_load(find(objects, "ConfigMap", FIT_JOB)["data"][FIT_JOB_KEY])
+    job: Object = yaml_text.parse(find(objects, "ConfigMap", FIT_JOB)["data"][FIT_JOB_KEY], FIT_JOB_KEY)
     return job
 
 
@@ -63,7 +71,7 @@ def templates(objects: list[Object]) -> Iterator[tuple[str, str, Object]]:
         elif one["kind"] == "Pod":
             yield name_of(one), namespace, one
         elif one["kind"] == "ConfigMap" and FIT_JOB_KEY in one["data"]:
-            yield name_of(one), namespace, yaml.safe_load(one["data"][FIT_JOB_KEY])["spec"]["template"]
+            yield name_of(one), namespace, yaml_text.parse(one["data"][FIT_JOB_KEY], FIT_JOB_KEY)["spec"]["template"]
 
 
 def containers(template: Object) -> list[Object]:
