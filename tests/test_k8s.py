@@ -235,6 +235,24 @@ def test_a_misspelt_field_is_found(rendered: dict[str, list[Object]], where: str
     assert "securityContex" in done.stdout + done.stderr
 
 
+def test_the_pages_own_overlay_works(tmp_path: Path, rendered: dict[str, list[Object]]) -> None:
+    overlay, patch = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "cluster.md").read_text("utf-8"), re.DOTALL)
+    kustomized.copy(tmp_path / "k8s")
+    (tmp_path / "kustomization.yaml").write_text(overlay + patch, encoding="utf-8")
+    objects = manifests.render(tmp_path)
+    for rule in RULES:
+        assert rule(objects) == []
+    policies = {one["metadata"]["name"]: str(one["spec"]) for one in objects if one["kind"] == "NetworkPolicy"}
+    assert "192.0.2.1" in str(rendered["everything"])
+    assert "192.0.2.1/32" not in str(policies)
+    assert sum("10.0.0.1/32" in spec for spec in policies.values()) == 5  # three here, two in Kubeflow's namespace
+    assert {name for name, spec in policies.items() if "198.51.100.7/32" in spec} == {
+        "store-mlflow",
+        "store-steps",
+        "splatclip-store-steps",
+    }
+
+
 def test_the_page_names_what_has_to_be_made_by_hand() -> None:
     page = (ROOT / "docs" / "cluster.md").read_text("utf-8")
     folders = [
