@@ -63,6 +63,8 @@ def connections() -> list[tuple[str, Peer, Peer, int, bool]]:
         ("SeaweedFS, public", SEAWEEDFS, "8.8.8.8", 443, False),
         ("stranger, MLflow", STRANGER, MLFLOW, 5000, False),
         ("stranger, store", STRANGER, SEAWEEDFS, 8333, False),
+        ("MLflow of elsewhere, Postgres", named("mlflow", "elsewhere"), POSTGRES, 5432, False),
+        ("MLflow of elsewhere, store", named("mlflow", "elsewhere"), SEAWEEDFS, 8333, False),
         ("address, MLflow", "10.0.0.9", MLFLOW, 5000, False),
         ("no role, MLflow", Pod("splatclip", {}), MLFLOW, 5000, False),
         ("no role, names", Pod("splatclip", {}), DNS, 53, False),
