@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import subprocess
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,12 @@ def find(objects: list[Object], kind: str, name: str, namespace: str = "splatcli
 
 def fit_job(objects: list[Object]) -> Object:
     """The Job from which a fleet is made."""
-    job: Object = yaml_text.parse(find(objects, "ConfigMap", FIT_JOB)["data"][FIT_JOB_KEY], FIT_JOB_KEY)
+    return copy.deepcopy(_job(find(objects, "ConfigMap", FIT_JOB)["data"][FIT_JOB_KEY]))
+
+
+@lru_cache
+def _job(text: str) -> Object:
+    job: Object = yaml_text.parse(text, FIT_JOB_KEY)
     return job
 
 
@@ -71,7 +78,7 @@ def templates(objects: list[Object]) -> Iterator[tuple[str, str, Object]]:
         elif one["kind"] == "Pod":
             yield name_of(one), namespace, one
         elif one["kind"] == "ConfigMap" and FIT_JOB_KEY in one["data"]:
-            yield name_of(one), namespace, yaml_text.parse(one["data"][FIT_JOB_KEY], FIT_JOB_KEY)["spec"]["template"]
+            yield name_of(one), namespace, _job(one["data"][FIT_JOB_KEY])["spec"]["template"]
 
 
 def containers(template: Object) -> list[Object]:
