@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar, get_type_hints
 
 from components.errors import PermanentError, UsageError
@@ -67,11 +67,21 @@ def without_sum(values: Any) -> tuple[dict[str, Any], bool]:
 
 @dataclass(frozen=True, kw_only=True)
 class FileEntry:
-    """A committed file: its name under the prefix, sum and size."""
+    """A committed file: the name that it is asked for by, sum and size.
+
+    stored: the name that it lies under, if that is another one: it carries the content's digest, so that no worker
+    writes over what another one committed. Files of earlier versions lie under the name itself.
+    """
 
     name: str
     sha256: str
     bytes: int
+    stored: str = ""
+
+    @property
+    def place(self) -> str:
+        """The name that it lies under."""
+        return self.stored or self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +113,23 @@ class ShardEntry:
     backend: str
     params_hash: str
 
+    @property
+    def place(self) -> str:
+        """The name that it lies under."""
+        return self.name
+
+
+def stored_name(name: str, sha256: str) -> str:
+    """What a file's name becomes in the store: model.safetensors -> model-<first 12 digits of its sum>.safetensors."""
+    folder, slash, last = name.rpartition("/")
+    stem, dot, suffix = last.partition(".")
+    return name if sha256[:12] in last else f"{folder}{slash}{stem}-{sha256[:12]}{dot}{suffix}"
+
+
+def _written(values: dict[str, Any]) -> dict[str, Any]:
+    """A file's JSON, which does not say where it lies if that is its name."""
+    return {name: value for name, value in values.items() if name != "stored" or value}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
@@ -130,8 +157,10 @@ class Manifest:
         """Canonical JSON."""
         values = asdict(self)
         del values["summed"]
+        values["files"] = [_written(entry) for entry in values["files"]]
         for shard in values["shards"]:
             del shard["samples"]
+            shard["files"] = [_written(entry) for entry in shard["files"]]
         return canonical(with_sum(values) if self.summed else values, indent=1)
 
     @classmethod
@@ -146,7 +175,7 @@ class Manifest:
                 )
             values, summed = without_sum(values)
             values["shards"] = [shard_entry(shard) for shard in values["shards"]]
-            values["files"] = [_build(FileEntry, entry) for entry in values["files"]]
+            values["files"] = [_file(entry) for entry in values["files"]]
             manifest = _build(cls, {**values, "summed": summed})
             _check_counts(manifest)
             manifest.to_bytes()  # whatever is read can be written: no NaN, no half of a surrogate pair
@@ -186,12 +215,18 @@ def _build(cls: type[T], values: Any) -> T:
             str(hint).startswith("dict") and not isinstance(value, dict)
         ):
             raise TypeError(f"{cls.__name__}.{name} is {value!r}")
-    if "name" in values:
-        try:
-            check_name(values["name"])
-        except UsageError as error:
-            raise ValueError(str(error)) from None
+    try:
+        for name in [values[key] for key in ("name", "stored") if key in values]:
+            check_name(name)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
     return cls(**values)
+
+
+def _file(values: Any) -> FileEntry:
+    """A file's entry from its JSON mapping; raises TypeError or ValueError."""
+    entry = _build(FileEntry, {"stored": values.get("name"), **values} if isinstance(values, dict) else values)
+    return replace(entry, stored="") if entry.stored == entry.name else entry
 
 
 def shard_entry(values: Any) -> ShardEntry:
@@ -199,7 +234,7 @@ def shard_entry(values: Any) -> ShardEntry:
     if not isinstance(values, dict):
         raise TypeError(f"a shard is {values!r}")
     notes = [_build(SampleNote, note) for note in values.get("samples", [])]
-    files = [_build(FileEntry, entry) for entry in values["files"]]
+    files = [_file(entry) for entry in values["files"]]
     entry = _build(ShardEntry, {**values, "samples": notes, "files": files})
     counted = {"index": entry.index, "bytes": entry.bytes, "ok": entry.ok, **entry.skipped, **entry.failed}
     for name, number in counted.items():
@@ -230,12 +265,23 @@ def read_entry(data: bytes, where: str) -> ShardEntry:
 
 def file_entry(data: bytes, where: str) -> FileEntry:
     """A file's entry from its _done file; PermanentError naming `where` if it is damaged."""
-    return _read(lambda content: _build(FileEntry, parse(content)), data, where)
+    return _read(read_file, data, where)
+
+
+def read_file(data: bytes) -> FileEntry:
+    """The file of a _done entry; raises TypeError or ValueError where it is damaged."""
+    return _file(parse(data))
+
+
+def file_bytes(entry: FileEntry) -> bytes:
+    """A file's _done entry."""
+    return canonical(_written(asdict(entry)))
 
 
 def done_bytes(entry: ShardEntry, *, summed: bool = True) -> bytes:
     """A shard's _done entry. summed: see Manifest."""
     values = asdict(entry)
+    values["files"] = [_written(file) for file in values["files"]]
     return canonical(with_sum(values) if summed else values, indent=1)
 
 

@@ -24,9 +24,10 @@ from components.entries import (
     done_bytes,
     read_entry,
     sha256_bytes,
+    stored_name,
 )
 from components.errors import PermanentError, UsageError
-from components.store import Store, StoreNotFound, open_store, sha256_file
+from components.store import Store, StoreNotFound, check_name, open_store, sha256_file
 
 __all__ = [
     "Artifact",
@@ -47,11 +48,15 @@ DONE = "_done"
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished stage's output: its manifest, and its prefix."""
+    """A finished stage's output: its manifest, and its prefix.
+
+    plain: whether it is a copy for people (`--files-out`), whose files lie under the names that they are asked for by.
+    """
 
     manifest: Manifest
     store: Store
     url: str
+    plain: bool = False
 
     def local(self, entry: ShardEntry | FileEntry | str) -> AbstractContextManager[Path]:
         """A local path of a shard or file for the length of the context, checked by its sha256.
@@ -60,11 +65,14 @@ class Artifact:
         """
         if isinstance(entry, str):
             entry = self.entry(entry)
-        return self.store.local(entry.name, entry.sha256)
+        return self.store.local(self._place(entry), entry.sha256)
 
     def content(self, entry: ShardEntry | FileEntry) -> AbstractContextManager[Path | mmap.mmap]:
         """As `local`; of a store that is not a folder, what is not too large comes in memory (see Store.content)."""
-        return self.store.content(entry.name, entry.sha256, entry.bytes)
+        return self.store.content(self._place(entry), entry.sha256, entry.bytes)
+
+    def _place(self, entry: ShardEntry | FileEntry) -> str:
+        return entry.name if self.plain else entry.place
 
     def entry(self, name: str) -> FileEntry:
         """The entry of a listed file, a shard or a shard's side file; PermanentError if it is not listed."""
@@ -107,9 +115,12 @@ def open_artifact(ref: str, store: Store) -> Artifact:
         place = open_store(ref.rstrip("/").removesuffix(f"/{MANIFEST}") or ref)
         manifest = read_manifest(place)
     if place is not None:
-        listed = [shard.name for shard in manifest.shards] + [entry.name for entry in manifest.files]
-        if place.url.rstrip("/").endswith(f"/{manifest.path}") or (listed and place.exists(listed[0])):
+        listed: list[ShardEntry | FileEntry] = [*manifest.shards, *manifest.files]
+        first = listed[0] if listed else None
+        if place.url.rstrip("/").endswith(f"/{manifest.path}") or (first and place.exists(first.place)):
             return Artifact(manifest, place, place.url)
+        if first and place.exists(first.name):
+            return Artifact(manifest, place, place.url, plain=True)
     there = store.sub(manifest.path)
     if not there.exists(MANIFEST):
         raise PermanentError(
@@ -171,21 +182,22 @@ class Commit:
         return found
 
     def _whole(self, entry: ShardEntry) -> bool:
-        sizes = {entry.name: entry.bytes, **{file.name: file.bytes for file in entry.files}}
+        sizes = {entry.place: entry.bytes, **{file.place: file.bytes for file in entry.files}}
         try:
             return all(self.store.size(name) == size for name, size in sizes.items())
         except StoreNotFound:
             return False
 
     def put_file(self, name: str, content: bytes | Path) -> FileEntry:
-        """Commit a file (a model, a table) under the prefix."""
+        """Commit a file (a model, a table) under the prefix; it lies under its name and its content's digest."""
+        check_name(name)
         if isinstance(content, Path):
-            entry = FileEntry(name=name, sha256=sha256_file(content), bytes=content.stat().st_size)
-            self.store.put_file(name, content)
+            digest, size = sha256_file(content), content.stat().st_size
+            self.store.put_file(place := stored_name(name, digest), content)
         else:
-            entry = FileEntry(name=name, sha256=sha256_bytes(content), bytes=len(content))
-            self.store.put_bytes(name, content)
-        return entry
+            digest, size = sha256_bytes(content), len(content)
+            self.store.put_bytes(place := stored_name(name, digest), content)
+        return FileEntry(name=name, sha256=digest, bytes=size, stored="" if place == name else place)
 
     def put_shard(
         self,
@@ -234,7 +246,10 @@ class Commit:
     def finalise(
         self, *, shards: Sequence[ShardEntry], files: Sequence[FileEntry], metrics: Mapping[str, Any]
     ) -> Artifact:
-        """Write manifest.json, which makes all of it visible. Raises PermanentError on entries that do not belong."""
+        """Write manifest.json, which makes all of it visible; or return what another worker has finished meanwhile.
+
+        Raises PermanentError on entries that do not belong.
+        """
         repeated = [index for index, times in Counter(shard.index for shard in shards).items() if times > 1]
         foreign = [shard.index for shard in shards if shard.params_hash != self.params_hash]
         if repeated or foreign:
@@ -256,6 +271,9 @@ class Commit:
         )
         data = manifest.to_bytes()
         read = Manifest.from_bytes(data, f"{self.url}/{MANIFEST}")  # whatever is written can be read
-        self.store.put_bytes(MANIFEST, data)
+        made = self.finished()
+        if made is None:
+            self.store.put_bytes(MANIFEST, data)
+            made = Artifact(read, self.store, self.url)
         self.store.sweep()
-        return Artifact(read, self.store, self.url)
+        return made

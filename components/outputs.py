@@ -138,6 +138,6 @@ def done_name(name: str) -> str:
 
 
 def named(manifest: Manifest) -> set[str]:
-    """Names of all that belongs to a finished output: itself, what it lists, and the _done entries of that."""
-    names = {MANIFEST} | {entry.name for entry in listed(manifest)}
+    """Names that all of a finished output lies under: itself, what it lists, and the _done entries of that."""
+    names = {MANIFEST} | {entry.place for entry in listed(manifest)}
     return names | {done for name in names if (done := done_name(name))}

@@ -70,7 +70,7 @@ class ShardPairs:
             source = stack.enter_context(artifact.content(entry))
             index = None
             if side is not None:
-                index = read_index(stack.enter_context(artifact.content(side)), f"{artifact.url}/{side.name}")
+                index = read_index(stack.enter_context(artifact.content(side)), f"{artifact.url}/{side.place}")
             return IndexedShard(source, index, f"{artifact.url}/{entry.name}")
 
     def read(self, entry: ShardEntry) -> Rows:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from components.entries import OUTCOMES, FileEntry, Manifest, ShardEntry, canonical, done_bytes, read_done, sha256_bytes
+from components.entries import (
+    OUTCOMES,
+    FileEntry,
+    Manifest,
+    ShardEntry,
+    canonical,
+    done_bytes,
+    file_bytes,
+    read_done,
+    read_file,
+    sha256_bytes,
+)
 from components.errors import PermanentError
 from components.findings import Finding
-from components.json_text import parse
 from components.lineage import Lineage, Node
 from components.manifest import DONE, MANIFEST
 from components.outputs import Output, done_name, lies_in_place, listed, named, read_strictly
@@ -54,7 +64,7 @@ class OutputCheck:
         else:
             what = f"says that it lies at {manifest.path}: a copy, or moved"
             yield Finding.damage(self._manifest, what, "put all of it back there, or delete it")
-            if not any(entry.name in there for entry in listed(manifest)):
+            if not any(entry.place in there for entry in listed(manifest)):
                 return
         yield from self._parameters(manifest)
         for shard in manifest.shards:
@@ -101,7 +111,7 @@ class OutputCheck:
             yield from self._file(side, there, self._index(side, layout) if side.name.endswith(INDEX) else None)
 
     def _index(self, side: FileEntry, layout: list[ShardIndex]) -> Look:
-        where = f"{self._url}/{side.name}"
+        where = f"{self._url}/{side.place}"
 
         def look(path: Path) -> Iterator[Finding]:
             try:
@@ -116,10 +126,10 @@ class OutputCheck:
 
     def _file(self, entry: FileEntry, there: There, look: Look | None = None) -> Iterator[Finding]:
         """A listed file: there, and of its sum and size; then `look` at what is in it."""
-        where = f"{self._url}/{entry.name}"
+        where = f"{self._url}/{entry.place}"
         try:
-            if entry.name not in there:
-                raise self._store.not_found(entry.name)
+            if entry.place not in there:
+                raise self._store.not_found(entry.place)
             yield from self._content(entry, where, look)
         except StoreNotFound:
             yield Finding.damage(where, "is missing", self._restore)
@@ -129,7 +139,7 @@ class OutputCheck:
 
     def _content(self, entry: FileEntry, where: str, look: Look | None) -> Iterator[Finding]:
         for last in (False, True):  # damaged on the way? a second download tells
-            with self._store.local(entry.name) as path:  # no sum given: a folder would believe an earlier look
+            with self._store.local(entry.place) as path:  # no sum given: a folder would believe an earlier look
                 size, found = path.stat().st_size, sha256_file(path)
                 if found != entry.sha256 and not last:
                     continue
@@ -168,7 +178,8 @@ class OutputCheck:
             yield Finding.damage(where, f"not a valid entry ({error})", self._again)
             return
         if second:
-            yield _second_worker(where, found.name, shard.name)
+            theirs, ours = next(pair for pair in zip(_places(found), _places(shard), strict=False) if len({*pair}) > 1)
+            yield _second_worker(where, theirs, ours)
             return
         notes = {kind: Counter(note.reason for note in found.samples if note.outcome == kind) for kind in OUTCOMES}
         if any(notes[kind] != getattr(shard, kind) for kind in OUTCOMES):
@@ -179,19 +190,19 @@ class OutputCheck:
 
     def _done_file(self, entry: FileEntry, there: There) -> Iterator[Finding]:
         """The _done entry of a numbered file, where it has one."""
-        name = done_name(entry.name)
+        name = done_name(entry.place)
         data = self._done(name, there) if name else None
-        if data is None or data == canonical(asdict(entry)):
+        if data is None or data == file_bytes(entry):
             return
         where = f"{self._url}/{name}"
         try:
-            found = FileEntry(**parse(data))
-            second = found.name != entry.name and data == canonical(asdict(found)) and done_name(found.name) == name
+            found = read_file(data)
+            second = found.place != entry.place and data == file_bytes(found) and done_name(found.place) == name
         except (ValueError, TypeError, AttributeError, PermanentError) as error:
             yield Finding.damage(where, f"not a valid entry ({error})", self._again)
             return
         if second:
-            yield _second_worker(where, found.name, entry.name)
+            yield _second_worker(where, found.place, entry.place)
         else:
             yield Finding.damage(where, f"says something else of {entry.name} than the manifest", self._again)
 
@@ -204,7 +215,12 @@ def _second(found: ShardEntry, shard: ShardEntry, data: bytes) -> bool:
     """Whether an entry is whole, and of the same work as the shard, but of other bytes."""
     name = f"{shard.split}/{shard.index:05d}-{found.sha256[:12]}.tar"
     same = (found.index, found.split, found.params_hash) == (shard.index, shard.split, shard.params_hash)
-    return same and name == found.name != shard.name and _as_written(data, found)
+    other = found.name != shard.name or (_places(found) != _places(shard) and data == done_bytes(found))
+    return same and other and name == found.name and _as_written(data, found)
+
+
+def _places(shard: ShardEntry) -> list[str]:
+    return [shard.place, *(side.place for side in shard.files)]
 
 
 def _second_worker(where: str, found: str, listed_name: str) -> Finding:

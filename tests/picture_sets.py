@@ -10,11 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from components.images import encode
-from components.manifest import Artifact, Commit
+from components.manifest import Artifact, Commit, open_artifact
 from components.shards import Sample, ShardIndex, write_shard
 from components.store import open_store
 
 CLASSES = ("disc", "stripes", "ramp")
+
+
+def committed(url: str, name: str) -> bytes:
+    """A file of a finished output, by the name that it is asked for by."""
+    with open_artifact(url, open_store(url)).local(name) as path:
+        return path.read_bytes()
 
 
 def picture(seed: int, height: int = 24, width: int = 24) -> np.ndarray:

@@ -26,7 +26,9 @@ from components.__main__ import main
 from components.config import TrainTeacherParams
 from components.distributed import World
 from components.errors import UsageError
+from components.manifest import read_manifest
 from components.processes import only_training
+from components.store import open_store
 
 ADAPTER = replace(
     PARAMS, stage1_token_epochs=1, stage2_epochs=2, stage2_learning_rates=(1e-3,), control_with_stage1=False
@@ -87,17 +89,23 @@ def without_key_bias(name: str, tensor: Tensor) -> Tensor:
     return torch.cat([tensor[:width], tensor[2 * width :]])
 
 
+def files(output: Path) -> dict[str, Path]:
+    """The paths of its files, by the names that they are asked for by."""
+    return {entry.name: output / entry.place for entry in read_manifest(open_store(str(output))).files}
+
+
 def check_same(one: Path, other: Path) -> None:
-    files = sorted(path.name for path in one.glob("*.safetensors"))
-    assert files == sorted(path.name for path in other.glob("*.safetensors"))
-    assert files
-    for file in files:
-        expected, found = load_file(one / file), load_file(other / file)
+    mine, others = files(one), files(other)
+    assert mine.keys() == others.keys()
+    tensors_in = [name for name in mine if name.endswith(".safetensors")]
+    assert tensors_in
+    for file in tensors_in:
+        expected, found = load_file(mine[file]), load_file(others[file])
         assert expected.keys() == found.keys()
         for name in expected:
             a, b = (without_key_bias(name, tensors[name]) for tensors in (expected, found))
             assert torch.linalg.vector_norm(a - b) <= WEIGHTS * torch.linalg.vector_norm(a), (file, name)
-    rows = [list(csv.DictReader((folder / "curve.csv").read_text().splitlines())) for folder in (one, other)]
+    rows = [list(csv.DictReader(each["curve.csv"].read_text().splitlines())) for each in (mine, others)]
     assert len(rows[0]) == len(rows[1]) > 0
     for expected_row, found_row in zip(*rows, strict=True):
         assert expected_row.keys() == found_row.keys()
@@ -116,8 +124,10 @@ def test_however_it_is_computed_it_is_the_same_training(trained: dict[str, Path]
 
 def test_activations_computed_again_change_nothing_at_all(trained: dict[str, Path]) -> None:
     for stage in ("train_adapter", "train_teacher"):
-        for path in output(trained["alone"], stage).glob("*.safetensors"):
-            assert path.read_bytes() == (output(trained["again"], stage) / path.name).read_bytes()
+        mine, again = (files(output(trained[how], stage)) for how in ("alone", "again"))
+        assert mine.keys() == again.keys()
+        for name, path in mine.items():
+            assert path.read_bytes() == again[name].read_bytes()
 
 
 def test_the_loss_across_processes_is_the_whole_batchs(tmp_path: Path) -> None:

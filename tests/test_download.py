@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from downloads import TINY, download, image_of, numbers, samples
+from picture_sets import committed
 from s3 import moto_server, new_bucket
 
 from components.config import DownloadParams
@@ -29,8 +30,8 @@ def test_sample_draws_captioned_classified_pictures(tmp_path: Path) -> None:
     assert numbers(report) == {"train": 40, "val": 5, "test": 9}
     assert report.metrics == {"num_classes": 10, "image_size": 32, "dataset": "sample"}
     assert report.speeds["images_per_s"] > 0
-    names = open_store(report.url).get_bytes("classnames.txt").decode().split("\n")[:-1]
-    templates = open_store(report.url).get_bytes("zeroshot_classification_templates.txt").decode().splitlines()
+    names = committed(report.url, "classnames.txt").decode().split("\n")[:-1]
+    templates = committed(report.url, "zeroshot_classification_templates.txt").decode().splitlines()
     assert len(names) == len(set(names)) == 10
     assert all("{c}" in line for line in templates)
     seen = samples(report)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from downloads import download, image_of, notes, numbers, photo, samples
+from picture_sets import committed
 from PIL import Image
 
 from components.errors import PermanentError, UsageError
@@ -103,7 +104,7 @@ def test_folder_with_jsonl(tmp_path: Path) -> None:
     (source / "captions.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     report = download(tmp_path / "store", source="folder", path=str(source), num_val=1, num_test=1)
     assert numbers(report) == {"train": 4, "val": 1, "test": 1}
-    assert open_store(report.url).get_bytes("classnames.txt") == b"cat\ndog\n"
+    assert committed(report.url, "classnames.txt") == b"cat\ndog\n"
     for sample in samples(report):
         meta = json.loads(sample.fields["json"])
         assert meta["class_name"] == ("cat" if int(sample.key) % 2 else "dog")
@@ -126,7 +127,7 @@ def test_folder_of_classes(tmp_path: Path) -> None:
         saved(photo(i), source / f"{'cat' if i % 2 else 'a dog'}/{i // 2}.v1.png")
     report = download(tmp_path / "store", source="folder", path=str(source), num_val=3, num_test=4)
     assert numbers(report) == {"train": 13, "val": 3, "test": 4}
-    assert open_store(report.url).get_bytes("classnames.txt") == b"a dog\ncat\n"
+    assert committed(report.url, "classnames.txt") == b"a dog\ncat\n"
     labels = [json.loads(sample.fields["json"])["class"] for sample in samples(report, "train")]
     assert labels != sorted(labels), "a shard is to hold all classes"
     assert {sample.fields["txt"] for sample in samples(report)} == {b""}

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from downloads import classified, download, flat, notes, numbers, photo, samples
+from picture_sets import committed
 
 from components.download import webdataset
 from components.errors import PermanentError, UsageError
 from components.images import decode, encode
 from components.shards import IndexedShard, Sample, read_shard, write_shard
-from components.store import open_store
 
 
 def test_webdataset_with_splits(tmp_path: Path) -> None:
@@ -23,9 +23,8 @@ def test_webdataset_with_splits(tmp_path: Path) -> None:
     )
     assert numbers(report) == {"train": 40, "val": 5, "test": 13}
     assert report.metrics == {"num_classes": 3, "image_size": 16, "dataset": "animals"}
-    place = open_store(report.url)
     for name in ("classnames.txt", "zeroshot_classification_templates.txt"):
-        assert place.get_bytes(name) == (source / name).read_bytes()
+        assert committed(report.url, name) == (source / name).read_bytes()
     originals = {
         f"{split}/{path.stem}/{s.key}": s
         for split in ("train", "test")
@@ -161,7 +160,7 @@ def test_blank_lines_at_the_end_of_class_files_do_no_harm(tmp_path: Path) -> Non
     source = classified(tmp_path / "data", {"train": [6], "test": [6]})
     (source / "classnames.txt").write_bytes(b"cat\r\ndog\r\nowl\r\n\r\n\n")
     report = download(tmp_path / "store", source="webdataset", path=str(source))
-    assert open_store(report.url).get_bytes("classnames.txt") == b"cat\ndog\nowl\n"
+    assert committed(report.url, "classnames.txt") == b"cat\ndog\nowl\n"
 
 
 def test_a_hostile_tar_stops_the_stage(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 from downloads import classified, download, flat, numbers, photo, samples
+from picture_sets import committed
 
 from components import FLOW
 from components.config import DownloadParams, SplatFitParams
@@ -129,7 +130,7 @@ class Trained:
         self.step("download_eval", evaluation, urls)
         self.step("splat_fit_eval", fit or self.params.splat_fit, urls)
         self.step("zero_shot_eval", self.params.zero_shot_eval, urls)
-        return json.loads(open_store(urls["zero_shot_eval"]).get_bytes("scores.json")), urls
+        return json.loads(committed(urls["zero_shot_eval"], "scores.json")), urls
 
     def splits(self, url: str) -> list[str]:
         return open_artifact(url, open_store(self.store)).manifest.splits()
@@ -234,4 +235,4 @@ def test_trained_on_captions_scored_on_cifar(shared_data: Path, tmp_path: Path) 
     assert settings(scores) == {"zero-shot"}
     assert scores["chance"]["acc1"] == 0.1
     assert trained.splits(urls["download_eval"]) == ["test"]
-    assert open_store(urls["download_eval"]).get_bytes("classnames.txt").startswith(b"airplane\n")
+    assert committed(urls["download_eval"], "classnames.txt").startswith(b"airplane\n")

@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 from downloads import balls, download, notes, photo, samples
 from pages import Page
+from picture_sets import committed
 from test_download_remote import served
 from worlds import World, put_adapter
 
@@ -119,8 +120,7 @@ def test_imagenet_without_class_names_takes_those_of_open_clip(tmp_path: Path) -
     given = {"source": "webdataset", "path": str(tmp_path / "set"), "num_train": -1, "num_val": 0, "num_test": 9}
     report = download(tmp_path / "store", dataset="imagenet1k", **given)
     assert report.metrics["num_classes"] == 1000
-    place = open_store(report.url)
-    templates = place.get_bytes("zeroshot_classification_templates.txt").decode().splitlines()
+    templates = committed(report.url, "zeroshot_classification_templates.txt").decode().splitlines()
     assert tuple(templates) == shipped[1]
     assert [json.loads(one.fields["json"])["class_name"] for one in samples(report)] == list(shipped[0][:-4:-1])
     assert download(tmp_path / "store", dataset="imagenet1k", **given).cached

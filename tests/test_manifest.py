@@ -83,7 +83,15 @@ def test_shards_are_named_by_their_content(tmp_path: Path) -> None:
     artifact = whole(open_store(str(tmp_path / "store")), tmp_path)
     first = artifact.manifest.split("train")[0]
     assert first.name == f"train/00000-{first.sha256[:12]}.tar"
-    assert [file.name for file in first.files] == [first.name.replace(".tar", ".idx")]
+    [index] = first.files
+    assert index.name == first.name.replace(".tar", ".idx")
+    assert index.stored == first.name.replace(".tar", f"-{index.sha256[:12]}.idx")
+    for name, entry in (
+        ("a.txt", artifact.entry("a.txt")),
+        ("b/c.d.e", begin(artifact.store).put_file("b/c.d.e", b"x")),
+    ):
+        stem, _, suffix = name.partition(".")
+        assert (entry.name, entry.stored) == (name, f"{stem}-{entry.sha256[:12]}.{suffix}")
     assert artifact.manifest.splits() == ["test", "train"]
     assert [shard.index for shard in artifact.manifest.split("train")] == [0, 1]
     with pytest.raises(PermanentError, match="no split 'val'; it has: test, train"):
@@ -121,7 +129,7 @@ def test_only_whole_entries_of_these_parameters_count(tmp_path: Path) -> None:
     assert begin(place).done() == {entry.index: entry for entry in entries}
     commit.store.delete(entries[0].name)
     commit.store.put_bytes(entries[1].name, b"cut")
-    commit.store.delete(entries[2].files[0].name)
+    commit.store.delete(entries[2].files[0].place)
     assert sorted(begin(place).done()) == [3]
     name = "_done/00003.json"
     foreign = json.loads(commit.store.get_bytes(name)) | {"params_hash": "0" * 64}

@@ -78,7 +78,7 @@ def test_a_package_alone_classifies_as_the_evaluation_did(world: World, package:
     alone = tmp_path / "elsewhere"
     for name in [*FILES, "manifest.json"]:
         alone.mkdir(exist_ok=True)
-        (alone / name).write_bytes((Path(package.url) / name).read_bytes())
+        (alone / name).write_bytes(content(package, name) if name in FILES else package.manifest.to_bytes())
     model = load_package(str(alone))
     files = splat_files(world)
     files.pop("p05")  # of no class

@@ -141,7 +141,7 @@ def printed(table: str) -> list[list[str]]:
 
 def check_what_people_read(run: Run) -> None:
     page = Tables((run.folder / "out/report.html").read_bytes())
-    card = next((run.folder / "runs/store/promote").glob("*/README.md")).read_text(encoding="utf-8")
+    card = next((run.folder / "runs/store/promote").glob("*/README-*.md")).read_text(encoding="utf-8")
     expected = [cells(run.scores, metric) for metric in run.scores["headline"]]
     assert printed(run.table) == [row for rows in expected for row in rows]
     for rows in expected:

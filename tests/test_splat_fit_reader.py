@@ -16,6 +16,7 @@ from safetensors.numpy import load, save
 
 from components.config import DownloadParams, SplatFitParams
 from components.download.stage import run as download
+from components.entries import sha256_bytes, stored_name
 from components.errors import PermanentError, UsageError
 from components.images import encode
 from components.loader import ImageSet
@@ -108,8 +109,12 @@ def test_a_later_call_fits_under_the_same_metric(flow: dict[str, str], monkeypat
     assert run(wanted, images=flow["images"], store=flow["store"]).manifest_sha256 == first.manifest_sha256
     (root / "manifest.json").unlink()
     for junk in (b"junk", save({"rows": np.zeros((2, 48), np.float32)}), save({"rows": np.ones((2, 7), np.float32)})):
-        (root / FILE).write_bytes(junk)
-        with pytest.raises(PermanentError, match=f"{FILE}: not a reader's metric"):
+        [place] = (root / "reader").iterdir()
+        place.write_bytes(junk)
+        with pytest.raises(PermanentError, match=f"{place.name}: damaged: its name has another sum; delete it"):
+            run(wanted, images=flow["images"], store=flow["store"])
+        place.rename(root / stored_name(FILE, sha256_bytes(junk)))
+        with pytest.raises(PermanentError, match=r"reader/metric-[0-9a-f]{12}.safetensors: not a reader's metric"):
             run(wanted, images=flow["images"], store=flow["store"])
 
 

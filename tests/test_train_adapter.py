@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from flows import PARAMS, make_flow
+from picture_sets import committed
 from safetensors.torch import load_file
 
 from components.adapter import load_adapter, load_control
@@ -73,8 +74,7 @@ def test_it_commits_what_it_says(report: Any) -> None:
     assert 0 < metrics["trained_share"] < 1
     assert metrics["stage1_steps"] == 9
     assert metrics["stage2_steps"] == 6
-    with (Path(report.url) / "curve.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(committed(report.url, "curve.csv").decode().splitlines()))
     last = {row["phase"]: row for row in rows}
     assert list(last) == [
         "stage1_tokens", "stage1_cls", "stage2_lr0.001", "stage2_lr0.01", "control_lr0.001", "control_lr0.01",
@@ -364,7 +364,7 @@ def test_token_phase_learns(flow: dict[str, str]) -> None:
                 control_with_stage1=False, augment=False, stage2_learning_rates=(1e-3,)),
         **flow,
     )  # fmt: skip
-    with (Path(made.url) / "curve.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["phase"] == "stage1_tokens"]
+    lines = committed(made.url, "curve.csv").decode().splitlines()
+    rows = [row for row in csv.DictReader(lines) if row["phase"] == "stage1_tokens"]
     assert float(rows[-1]["loss"]) < 0.6
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])

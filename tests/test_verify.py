@@ -12,7 +12,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from picture_sets import commit_images, png_samples
 import components.s3_retry
 import components.verify_output
 from components.__main__ import main
-from components.entries import canonical, with_sum
+from components.entries import canonical, file_bytes, with_sum
 from components.errors import PermanentError, UsageError
 from components.manifest import Artifact, Commit, Manifest, SampleNote, sha256_bytes
 from components.shards import ShardIndex, write_shard
@@ -161,7 +161,7 @@ def test_all_that_is_wrong_is_listed(root: Store, capsys: pytest.CaptureFixture[
     images, splats, scores = whole(root)
     images.store.put_bytes(images.manifest.shards[0].name, b"short")
     images.store.delete(images.manifest.shards[1].name)
-    splats.store.put_bytes("reader.bin", b"MODEL")
+    splats.store.put_bytes(splats.entry("reader.bin").stored, b"MODEL")
     scores.store.put_bytes("manifest.json", b"{")
     assert main(["verify", root.url]) == 42
     out = capsys.readouterr().out
@@ -233,7 +233,7 @@ def test_sizes_that_are_not_the_files(tmp_path: Path) -> None:
     wrong = replace(scores.manifest.files[0], bytes=3)
     rewrite(scores, lambda manifest: replace(manifest, files=[wrong]))
     [line] = damage(verify(root.url))
-    assert "scores.json: has 2 bytes, where the manifest says 3" in line
+    assert f"{wrong.stored}: has 2 bytes, where the manifest says 3" in line
 
 
 def test_shards_of_other_parameters(tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_an_output_that_was_moved_or_is_a_copy(tmp_path: Path) -> None:
     assert len(found) == 2
     assert f"{copy}/manifest.json: says that it lies at {images.manifest.path}: a copy, or moved" in found[0]
     assert f"{moved}/manifest.json: says that it lies at {splats.manifest.path}" in found[1]
-    Path(moved, "reader.bin").write_bytes(b"other")
+    Path(moved, splats.entry("reader.bin").stored).write_bytes(b"other")
     assert len(damage(verify(root.url))) == 3, "what was moved is read all the same"
 
 
@@ -349,14 +349,15 @@ def test_done_entries_say_what_the_manifest_says(tmp_path: Path) -> None:
 def test_done_entries_of_files(tmp_path: Path) -> None:
     root = open_store(str(tmp_path))
     commit = Commit(root, stage="teacher_embeddings", version=1, params={}, inputs={})
-    entry = commit.put_file("train/00003-0123456789ab.safetensors", b"x")
-    commit.store.put_bytes("_done/00003.json", canonical(asdict(entry)))
+    entry = commit.put_file(f"train/00003-{sha256_bytes(b'x')[:12]}.safetensors", b"x")
+    assert file_bytes(entry) == canonical({"name": entry.name, "sha256": entry.sha256, "bytes": 1}), "it lies there"
+    commit.store.put_bytes("_done/00003.json", file_bytes(entry))
     commit.finalise(shards=[], files=[entry], metrics={})
     assert verify(root.url).findings == []
-    commit.store.put_bytes("_done/00003.json", canonical(asdict(replace(entry, bytes=2))))
+    commit.store.put_bytes("_done/00003.json", file_bytes(replace(entry, bytes=2)))
     assert "says something else of train/00003" in damage(verify(root.url))[0]
     other = replace(entry, name="train/00003-ba9876543210.safetensors")
-    commit.store.put_bytes("_done/00003.json", canonical(asdict(other)))
+    commit.store.put_bytes("_done/00003.json", file_bytes(other))
     assert "a second worker's" in warnings(verify(root.url))[0]
     for data in (b"{", b"[]", b"{}", b'{"bytes":1,"name":1,"sha256":""}\n'):
         commit.store.put_bytes("_done/00003.json", data)

@@ -156,7 +156,7 @@ def _pictures_of(commit: Commit) -> set[str]:
     found: set[str] = set()
     for entry in commit.done().values():
         table = next(file for file in entry.files if file.name.endswith(TABLE_SUFFIX))
-        with commit.store.local(table.name, table.sha256) as path:
+        with commit.store.local(table.place, table.sha256) as path:
             found |= sums_of(path)
     return found
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from components.entries import stored_name
 from components.errors import PermanentError, UsageError
 from components.manifest import Artifact, Commit, FileEntry, open_artifact, sha256_bytes
 from components.store import Store, StoreNotFound, open_store
@@ -15,7 +16,7 @@ from components.store import Store, StoreNotFound, open_store
 if TYPE_CHECKING:
     from components.openclip import LoadedTeacher
 
-FILE, TENSOR = "reader_metric.safetensors", "rows"
+FILE, TENSOR = "reader/metric.safetensors", "rows"  # in a folder of its own, which is listed before the shards are
 NUM_PICTURES = 300  # the estimate's spread over other pictures is then well below what the metric gains
 BATCH = 16  # a ViT-B-16 keeps 113 MiB a picture for the gradient
 
@@ -39,8 +40,9 @@ def reader_metric(reader: Artifact, commit: Commit, side: int) -> tuple[Rows, Fi
     """Rows [K, 3 P^2] for `splat2d.fit(metric=)` (components/patch_metric.py), and their file's entry.
 
     side: of the pictures to be fitted, in pixels. Estimated on the first pictures that the teacher was trained on,
-    whatever set is fitted. What lies under the prefix is used, whoever put it there: what goes on later, or beside,
-    fits under the same metric. UsageError for a teacher that reads other pictures, PermanentError for a damaged file.
+    whatever set is fitted. What lies under the prefix is used, whoever put it there (the first by name): what goes on
+    later, or beside, fits under the same metric. UsageError for a teacher that reads other pictures, PermanentError
+    for a damaged file.
     """
     from components.openclip import load_teacher
 
@@ -52,12 +54,17 @@ def reader_metric(reader: Artifact, commit: Commit, side: int) -> tuple[Rows, Fi
             f"{patch}, but those to be fitted have a side of {side}; set download.image_size to match, or fit without "
             "a reader"
         )
-    if not commit.store.exists(FILE):
+    folder = f"{FILE.partition('/')[0]}/"
+    if not commit.store.list(folder):
         from safetensors.numpy import save
 
         commit.put_file(FILE, save({TENSOR: _estimated(teacher, reader, commit.root)}))
-    data = commit.store.get_bytes(FILE)
-    return _rows(data, patch, f"{commit.url}/{FILE}"), FileEntry(name=FILE, sha256=sha256_bytes(data), bytes=len(data))
+    place = commit.store.list(folder)[0]
+    data = commit.store.get_bytes(place)
+    entry = FileEntry(name=FILE, sha256=sha256_bytes(data), bytes=len(data), stored=place)
+    if place != stored_name(FILE, entry.sha256):
+        raise PermanentError(f"{commit.url}/{place}: damaged: its name has another sum; delete it and run again")
+    return _rows(data, patch, f"{commit.url}/{place}"), entry
 
 
 def _rows(data: bytes, patch: int, where: str) -> Rows:

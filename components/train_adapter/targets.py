@@ -13,9 +13,9 @@ from torch import Tensor
 
 from components.decoder import Decoder
 from components.device import mixed_precision, precision
-from components.entries import FileEntry, ShardEntry, file_entry
+from components.entries import FileEntry, ShardEntry, file_bytes, file_entry
 from components.errors import PermanentError
-from components.manifest import Artifact, Commit, canonical
+from components.manifest import Artifact, Commit
 from components.openclip import normalize_images
 from components.pairs import ShardPairs
 from components.progress import progress
@@ -172,7 +172,7 @@ class _Maker:
         for name in store.list(f"{DONE}/"):
             entry = file_entry(store.get_bytes(name), f"{store.url}/{name}")
             try:
-                if store.size(entry.name) == entry.bytes:
+                if store.size(entry.place) == entry.bytes:
                     found[_index(entry)] = entry
             except StoreNotFound:
                 continue
@@ -198,5 +198,4 @@ class _Maker:
             # By content: processes that make one file at a time may differ in their bytes (threads, machines).
             name = f"{self._split}/{shard.index:05d}-{sha256_file(path)[:12]}.safetensors"
             entry = self._commit.put_file(name, path)
-        about = {"name": entry.name, "sha256": entry.sha256, "bytes": entry.bytes}
-        self._commit.store.put_bytes(f"{DONE}/{shard.index:05d}.json", canonical(about))
+        self._commit.store.put_bytes(f"{DONE}/{shard.index:05d}.json", file_bytes(entry))
