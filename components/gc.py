@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from components.errors import PermanentError, TransientError, UsageError
-from components.manifest import DONE, MANIFEST
+from components.manifest import AT_WORK, DONE, MANIFEST
 from components.outputs import Output, find_outputs, lies_in_place, named, open_place, output_of, read_strictly
 from components.store import Store, StoredFile, StoreNotFound, Upload, check_name
 
@@ -34,7 +34,8 @@ class Plan:
     """What of an output may go; manifest: its bytes at the time, None: unfinished; held: what may not go yet, as
     somebody wrote to the output lately.
 
-    The _done entries come first: a stage that begins meanwhile does not count on a shard that is about to go.
+    The mark of a stage at work comes first: one that begins meanwhile has made it anew. Then the _done entries: such a
+    stage does not count on a shard that is about to go.
     """
 
     store: Store
@@ -43,11 +44,11 @@ class Plan:
     held: int
 
     def unchanged(self) -> bool:
-        """Whether the manifest still is the one that the plan was made with, or still none."""
+        """Whether the manifest still is the one that the plan was made with; or still none, and nobody has begun."""
         try:
             return self.store.get_bytes(MANIFEST) == self.manifest
         except StoreNotFound:
-            return self.manifest is None
+            return self.manifest is None and not self.store.exists(AT_WORK)
 
 
 def plan(output: Output, *, unfinished: bool, older_than_s: float, now: float) -> Plan:
@@ -64,7 +65,7 @@ def plan(output: Output, *, unfinished: bool, older_than_s: float, now: float) -
     files = [file for file in store.entries() if _ours(file)]
     live = named(read[0]) if read is not None else set()
     found = [file for file in files if file.name not in live and (file.temporary or read is not None or unfinished)]
-    found.sort(key=lambda file: (not file.name.startswith(f"{DONE}/"), file.name))
+    found.sort(key=lambda file: (file.name != AT_WORK, not file.name.startswith(f"{DONE}/"), file.name))
     quiet = all(now - file.modified >= _least_age(file, older_than_s) for file in files)
     data = read[1] if read is not None else None
     return Plan(store, data, found, 0) if quiet else Plan(store, data, [], len(found))
@@ -77,10 +78,13 @@ def _least_age(file: StoredFile, older_than_s: float) -> float:
 def carry_out(chosen: Plan) -> Iterator[StoredFile]:
     """Delete the plan's files one by one; each that went. Ends early where the output is not as it was."""
     for file in chosen.files:
-        if not chosen.unchanged():
+        mark = file.name == AT_WORK and chosen.manifest is None
+        if not mark and not chosen.unchanged():
             return
         if chosen.store.remove(file):
             yield file
+        elif mark:  # made anew
+            return
 
 
 def collect(

@@ -26,7 +26,7 @@ from components.entries import (
     sha256_bytes,
     stored_name,
 )
-from components.errors import PermanentError, UsageError
+from components.errors import PermanentError, TransientError, UsageError
 from components.store import Store, StoreNotFound, check_name, open_store, sha256_file
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
 ]
 MANIFEST = "manifest.json"
 DONE = "_done"
+AT_WORK = "_at_work"  # written where an earlier call left something, removed at the end
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,7 @@ class Commit:
         self.path = f"{stage}/{self.key}"
         self.root, self.store = store, store.sub(self.path)
         self.url = self.store.url
+        self._marked = False
 
     def finished(self) -> Artifact | None:
         """What an earlier call finished, or None. Raises PermanentError if its manifest is damaged."""
@@ -174,6 +176,7 @@ class Commit:
 
     def done(self) -> dict[int, ShardEntry]:
         """The committed shards by index; not those of other parameters or whose files are missing or of other size."""
+        self.begin()
         found = {}
         for name in self.store.list(f"{DONE}/"):
             entry = read_entry(self.store.get_bytes(name), f"{self.url}/{name}")
@@ -181,12 +184,18 @@ class Commit:
                 found[entry.index] = entry
         return found
 
+    def begin(self) -> None:
+        """Say that somebody is at work, where an earlier call has left entries: gc leaves alone what is young.
+
+        To be called before what was left is looked through.
+        """
+        if self.store.list(f"{DONE}/"):
+            self.store.put_bytes(AT_WORK, b"a stage is at work here, or was when it was killed\n")
+            self._marked = True
+
     def _whole(self, entry: ShardEntry) -> bool:
-        sizes = {entry.place: entry.bytes, **{file.place: file.bytes for file in entry.files}}
-        try:
-            return all(self.store.size(name) == size for name, size in sizes.items())
-        except StoreNotFound:
-            return False
+        files: list[ShardEntry | FileEntry] = [entry, *entry.files]
+        return all(self._there(file.place, file.bytes) for file in files)
 
     def put_file(self, name: str, content: bytes | Path) -> FileEntry:
         """Commit a file (a model, a table) under the prefix; it lies under its name and its content's digest."""
@@ -243,12 +252,34 @@ class Commit:
         self.store.put_bytes(f"{DONE}/{index:05d}.json", done_bytes(entry))
         return entry
 
+    def _check_there(self, shards: Sequence[ShardEntry], files: Sequence[FileEntry]) -> None:
+        """TransientError if something that the manifest is to name is gone; by one listing of all."""
+        sides = (side for shard in shards for side in shard.files)
+        listed: list[ShardEntry | FileEntry] = [*shards, *sides, *files]
+        missing: dict[str, int | None] = {entry.place: entry.bytes for entry in listed}
+        missing |= {f"{DONE}/{shard.index:05d}.json": None for shard in shards}  # by now a second worker's, perhaps
+        for file in self.store.entries() if missing else ():
+            if missing.get(file.name, file.bytes) in {None, file.bytes}:
+                missing.pop(file.name, None)
+        lost = [name for name, size in missing.items() if not self._there(name, size)]  # a listing may be behind
+        if lost:
+            raise TransientError(
+                f"{self.url}: {len(lost)} files that were committed are gone or of other size, such as {lost[0]}: "
+                "something removed them meanwhile; run the same command again"
+            )
+
+    def _there(self, name: str, size: int | None) -> bool:
+        try:
+            return self.store.size(name) == size or size is None
+        except StoreNotFound:
+            return False
+
     def finalise(
         self, *, shards: Sequence[ShardEntry], files: Sequence[FileEntry], metrics: Mapping[str, Any]
     ) -> Artifact:
         """Write manifest.json, which makes all of it visible; or return what another worker has finished meanwhile.
 
-        Raises PermanentError on entries that do not belong.
+        Raises PermanentError on entries that do not belong, TransientError where a file is no longer there.
         """
         repeated = [index for index, times in Counter(shard.index for shard in shards).items() if times > 1]
         foreign = [shard.index for shard in shards if shard.params_hash != self.params_hash]
@@ -273,7 +304,10 @@ class Commit:
         read = Manifest.from_bytes(data, f"{self.url}/{MANIFEST}")  # whatever is written can be read
         made = self.finished()
         if made is None:
+            self._check_there(shards, files)
             self.store.put_bytes(MANIFEST, data)
             made = Artifact(read, self.store, self.url)
+        if self._marked:
+            self.store.delete(AT_WORK)
         self.store.sweep()
         return made

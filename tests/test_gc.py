@@ -17,7 +17,7 @@ from s3 import new_bucket
 import components.gc
 from components.__main__ import main
 from components.entries import ShardEntry
-from components.errors import PermanentError
+from components.errors import PermanentError, TransientError
 from components.gc import Collected, carry_out, collect, plan
 from components.manifest import Artifact, Commit
 from components.outputs import find_outputs, open_place
@@ -230,6 +230,11 @@ def test_a_commit_in_the_midst_of_deleting(root: Store) -> None:
     commit, entries = begun(root)
     deeds = carry_out(plan_of(commit))
     assert next(deeds).name == "_done/00000.json"
+    with pytest.raises(
+        TransientError, match=r"1 files that were committed are gone .* such as _done/00000\.json: some"
+    ):
+        commit.finalise(shards=entries, files=[], metrics={})
+    entries[0] = put(commit, 0)
     commit.finalise(shards=entries, files=[], metrics={})
     assert list(deeds) == []
     for entry in entries:

@@ -22,7 +22,7 @@ from components.config import TrainTeacherParams
 from components.entries import canonical, done_bytes, read_done
 from components.errors import PermanentError
 from components.gc import collect
-from components.manifest import Artifact, Commit, Manifest, open_artifact
+from components.manifest import AT_WORK, Artifact, Commit, Manifest, open_artifact
 from components.openclip import load_teacher
 from components.report import Report
 from components.shards import Sample, ShardIndex, write_shard
@@ -120,6 +120,7 @@ def test_what_earlier_versions_wrote_is_read_as_it_is(root: Store, tmp_path: Pat
     for name, content in {**names, "_done/00000.json": done}.items():
         place.put_bytes(name, content)
     assert sorted(commit.done()) == [0], "a stage that was begun by an earlier version goes on"
+    place.delete(AT_WORK)
     place.put_bytes("manifest.json", data)
     made = open_artifact(place.url, root)
     for name, content in names.items():

@@ -167,6 +167,7 @@ class _Maker:
 
     def _done(self) -> dict[int, FileEntry]:
         """The files committed so far by their shard's index; not those whose content is gone."""
+        self._commit.begin()
         found = {}
         store = self._commit.store
         for name in store.list(f"{DONE}/"):

@@ -69,8 +69,8 @@ def manifests() -> Seeds:
     entry = ShardEntry(
         index=0, split="test", name="test/00000-ab.tar", sha256="ab" * 32, bytes=10, ok=1, skipped={"duplicate": 1},
         failed={}, samples=[SampleNote(key="b", outcome="skipped", reason="duplicate")], source="a.tar",
-        files=[FileEntry(name="test/00000-ab.idx", sha256="cd" * 32, bytes=3, stored="test/00000-ab-cd.idx")], metrics={"psnr_db": 30.5},
-        backend="avx2", params_hash="ef",
+        files=[FileEntry(name="test/00000-ab.idx", sha256="cd" * 32, bytes=3, stored="test/00000-ab-cd.idx")],
+        metrics={"psnr_db": 30.5}, backend="avx2", params_hash="ef",
     )  # fmt: skip
     whole = Manifest(
         stage="s", version=1, key="k", path="s/k", params={"a": [1, None]}, params_hash="ef",
