@@ -27,7 +27,7 @@ from components.entries import (
     stored_name,
 )
 from components.errors import PermanentError, TransientError, UsageError
-from components.store import Store, StoreNotFound, check_name, open_store, sha256_file
+from components.store import Store, StoreNotFound, check_name, open_store, os_error, sha256_file
 
 __all__ = [
     "Artifact",
@@ -109,8 +109,12 @@ def open_artifact(ref: str, store: Store) -> Artifact:
     """
     if not ref:
         raise UsageError("an input's address is empty; give a stage's prefix or its manifest.json")
-    if Path(ref).is_file():
-        manifest = Manifest.from_bytes(Path(ref).read_bytes(), ref)
+    try:
+        data = Path(ref).read_bytes() if Path(ref).is_file() else None
+    except OSError as error:
+        raise os_error(Path(ref), error) from error
+    if data is not None:
+        manifest = Manifest.from_bytes(data, ref)
         place = open_store(str(Path(ref).parent)) if Path(ref).name == MANIFEST else None
     else:
         place = open_store(ref.rstrip("/").removesuffix(f"/{MANIFEST}") or ref)

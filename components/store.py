@@ -13,6 +13,7 @@ import mmap
 import os
 import secrets
 import shutil
+import stat
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -173,12 +174,23 @@ def os_error(where: Path, error: OSError) -> PermanentError | TransientError:
     if error.errno in FULL:
         return TransientError(f"{where}: {reason}; free some space and run the same command again")
     if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-        return PermanentError(f"{where}: {reason}; choose a folder you may write to, or change its permissions")
+        return PermanentError(
+            f"{where}: {reason}; choose a folder that you may read and write, or change its permissions"
+        )
     if error.errno in {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}:
         return PermanentError(
             f"{where}: {reason}; a file and a folder are in each other's place or the name is too long"
         )
     return TransientError(f"{where}: {reason}")
+
+
+@contextmanager
+def _as_ours(path: Path) -> Iterator[None]:
+    """What the file system says of `path`, raised as an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise os_error(path, error) from error
 
 
 def _fsync_folder(folder: Path) -> None:
@@ -200,6 +212,12 @@ def _make_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     _fsync_folder(folder.parent)
+
+
+def _unreadable(error: OSError) -> None:
+    """For os.walk: a folder that is not there holds nothing; one that cannot be read may hold anything."""
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise os_error(Path(error.filename), error) from error
 
 
 _SETTLED_NS = 2_000_000_000  # a file written to later than this gets another time, on any file system's clock
@@ -228,16 +246,27 @@ class FolderStore(Store):
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.root = Path(url).expanduser()
+        try:
+            self.root = Path(url).expanduser()
+        except RuntimeError:
+            raise UsageError(f"store {url!r}: there is no such home folder; give a path") from None
 
     def _path(self, name: str) -> Path:
         return self.root / check_name(name)
+
+    def _stat(self, name: str) -> os.stat_result | None:
+        """Of a file, or what a link leads to; None if there is no such file."""
+        path = self._path(name)
+        with _as_ours(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            found = path.stat()
+            return found if stat.S_ISREG(found.st_mode) else None
+        return None
 
     def _write(self, name: str, fill: Callable[[BinaryIO], None]) -> None:
         target = self._path(name)
         # in the target's own folder: a rename is atomic only within one file system
         temp = target.with_name(f"{TEMP_PREFIX}{os.getpid()}-{secrets.token_hex(6)}")
-        try:
+        with _as_ours(target):
             _make_folder(target.parent)
             try:
                 with temp.open("xb") as stream:
@@ -249,8 +278,6 @@ class FolderStore(Store):
                 temp.unlink(missing_ok=True)
                 raise
             _fsync_folder(target.parent)
-        except OSError as error:
-            raise os_error(target, error) from error
 
     def put_bytes(self, name: str, data: bytes) -> None:
         """See Store."""
@@ -271,43 +298,43 @@ class FolderStore(Store):
 
     def get_bytes(self, name: str) -> bytes:
         """See Store."""
-        path = self._path(name)
-        if not path.is_file():
+        if self._stat(name) is None:
             raise self.not_found(name)
-        try:
-            return path.read_bytes()
-        except FileNotFoundError:
-            raise self.not_found(name) from None
-        except OSError as error:
-            raise os_error(path, error) from error
+        path = self._path(name)
+        with _as_ours(path):
+            try:
+                return path.read_bytes()
+            except FileNotFoundError:
+                raise self.not_found(name) from None
 
     @contextmanager
     def local(self, name: str, sha256: str | None = None) -> Iterator[Path]:
         """See Store; the path is the file itself: do not write to it. What was checked once is not read again."""
-        path = self._path(name)
-        if not path.is_file():
+        if self._stat(name) is None:
             raise self.not_found(name)
+        path = self._path(name)
         if sha256 is not None:
-            _verify(path, sha256)
+            with _as_ours(path):
+                _verify(path, sha256)
         yield path
 
     def exists(self, name: str) -> bool:
         """See Store."""
-        return self._path(name).is_file()
+        return self._stat(name) is not None
 
     def size(self, name: str) -> int:
         """See Store."""
-        path = self._path(name)
-        if not path.is_file():
+        found = self._stat(name)
+        if found is None:
             raise self.not_found(name)
-        return path.stat().st_size
+        return found.st_size
 
     def list(self, prefix: str = "") -> builtins.list[str]:
         """See Store."""
         folder = prefix.rpartition("/")[0]
         top = self.root / check_name(folder) if folder else self.root
         names = []
-        for where, _, files in os.walk(top):
+        for where, _, files in os.walk(top, onerror=_unreadable):
             inside = Path(where).relative_to(self.root)
             names += [(inside / file).as_posix() for file in files if not file.startswith(TEMP_PREFIX)]
         return sorted(name for name in names if name.startswith(prefix))
@@ -315,26 +342,22 @@ class FolderStore(Store):
     def delete(self, name: str) -> None:
         """See Store."""
         path = self._path(name)
-        try:
+        with _as_ours(path):
             path.unlink(missing_ok=True)
             if path.parent.is_dir():
                 _fsync_folder(path.parent)
-        except OSError as error:
-            raise os_error(path, error) from error
 
     def entries(self) -> Iterator[StoredFile]:
         """See Store; of a link its own size and age."""
-
-        def failed(error: OSError) -> None:
-            if not isinstance(error, FileNotFoundError):  # removed, or not made yet
-                raise os_error(Path(error.filename or self.root), error) from error
-
-        for where, _, files in os.walk(self.root, onerror=failed):
+        for where, _, files in os.walk(self.root, onerror=_unreadable):
             for file in sorted(files):
                 path = Path(where) / file
-                with contextlib.suppress(FileNotFoundError):  # its writer renamed it
-                    found = path.lstat()
-                    yield StoredFile(path.relative_to(self.root).as_posix(), found.st_size, found.st_mtime)
+                with _as_ours(path):
+                    try:
+                        found = path.lstat()
+                    except FileNotFoundError:  # its writer renamed it
+                        continue
+                yield StoredFile(path.relative_to(self.root).as_posix(), found.st_size, found.st_mtime)
 
     def remove(self, file: StoredFile) -> bool:
         """See Store."""
@@ -355,9 +378,10 @@ class FolderStore(Store):
     def sweep(self, older_than_s: float = 3600.0) -> int:
         """See Store."""
         count, now = 0, time.time()
-        for temp in self.root.rglob(f"{TEMP_PREFIX}*"):
+        temps = (Path(where) / file for where, _, files in os.walk(self.root) for file in files)
+        for temp in temps:
             with contextlib.suppress(OSError):  # another worker swept it, or finished it
-                if now - temp.stat().st_mtime > older_than_s:
+                if temp.name.startswith(TEMP_PREFIX) and now - temp.stat().st_mtime > older_than_s:
                     temp.unlink()
                     count += 1
         return count

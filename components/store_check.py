@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.errors import PermanentError, SplatClipError, TransientError
-from components.store import FolderStore, Store, open_store
+from components.store import FolderStore, Store, open_store, os_error
 
 if TYPE_CHECKING:
     from components.s3_probe import ProbedStore
@@ -36,9 +36,12 @@ class Check:
     errors: list[SplatClipError] = field(default_factory=list)
 
     def step(self, name: str, work: Callable[[], str]) -> bool:
-        """Do one: `work` returns what to say, or raises an error of ours. Returns whether it went well."""
+        """Do one: `work` returns what to say, or raises what failed. Returns whether it went well."""
         try:
-            text, mark = work(), "ok"
+            try:
+                text, mark = work(), "ok"
+            except OSError as error:
+                raise os_error(Path(str(error.filename or name)), error) from error
         except SplatClipError as error:
             self.errors.append(error)
             text, mark = str(error), "FAILED"
