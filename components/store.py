@@ -56,6 +56,10 @@ class StoreNotFound(PermanentError):
     """There is no file of that name."""
 
 
+class StoreDamaged(PermanentError):
+    """A file's content is not what its sum says."""
+
+
 def check_name(name: str) -> str:
     """Return `name` if it is a safe posix relative path; UsageError otherwise."""
     parts = name.split("/")
@@ -76,9 +80,9 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def mismatch(where: str, expected: str, found: str) -> PermanentError:
+def mismatch(where: str, expected: str, found: str) -> StoreDamaged:
     """The error of a file whose content is not what a manifest says."""
-    return PermanentError(
+    return StoreDamaged(
         f"{where}: sha256 is {found}, expected {expected}: changed or damaged; delete it and run the stage again"
     )
 

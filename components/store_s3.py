@@ -33,6 +33,7 @@ from components.store import (
     MOST_IN_MEMORY,
     TEMP_PREFIX,
     Store,
+    StoreDamaged,
     StoredFile,
     StoreNotFound,
     Upload,
@@ -166,12 +167,12 @@ class S3Store(Store):
         return data
 
     def _check_md5(self, name: str, response: BaseHTTPResponse, found: str, wrong: set[str]) -> None:
-        """DamagedError for another sum than the ETag's; PermanentError if it was the same wrong one before."""
+        """DamagedError for another sum than the ETag's; StoreDamaged if it was the same wrong one before."""
         expected = "" if "Content-Encoding" in response.headers else md5_etag(response.headers)
         if not expected or found == expected:
             return
         if found in wrong:
-            raise PermanentError(
+            raise StoreDamaged(
                 f"{self._where(name)}: MD5 is {found} twice, the service's ETag says {expected}: damaged in the store; "
                 "delete it and run the stage again"
             )

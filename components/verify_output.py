@@ -28,7 +28,7 @@ from components.manifest import DONE, MANIFEST
 from components.outputs import Output, done_name, lies_in_place, listed, named, read_strictly
 from components.progress import Bar
 from components.shards import ShardIndex, read_index, read_layout
-from components.store import StoredFile, StoreNotFound, sha256_file
+from components.store import StoreDamaged, StoredFile, StoreNotFound, sha256_file
 
 INDEX = ".idx"
 There = dict[str, StoredFile]
@@ -133,9 +133,15 @@ class OutputCheck:
             yield from self._content(entry, where, look)
         except StoreNotFound:
             yield Finding.damage(where, "is missing", self._restore)
+        except PermanentError as error:
+            yield self._refused(error, where)
         except OSError as error:
             remedy = f"check the disk and its permissions; if it is lost, {self._again}"
             yield Finding.damage(where, f"cannot be read: {error.strerror or error}", remedy)
+
+    def _refused(self, error: PermanentError, where: str) -> Finding:
+        """What the store says of a file that it does not give, or gives damaged."""
+        return Finding.of(error, where, self._again if isinstance(error, StoreDamaged) else "")
 
     def _content(self, entry: FileEntry, where: str, look: Look | None) -> Iterator[Finding]:
         for last in (False, True):  # damaged on the way? a second download tells
@@ -154,13 +160,15 @@ class OutputCheck:
                     yield from look(path)
                 return
 
-    def _done(self, name: str, there: There) -> bytes | None:
+    def _done(self, name: str, there: There) -> bytes | Finding | None:
         if name not in there:
             return None
         try:
             data = self._store.get_bytes(name)
         except StoreNotFound:
             return None
+        except PermanentError as error:
+            return self._refused(error, f"{self._url}/{name}")
         self._count(len(data))
         return data
 
@@ -170,6 +178,9 @@ class OutputCheck:
         where, data = f"{self._url}/{name}", self._done(name, there)
         if data is None:
             yield Finding.damage(where, f"is missing, and with it the names of samples of {shard.name}", self._restore)
+            return
+        if isinstance(data, Finding):
+            yield data
             return
         try:
             found = read_done(data)
@@ -192,6 +203,9 @@ class OutputCheck:
         """The _done entry of a numbered file, where it has one."""
         name = done_name(entry.place)
         data = self._done(name, there) if name else None
+        if isinstance(data, Finding):
+            yield data
+            return
         if data is None or data == file_bytes(entry):
             return
         where = f"{self._url}/{name}"

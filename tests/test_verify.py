@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fault_proxy import Rule, fault_proxy
 from picture_sets import commit_images, png_samples
+from s3 import new_bucket, s3_environment
 
 import components.s3_retry
 import components.verify_output
@@ -414,6 +416,38 @@ def test_a_file_that_the_disk_does_not_give(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(components.verify_output, "sha256_file", fails)
     [line] = damage(verify(root.url))
     assert f"{images.url}/{lost}: cannot be read: Input/output error; check the disk" in line
+
+
+def test_what_a_service_refuses_or_gives_damaged_is_one_finding_among_others(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An object whose bytes are not those of its ETag, one that may not be read; the rest is looked at all the same."""
+    monkeypatch.setattr(components.s3_retry, "BACKOFF_S", 0.001)
+    with fault_proxy(endpoint) as proxy, s3_environment(proxy.url):
+        root = open_store(f"{new_bucket()}/store")
+        images, splats, scores = whole(root, NOTES)
+        commit = Commit(root, stage="teacher_embeddings", version=1, params={}, inputs={})
+        entry = commit.put_file(f"train/00003-{sha256_bytes(b'x')[:12]}.safetensors", b"x")
+        commit.store.put_bytes("_done/00003.json", file_bytes(entry))
+        commit.finalise(shards=[], files=[entry], metrics={})
+        rotten, closed = images.manifest.shards[0], images.manifest.shards[1]
+        proxy.reset(
+            Rule("flip", "GET", f"{images.manifest.path}/{rotten.name}"),
+            Rule("403", "GET", f"{images.manifest.path}/{closed.name}"),
+            Rule("403", "GET", f"{splats.manifest.path}/_done/00000"),
+            Rule("flip", "GET", f"{commit.path}/_done/00003"),
+        )
+        scores.store.delete(scores.manifest.files[0].place)
+        result = verify(root.url)
+        found = damage(result)
+    assert len(found) == 5
+    again = f"delete it and {images.url}/manifest.json, then run the stage again"
+    assert any(f"{images.url}/{rotten.name}: MD5 is" in line and line.endswith(f"store; {again}") for line in found)
+    assert any(f"{images.url}/{closed.name}: access denied; give this access key" in line for line in found)
+    assert any(f"{splats.url}/_done/00000.json: access denied; give this access key" in line for line in found)
+    assert any(f"{commit.url}/_done/00003.json: MD5 is" in line for line in found)
+    assert any(f"{scores.manifest.files[0].place}: is missing" in line for line in found)
+    assert len(result.outputs) == 4
 
 
 def test_a_file_that_comes_damaged_once_is_fetched_again(root: Store, monkeypatch: pytest.MonkeyPatch) -> None:
