@@ -23,6 +23,7 @@ def endpoint_url() -> SplitResult:
     try:
         parts = urlsplit(url)
         valid = parts.port != 0  # a port that is no number raises
+        (parts.hostname or "").encode("idna")  # a name with an empty or too long part raises
     except ValueError:
         raise problem from None
     if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc or not valid:
@@ -51,14 +52,24 @@ class Connection:
     pool: LimitedPool
 
     def client(self, call: Call | None = None) -> Minio:
-        """The minio client whose requests belong to `call`, or to the call of their thread (see Requests)."""
-        return Minio(
-            endpoint=self.endpoint.netloc,
-            secure=self.endpoint.scheme == "https",
-            region=region(),
-            credentials=self.credentials.provider,
-            http_client=Requests(self.pool, call),
-        )
+        """The minio client whose requests belong to `call`, or to the call of their thread (see Requests).
+
+        Raises UsageError for an endpoint or a region that it refuses.
+        """
+        try:
+            return Minio(
+                endpoint=self.endpoint.netloc,
+                secure=self.endpoint.scheme == "https",
+                region=region(),
+                credentials=self.credentials.provider,
+                http_client=Requests(self.pool, call),
+            )
+        except ValueError as error:
+            raise UsageError(
+                f"AWS_ENDPOINT_URL {self.endpoint.geturl()} with AWS_REGION {region()!r}: {error}; give the service's "
+                "own host, without a bucket (https://s3.eu-west-1.amazonaws.com; of a VPC endpoint "
+                "https://bucket.vpce-...), and the region's name (eu-west-1)"
+            ) from None
 
 
 def open_connection() -> Connection:

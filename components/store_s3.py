@@ -19,6 +19,7 @@ from xml.etree.ElementTree import ParseError
 from minio import Minio
 from minio.datatypes import ListMultipartUploadsResult, Object
 from minio.error import MinioException, S3Error
+from minio.helpers import check_bucket_name
 from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError
 
@@ -360,6 +361,10 @@ def split_url(url: str) -> tuple[str, str]:
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     if len(bucket) < 3 or any(not (char.isascii() and (char.isalnum() or char in "-._")) for char in bucket):
         raise UsageError(f"{url!r}: give s3://bucket/prefix with a bucket's name of three characters or more")
+    try:
+        check_bucket_name(bucket)
+    except ValueError as error:
+        raise UsageError(f"{url!r}: {error}; give s3://bucket/prefix") from None
     prefix = prefix.strip("/")
     if prefix:
         check_name(prefix)

@@ -24,6 +24,7 @@ from s3 import FaultyServer, moto_server, new_bucket, s3_environment
 
 import components.s3_retry
 import components.store_s3
+from components.__main__ import main
 from components.errors import PermanentError, TransientError, UsageError
 from components.store import FolderStore, Store, StoredFile, StoreNotFound, check_name, open_store
 
@@ -179,10 +180,39 @@ def test_addresses_that_make_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:
         for url in ("", "gs://bucket", "s3://", "s3://ab/x", "s3://bad bucket", "s3://bucket/../x"):
             with pytest.raises(UsageError):
                 open_store(url)
+        for url in ("s3://abc..def/p", "s3://192.168.1.1/p", "s3://-abc/p", "s3://abc.-def"):
+            with pytest.raises(UsageError, match=f"^{url!r}: .*bucket name"):
+                open_store(url)
     with s3_environment("localhost:9000"), pytest.raises(UsageError, match="http://"):
         open_store("s3://bucket")
     with s3_environment("http://localhost:9000", secret=""), pytest.raises(UsageError, match="AWS_SECRET_ACCESS_KEY"):
         open_store("s3://bucket")
+
+
+@pytest.mark.parametrize(
+    ("endpoint_url", "region", "says"),
+    [
+        ("https://my-bucket.s3.amazonaws.com", "eu-west-1", "invalid Amazon AWS host my-bucket.*without a bucket"),
+        ("https://vpce-0a.s3.eu-west-1.vpce.amazonaws.com", "eu-west-1", "invalid .*https://bucket.vpce-"),
+        ("http://localhost:9000", "eu_west 1", "AWS_REGION 'eu_west 1': invalid region"),
+        ("http://minio..svc:9000", "us-east-1", "give the S3 endpoint as http://host:port"),
+        (f"http://{'x' * 64}.svc:9000", "us-east-1", "give the S3 endpoint as http://host:port"),
+    ],
+)
+def test_settings_that_are_typing_errors(
+    endpoint_url: str, region: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with s3_environment(endpoint_url, secret="s3cr3t-key"):
+        monkeypatch.setenv("AWS_REGION", region)
+        with pytest.raises(UsageError, match=f"^AWS_ENDPOINT_URL.*{says}"):
+            open_store("s3://bucket/p")
+        for command in (["verify", "s3://bucket/p"], ["gc", "s3://bucket/p"]):
+            assert main(command) == 2
+        if "svc" in endpoint_url:  # the others are asked first whether they are there
+            assert main(["store", "check", "s3://bucket/p"]) == 2
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        assert "s3cr3t" not in out + err
 
 
 def test_a_write_reaches_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
