@@ -50,7 +50,7 @@ class Call:
         self.start = time.monotonic()
         self.seconds = self.base_s + num_bytes / SLOWEST_RATE
         self.requests = 0
-        self.completing = b""  # what was sent to complete an upload, if the answer to it was lost
+        self.completing = b""  # what was sent to complete an upload, if nobody heard that it was done
 
     def end(self, *, last: bool = False) -> float:
         """When a request must be over, of time.monotonic.
@@ -67,6 +67,12 @@ class Call:
         """Of one attempt: a quarter of the deadline and the time for its bytes, so that another one fits."""
         end = time.monotonic() + self.base_s / 4 + num_bytes / SLOWEST_RATE
         return Limit(min(end, self.end(last=last)), self.base_s / 4)
+
+    def left(self) -> Call:
+        """A call in what time this one has left, or in a twentieth of the deadline."""
+        found = Call(self.where)
+        found.seconds = found.base_s = max(self.start + self.seconds - time.monotonic(), self.base_s / 20)
+        return found
 
     def effort(self) -> str:
         """What was tried, for a message."""
@@ -135,6 +141,7 @@ class Requests(PoolManager):
         self, call: Call, method: str, url: str, more: dict[str, Any], *, last: bool = False
     ) -> BaseHTTPResponse:
         sent: bytes = more.get("body") or b""
+        completes = method == "POST" and "uploadId=" in url
         failures = 0
         while True:
             limit = call.limit(len(sent), last=last)
@@ -142,13 +149,15 @@ class Requests(PoolManager):
             token = limit_now.set(limit)
             try:
                 response = self._once(call, method, url, more, limit)
+                if completes and response.status >= 500:
+                    call.completing = sent  # a gateway's answer: behind it, it may have been done all the same
                 if response.status not in RETRIED and not self._retried_code(response, more):
                     return response
                 wait_s, allowed = _asked_to_wait_s(response), RETRIES
             except HTTPError as failed:
                 error, allowed = failed, _retries_for(failed)
-                if method == "POST" and "uploadId=" in url:
-                    call.completing = sent  # it may have been done all the same
+                if completes:
+                    call.completing = sent
             finally:
                 limit_now.reset(token)
             backoff = min(BACKOFF_S * 2**failures, LONGEST_BACKOFF_S)

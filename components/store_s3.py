@@ -23,7 +23,7 @@ from minio.helpers import check_bucket_name
 from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError
 
-from components.errors import PermanentError, UsageError
+from components.errors import PermanentError, SplatClipError, UsageError
 from components.s3_checks import DamagedError, completed_etag, md5, md5_etag
 from components.s3_connection import Connection, open_connection
 from components.s3_errors import s3_error
@@ -52,6 +52,10 @@ T = TypeVar("T")
 def connect() -> Minio:
     """The client that the environment describes; UsageError if something is missing."""
     return open_connection().client()
+
+
+def _plain(etag: str | None) -> str:
+    return (etag or "").strip('"')
 
 
 def _seconds(moment: datetime | None) -> float:
@@ -109,14 +113,20 @@ class S3Store(Store):
         def put() -> None:
             try:
                 work(self._connection.client(call), key)
-            except S3Error as error:
-                # The answer to a completed upload was lost, and the second request found nothing left to complete
-                if error.code != "NoSuchUpload" or not call.completing:
-                    raise
-                if self.stat(name)[1] != completed_etag(call.completing):
+            except (MinioException, HTTPError):
+                # The upload may have been completed: by a request whose answer was lost, or whom a gateway answered
+                if not call.completing or not self._is_there(name, completed_etag(call.completing), call.left()):
                     raise
 
         self._call(put, name, call=call)
+
+    def _is_there(self, name: str, etag: str, call: Call) -> bool:
+        key = self._key(name)
+        try:
+            found = self._call(lambda: self._head(key), name, call=call)
+        except SplatClipError:
+            return False
+        return bool(etag) and _plain(found.etag) == etag
 
     def put_parts(self, name: str, data: bytes, part_size: int) -> None:
         """As put_bytes, in parts of `part_size` bytes."""
@@ -275,7 +285,7 @@ class S3Store(Store):
         """Bytes and ETag of `name`. Raises StoreNotFound."""
         key = self._key(name)
         found = self._call(lambda: self._head(key), name)
-        return int(found.size or 0), (found.etag or "").strip('"')
+        return int(found.size or 0), _plain(found.etag)
 
     def size(self, name: str) -> int:
         """See Store."""

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -131,10 +132,14 @@ def test_a_fault_that_stays_ends_in_an_error_before_the_deadline(
     place.put_bytes("large", b"1")
     proxy.reset(Rule(fault, method, pattern))
     begun = time.monotonic()
-    with pytest.raises(SplatClipError, match=r"s3://.*(again|damaged in the store)") as caught:
+    done = name == "complete" and fault in {"stall", "short", "flip"}  # and nobody hears of it, but it is there
+    with (
+        nullcontext() if done else pytest.raises(SplatClipError, match=r"s3://.*(again|damaged in the store)") as caught
+    ):
         work(place, large)
-    assert isinstance(caught.value, TransientError) or (fault, name) == ("flip", "get")
-    assert service[2] not in str(caught.value)
+    if caught:
+        assert isinstance(caught.value, TransientError) or (fault, name) == ("flip", "get")
+        assert service[2] not in str(caught.value)
     assert time.monotonic() - begun < DEADLINE_S * 1.05
     assert proxy.requests <= 3 * (components.s3_retry.RETRIES + 1) + 3
     proxy.reset()
@@ -235,6 +240,27 @@ def test_a_completed_upload_whose_answer_is_lost_counts(place: S3Store, proxy: P
     place.put_file("x", large)
     assert sum(seen.startswith("HEAD") for seen in proxy.seen) == 1, "the object itself was looked at"
     assert place.get_bytes("x") == LARGE
+
+
+@pytest.mark.parametrize("status", ["502", "503", "504"])
+def test_a_completed_upload_behind_a_gateway_that_gives_up_counts(
+    status: str, place: S3Store, proxy: Proxy, large: Path
+) -> None:
+    """The gateway answers in the service's stead: once, and the service then knows of no upload; or always."""
+    proxy.reset(Rule(f"done {status}", "POST", "uploadId=", times=1), Rule("404", "POST", "uploadId="))
+    place.put_file("x", large)
+    assert sum(seen.startswith("HEAD") for seen in proxy.seen) == 1
+    proxy.reset(Rule(f"done {status}", "POST", "uploadId="))
+    place.put_file("y", large)
+    assert (place.get_bytes("x"), place.get_bytes("y")) == (LARGE, LARGE)
+    proxy.reset(Rule(status, "POST", "uploadId="))
+    with pytest.raises(TransientError, match="the S3 service"):
+        place.put_file("z", large)
+    assert not place.exists("z")
+    place.put_bytes("z", b"another one")
+    with pytest.raises(TransientError, match="the S3 service"):
+        place.put_file("z", large)
+    assert place.get_bytes("z") == b"another one", "what lies there is looked at, not only whether something does"
 
 
 def test_parts_stop_when_one_is_given_up(place: S3Store, proxy: Proxy, tmp_path: Path) -> None:
