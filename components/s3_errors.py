@@ -119,7 +119,13 @@ def _answered(url: str, error: S3Error, source: str) -> SplatClipError:
     if code == "NoSuchBucket":
         return PermanentError(f"{url}: there is no such bucket; create it, or correct the address")
     difference = clock_difference_s(error.response.headers.get("Date")) if status in {400, 403} else None
-    if code == "RequestTimeTooSkewed" or (difference is not None and abs(difference) > CLOCK_TOLERANCE_S):
+    agree = difference is not None and abs(difference) <= CLOCK_TOLERANCE_S
+    if code == "RequestTimeTooSkewed" and agree:
+        return TransientError(
+            f"{url}: the request was too long on its way ({code}), while the clocks agree; try again, and look at what "
+            "lies in between"
+        )
+    if code == "RequestTimeTooSkewed" or (difference is not None and not agree):
         told = "the clocks differ" if difference is None else clock_text(difference)
         return PermanentError(f"{url}: the service refuses the request's time ({code}): {told}; set the clock")
     elsewhere = code in {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}

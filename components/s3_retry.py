@@ -25,6 +25,7 @@ from components.s3_deadline import SLOWEST_RATE, Limit, LimitedPool, deadline_s,
 CONNECT_TIMEOUT_S = 10.0
 RETRIES = 7  # of one request
 RETRIES_UNREACHABLE = 3  # where nobody listens, or nobody knows the name: mostly a wrong address
+MOST_AGE_S = 600.0  # of a signature that is sent again; services refuse one that is 900 s old
 BACKOFF_S, LONGEST_BACKOFF_S = 0.2, 15.0  # doubled from one to the next; at least half of it, the rest is random
 RETRIED = {429, 500, 502, 503, 504}
 # Beside them, errors of status 400 or 409 that another try may mend: sent too slowly, or damaged on the way there
@@ -142,7 +143,7 @@ class Requests(PoolManager):
     ) -> BaseHTTPResponse:
         sent: bytes = more.get("body") or b""
         completes = method == "POST" and "uploadId=" in url
-        failures = 0
+        failures, signed = 0, time.monotonic()
         while True:
             limit = call.limit(len(sent), last=last)
             response, error, wait_s = None, None, 0.0
@@ -163,7 +164,8 @@ class Requests(PoolManager):
             backoff = min(BACKOFF_S * 2**failures, LONGEST_BACKOFF_S)
             wait_s = max(wait_s, backoff * random.uniform(0.5, 1.0))
             failures += 1
-            if failures > allowed or time.monotonic() + wait_s >= call.end(last=last):
+            again = time.monotonic() + wait_s
+            if failures > allowed or again >= call.end(last=last) or again > signed + MOST_AGE_S:
                 if error is not None:
                     raise error
                 return response  # type: ignore[return-value]

@@ -170,6 +170,15 @@ def test_what_may_pass(server: Server, code: str, monkeypatch: pytest.MonkeyPatc
     assert "3 requests in" in str(error)
 
 
+@pytest.mark.parametrize("minutes", [0, 4, -4])
+def test_a_request_that_came_too_late_while_the_clocks_agree(server: Server, minutes: int) -> None:
+    server.status, server.body = 403, ERROR.format("RequestTimeTooSkewed", "why", "").encode()
+    server.headers = {"Content-Type": "application/xml", "Date": ago(minutes=minutes)}
+    error = failure(f"http://127.0.0.1:{server.server_port}")
+    assert isinstance(error, TransientError)
+    assert "too long on its way (RequestTimeTooSkewed), while the clocks agree; try again" in str(error)
+
+
 @pytest.mark.parametrize(("status", "body"), [(404, b"<html>none</html>"), (401, b""), (400, b"what?")])
 def test_an_endpoint_that_is_not_s3(server: Server, status: int, body: bytes) -> None:
     server.status, server.body, server.headers = status, body, {"Content-Type": "text/html"}

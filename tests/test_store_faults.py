@@ -202,6 +202,23 @@ def test_a_service_that_hangs_ends_before_the_deadline(place: S3Store, proxy: Pr
             assert DEADLINE_S / 2 < time.monotonic() - begun < DEADLINE_S
 
 
+def test_a_signature_that_is_old_is_not_sent_again(
+    place: S3Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a long deadline one try may take longer than services take a signature for: 900 s."""
+    assert components.s3_retry.MOST_AGE_S < 900 - 120
+    monkeypatch.setattr(components.s3_retry, "MOST_AGE_S", 0.5)  # a try has a second
+    place.put_bytes("small", SMALL)
+    for fault, requests in (("stall", 1), ("reset", 4)):
+        proxy.reset(Rule(fault, "GET", times=3))
+        if requests == 1:
+            with pytest.raises(TransientError, match=r"in time.* \(1 request in"):
+                place.get_bytes("small")
+        else:
+            assert place.get_bytes("small") == SMALL, "a young one is"
+        assert proxy.requests == requests
+
+
 def test_a_service_that_is_busy_for_ever_is_given_up_at_the_deadline(
     place: S3Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
