@@ -27,6 +27,7 @@ RETRIES = 7  # of one request
 RETRIES_UNREACHABLE = 3  # where nobody listens, or nobody knows the name: mostly a wrong address
 MOST_AGE_S = 600.0  # of a signature that is sent again; services refuse one that is 900 s old
 BACKOFF_S, LONGEST_BACKOFF_S = 0.2, 15.0  # doubled from one to the next; at least half of it, the rest is random
+PARTS_AT_ONCE = 3  # of an upload: they share the line, and its slowest rate is that of all together
 RETRIED = {429, 500, 502, 503, 504}
 # Beside them, errors of status 400 or 409 that another try may mend: sent too slowly, or damaged on the way there
 _CODES = ("RequestTimeout", "OperationAborted", "BadDigest", "XAmzContentSHA256Mismatch")
@@ -65,7 +66,7 @@ class Call:
         self.seconds = max(self.seconds, self.base_s + num_bytes / SLOWEST_RATE)
 
     def limit(self, num_bytes: int, *, last: bool = False) -> Limit:
-        """Of one attempt: a quarter of the deadline and the time for its bytes, so that another one fits."""
+        """Of one attempt: a quarter of the deadline and the time for the bytes, so that another one fits."""
         end = time.monotonic() + self.base_s / 4 + num_bytes / SLOWEST_RATE
         return Limit(min(end, self.end(last=last)), self.base_s / 4)
 
@@ -143,9 +144,10 @@ class Requests(PoolManager):
     ) -> BaseHTTPResponse:
         sent: bytes = more.get("body") or b""
         completes = method == "POST" and "uploadId=" in url
+        on_the_line = len(sent) * (PARTS_AT_ONCE if "partNumber=" in url else 1)
         failures, signed = 0, time.monotonic()
         while True:
-            limit = call.limit(len(sent), last=last)
+            limit = call.limit(on_the_line, last=last)
             response, error, wait_s = None, None, 0.0
             token = limit_now.set(limit)
             try:

@@ -27,7 +27,7 @@ from components.errors import PermanentError, SplatClipError, UsageError
 from components.s3_checks import DamagedError, completed_etag, md5, md5_etag
 from components.s3_connection import Connection, open_connection
 from components.s3_errors import s3_error
-from components.s3_retry import Call, Reader, current
+from components.s3_retry import PARTS_AT_ONCE, Call, Reader, current
 from components.scratch import in_scratch
 from components.store import (
     CHUNK,
@@ -42,7 +42,7 @@ from components.store import (
     mismatch,
 )
 
-PART_SIZE = 16 << 20  # of a multipart upload; three parts are in memory at a time
+PART_SIZE = 16 << 20  # of a multipart upload; PARTS_AT_ONCE of them are in memory
 CACHED_CHUNK = 256 << 10  # stays in the processor's cache between receiving, hashing and copying
 
 _MISSING = {"NoSuchKey", "NoSuchObject", "NotFound"}
@@ -134,7 +134,12 @@ class S3Store(Store):
             name,
             len(data),
             lambda client, key: client.put_object(
-                bucket_name=self._bucket, object_name=key, data=BytesIO(data), length=len(data), part_size=part_size
+                bucket_name=self._bucket,
+                object_name=key,
+                data=BytesIO(data),
+                length=len(data),
+                part_size=part_size,
+                num_parallel_uploads=PARTS_AT_ONCE,
             ),
         )
 
@@ -152,7 +157,11 @@ class S3Store(Store):
             name,
             num_bytes,
             lambda client, key: client.fput_object(
-                bucket_name=self._bucket, object_name=key, file_path=str(path), part_size=PART_SIZE
+                bucket_name=self._bucket,
+                object_name=key,
+                file_path=str(path),
+                part_size=PART_SIZE,
+                num_parallel_uploads=PARTS_AT_ONCE,
             ),
         )
 

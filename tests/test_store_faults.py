@@ -10,16 +10,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fault_proxy import Proxy, Rule, fault_proxy
 from s3 import moto_server, new_bucket, s3_environment
 from swift import ACCESS, SECRET, missing, swift_server
+from urllib3 import BaseHTTPResponse
 
 import components.s3_retry
 import components.store_s3
 from components.errors import PermanentError, SplatClipError, TransientError, UsageError
-from components.s3_deadline import DEADLINE_ENV
+from components.s3_deadline import DEADLINE_ENV, Limit
+from components.s3_retry import Call, Requests
 from components.store_s3 import S3Store, connect, open_s3
 
 DEADLINE_S = 4.0  # one try has a quarter of it, on a busy machine, too
@@ -278,6 +281,29 @@ def test_a_completed_upload_behind_a_gateway_that_gives_up_counts(
     with pytest.raises(TransientError, match="the S3 service"):
         place.put_file("z", large)
     assert place.get_bytes("z") == b"another one", "what lies there is looked at, not only whether something does"
+
+
+def test_parts_that_share_a_slow_line_have_the_time_of_all(
+    place: S3Store, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the slowest rate that is promised three parts of 5 MiB at once take as long as 15 MiB."""
+    rate = 10 << 20
+    monkeypatch.setattr(components.s3_retry, "SLOWEST_RATE", rate)
+    times: dict[str, float] = {}
+    once = Requests._once
+
+    def seen(self: Requests, call: Call, method: str, url: str, more: dict[str, Any], limit: Limit) -> BaseHTTPResponse:
+        times[url] = limit.end - time.monotonic()
+        return once(self, call, method, url, more, limit)
+
+    monkeypatch.setattr(Requests, "_once", seen)
+    file = tmp_path / "parts"
+    file.write_bytes(LARGE * 3)
+    place.put_file("x", file)
+    place.put_bytes("y", LARGE[: 5 << 20])
+    part, alone = (next(left for url, left in times.items() if text in url) for text in ("partNumber=1&", "/p/y"))
+    assert part == pytest.approx(DEADLINE_S / 4 + 3 * (5 << 20) / rate, abs=0.2)
+    assert alone == pytest.approx(DEADLINE_S / 4 + (5 << 20) / rate, abs=0.2)
 
 
 def test_parts_stop_when_one_is_given_up(place: S3Store, proxy: Proxy, tmp_path: Path) -> None:
