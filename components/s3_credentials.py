@@ -26,6 +26,7 @@ from urllib3.exceptions import HTTPError
 
 from components.errors import PermanentError, TransientError, UsageError
 from components.redaction import redacted
+from components.s3_errors import PASSING
 
 _IDENTITY = {
     "AWS_WEB_IDENTITY_TOKEN_FILE": "the pod's identity (a web identity token)",
@@ -49,7 +50,7 @@ class Watched(Provider):
             return self._provider.retrieve()
         except _FAILURES as error:  # some of their texts hold the token
             status = re.search(r"HTTP status code (4\d\d)", str(error))
-            if status:
+            if status and int(status[1]) not in PASSING:
                 raise PermanentError(
                     f"credentials from {self.source} are refused (HTTP {status[1]}); check AWS_ROLE_ARN, the role's "
                     "trust in this service account, and AWS_ENDPOINT_URL_STS where the service is not AWS"
@@ -96,7 +97,7 @@ def _given(provider: Provider, where: str) -> bool:
 
 
 def _metadata(http: urllib3.PoolManager) -> Provider | None:
-    """The machine's own role on EC2 and what is like it; None if nobody answers at once."""
+    """The machine's own role on EC2 and what is like it; None if nobody answers at once, or has none to give."""
     if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
         return None
     endpoint = os.environ.get(METADATA_ENDPOINT, "").rstrip("/") or None
@@ -104,8 +105,9 @@ def _metadata(http: urllib3.PoolManager) -> Provider | None:
     with urllib3.PoolManager(timeout=timeout, retries=False) as once:
         try:
             IamAwsProvider(custom_endpoint=endpoint, http_client=once).retrieve()
-        except _FAILURES:
-            return None
+        except _FAILURES as error:
+            if not re.search(r"HTTP status code (408|429|5\d\d)", str(error)):  # it is there, and busy
+                return None
     return IamAwsProvider(custom_endpoint=endpoint, http_client=http)
 
 

@@ -27,6 +27,7 @@ from components.s3_checks import DamagedError, NotS3Error
 from components.s3_deadline import DEADLINE_ENV
 
 CLOCK_TOLERANCE_S = 300.0  # a difference worth saying; AWS refuses from 900 s on
+PASSING = {408, 429}  # statuses below 500 that another try may not meet
 _DENIED = {"AccessDenied", "AllAccessDisabled", "AccountProblem"}
 _TRANSIENT = {
     "BadDigest",
@@ -99,7 +100,7 @@ def _no_s3(url: str, what: str) -> PermanentError:
 def _by_status(url: str, status: int, body: str) -> SplatClipError:
     if "https server" in body.lower() or "https port" in body.lower():
         return PermanentError(f"{url}: the endpoint speaks https; write https:// in AWS_ENDPOINT_URL")
-    if status >= 500 or status == 429:
+    if status >= 500 or status in PASSING:
         return TransientError(f"{url}: the S3 service failed (HTTP {status}); try again later")
     return _no_s3(url, f"HTTP {status}")
 
@@ -139,7 +140,7 @@ def _answered(url: str, error: S3Error, source: str) -> SplatClipError:
         return PermanentError(
             f"{url}: access denied; give this access key the right to list, read and write there{whose}"
         )
-    if code in _TRANSIENT or status >= 500 or status == 429:
+    if code in _TRANSIENT or status >= 500 or status in PASSING:
         return TransientError(f"{url}: the S3 service is not able to answer now ({code}); try again later")
     return PermanentError(f"{url}: the S3 service answered {code} (HTTP {status}): {error.message}")
 

@@ -28,10 +28,14 @@ RETRIES_UNREACHABLE = 3  # where nobody listens, or nobody knows the name: mostl
 MOST_AGE_S = 600.0  # of a signature that is sent again; services refuse one that is 900 s old
 BACKOFF_S, LONGEST_BACKOFF_S = 0.2, 15.0  # doubled from one to the next; at least half of it, the rest is random
 PARTS_AT_ONCE = 3  # of an upload: they share the line, and its slowest rate is that of all together
-RETRIED = {429, 500, 502, 503, 504}
+RETRIED = {408, 429, 500, 502, 503, 504}
 # Beside them, errors of status 400 or 409 that another try may mend: sent too slowly, or damaged on the way there
 _CODES = ("RequestTimeout", "OperationAborted", "BadDigest", "XAmzContentSHA256Mismatch")
-RETRIED_CODES = tuple(f"<Code>{code}</Code>".encode() for code in _CODES)
+# What a service of identities says with status 400 when it is asked too often, or is not ready
+_BUSY = ("Throttling", "ThrottlingException", "RequestThrottled", "RequestLimitExceeded", "IDPCommunicationError")
+BUSY_CODES, RETRIED_CODES = (
+    tuple(f"<Code>{code}</Code>".encode() for code in codes) for codes in (_BUSY, (*_CODES, *_BUSY))
+)
 
 Reader = Callable[[BaseHTTPResponse], None]
 
@@ -154,7 +158,7 @@ class Requests(PoolManager):
                 response = self._once(call, method, url, more, limit)
                 if completes and response.status >= 500:
                     call.completing = sent  # a gateway's answer: behind it, it may have been done all the same
-                if response.status not in RETRIED and not self._retried_code(response, more):
+                if response.status not in RETRIED and not self._says(response, more, RETRIED_CODES):
                     return response
                 wait_s, allowed = _asked_to_wait_s(response), RETRIES
             except HTTPError as failed:
@@ -170,6 +174,8 @@ class Requests(PoolManager):
             if failures > allowed or again >= call.end(last=last) or again > signed + MOST_AGE_S:
                 if error is not None:
                     raise error
+                if response is not None and response.status == 400 and self._says(response, more, BUSY_CODES):
+                    raise HTTPError("the service is asked too often")  # who asks for an identity looks at the status
                 return response  # type: ignore[return-value]
             if response is not None:
                 response.close()
@@ -203,6 +209,6 @@ class Requests(PoolManager):
         return response
 
     @staticmethod
-    def _retried_code(response: BaseHTTPResponse, more: dict[str, Any]) -> bool:
+    def _says(response: BaseHTTPResponse, more: dict[str, Any], codes: tuple[bytes, ...]) -> bool:
         whole = more.get("preload_content", True) and response.status >= 400
-        return whole and any(code in response.data for code in RETRIED_CODES)
+        return whole and any(code in response.data for code in codes)

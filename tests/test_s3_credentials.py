@@ -46,6 +46,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.status, self.life_s, self.asked, self.tokens = 200, 3600.0, 0, list[str | None]()
+        self.error = ""  # the body where status is none of success
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -77,6 +78,7 @@ class Handler(BaseHTTPRequestHandler):
     def _reply(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         status, body = (200 if self.path.startswith("/bucket") else self.server.status), self._body().encode()
+        body = body if status == 200 else self.server.error.encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/xml")
         self.send_header("Content-Length", str(len(body)))
@@ -201,16 +203,49 @@ def test_what_expires_is_asked_for_again(server: Server, tmp_path: Path, monkeyp
     assert server.tokens == ["given1", "given2"]
 
 
-@pytest.mark.parametrize(("status", "kind"), [(403, PermanentError), (503, TransientError)])
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (400, "InvalidIdentityToken", PermanentError),
+        (400, "Throttling", TransientError),
+        (400, "IDPCommunicationError", TransientError),
+        (403, "AccessDenied", PermanentError),
+        (408, "", TransientError),
+        (429, "TooManyRequests", TransientError),
+        (503, "", TransientError),
+    ],
+)
 def test_an_identity_that_is_refused(
-    status: int, kind: type[SplatClipError], server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    status: int,
+    code: str,
+    kind: type[SplatClipError],
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     give("web identity", tmp_path, server, monkeypatch)
-    server.status = status
+    server.status, server.error = status, f"<ErrorResponse><Error><Code>{code}</Code></Error></ErrorResponse>"
     with pytest.raises(kind, match="the pod's identity") as caught:
         open_s3("s3://bucket/p").list()
     assert JWT not in str(caught.value)
     assert caught.value.__cause__ is None, "the text of the cause holds the token"
+
+
+@pytest.mark.parametrize(("status", "there"), [(429, True), (503, True), (404, False), (401, False)])
+def test_a_metadata_service_that_is_busy_is_one(
+    status: int, there: bool, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give("machine", tmp_path, server, monkeypatch)
+    server.status = status
+    if not there:
+        with pytest.raises(UsageError, match="no credentials"):
+            open_s3("s3://bucket/p")
+        return
+    store = open_s3("s3://bucket/p")
+    with pytest.raises(TransientError, match=r"the machine's role .* cannot be had now"):
+        store.list()
+    server.status = 200
+    assert store.list() == []
 
 
 def test_a_token_file_that_went_away(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

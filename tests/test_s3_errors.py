@@ -170,6 +170,21 @@ def test_what_may_pass(server: Server, code: str, monkeypatch: pytest.MonkeyPatc
     assert "3 requests in" in str(error)
 
 
+@pytest.mark.parametrize("status", [408, 429, 502])
+@pytest.mark.parametrize("kind", ["text/html", "application/xml"])
+def test_a_gateway_that_is_not_able_to_now(
+    server: Server, status: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its page is not S3's, and no matter."""
+    monkeypatch.setattr(components.s3_retry, "RETRIES", 2)
+    server.status, server.headers = status, {"Content-Type": kind}
+    server.body = b"<html>Request Timeout</html>" if "html" in kind else ERROR.format("Some", "why", "").encode()
+    error = failure(f"http://127.0.0.1:{server.server_port}")
+    assert isinstance(error, TransientError)
+    assert "try again later" in str(error)
+    assert "3 requests in" in str(error)
+
+
 @pytest.mark.parametrize("minutes", [0, 4, -4])
 def test_a_request_that_came_too_late_while_the_clocks_agree(server: Server, minutes: int) -> None:
     server.status, server.body = 403, ERROR.format("RequestTimeTooSkewed", "why", "").encode()
