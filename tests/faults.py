@@ -166,7 +166,7 @@ class ForkServer:
     ) -> list[Ran]:
         """Commands at the same time, each with its blow.
 
-        port: of an S3 server; plant: a mistake of fault_planted.py; also: a folder whose points count, too.
+        port: of an S3 server; plant: a mistake of fault_planted.py; also: a folder whose points count, too ("/": all).
         """
         of_s3 = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
         cases = []

@@ -57,12 +57,22 @@ MAKERS = {"splat_fit": splat_fit, "download": download, "urls": urls}
 Servers = Callable[[str], ForkServer]
 
 
+def elsewhere(ran: Ran, store: str) -> list[str]:
+    """What a run that was watched everywhere wrote beside its store, its temporary folder and its two streams.
+
+    Not the sync of the folder that the store itself was made in.
+    """
+    assert any(point.path.startswith(f"{store}/") for point in ran.points)
+    own = (f"{store}/", f"{ran.scratch.parent}/")
+    others = [point.path for point in ran.points if not point.path.startswith(own)]
+    return [path for path in others if not f"{store}/".startswith(f"{path}/")]
+
+
 def strike(servers: Servers, tmp: Path, what: Command, bar: int, row: Row, *, name: str = "") -> None:
     """Strike a command at `bar` points of its store in a folder."""
     chance, server, store = seed(), servers(what.stage), str(tmp / "whole")
     whole = undisturbed(server, what, store)
-    places = (store, str(whole.ran.scratch))
-    assert all(point.path.startswith(places) for point in whole.ran.points), "what is written elsewhere is no point"
+    assert elsewhere(server.run(what.argv(anew := str(tmp / "anew")), anew, also="/"), anew) == []
     in_order(whole.ran.points, store)
     cached = server.run(what.argv(store), store)
     assert (cached.code, cached.points, cached.work) == (0, [], 0), "a finished output is found, nothing is written"
@@ -154,6 +164,8 @@ def test_what_is_written_for_people_and_dvc(servers: Servers, tmp_path: Path, ev
         return server.run([*what.argv(store), *files], store, blow, also=str(out))
 
     assert server.run(what.argv(store), store).code == 0
+    watched = server.run([*what.argv(f"{store}2"), "--manifest-out", str(tmp_path / "m")], f"{store}2", also="/")
+    assert {Path(path).name for path in elsewhere(watched, f"{store}2")} >= {"m"}, "what is written elsewhere is seen"
     ran = exported(tmp_path / "whole", nothing)
     assert ran.code == 0, ran.stderr
     files, count = contents(str(tmp_path / "whole")), 0
