@@ -31,8 +31,8 @@ class Collected:
 
 @dataclass(frozen=True)
 class Plan:
-    """What of an output may go; manifest: its bytes at the time, None: unfinished; held: what may not go yet, as
-    somebody wrote to the output lately.
+    """What of an output may go; manifest: its bytes at the time, None: unfinished; quiet: whether nobody wrote to the
+    output lately; held: what may not go yet, as somebody did.
 
     The mark of a stage at work comes first: one that begins meanwhile has made it anew. Then the _done entries: such a
     stage does not count on a shard that is about to go.
@@ -42,6 +42,7 @@ class Plan:
     manifest: bytes | None
     files: list[StoredFile]
     held: int
+    quiet: bool
 
     def unchanged(self) -> bool:
         """Whether the manifest still is the one that the plan was made with; or still none, and nobody has begun."""
@@ -68,7 +69,7 @@ def plan(output: Output, *, unfinished: bool, older_than_s: float, now: float) -
     found.sort(key=lambda file: (file.name != AT_WORK, not file.name.startswith(f"{DONE}/"), file.name))
     quiet = all(now - file.modified >= _least_age(file, older_than_s) for file in files)
     data = read[1] if read is not None else None
-    return Plan(store, data, found, 0) if quiet else Plan(store, data, [], len(found))
+    return Plan(store, data, found, 0, True) if quiet else Plan(store, data, [], len(found), False)
 
 
 def _least_age(file: StoredFile, older_than_s: float) -> float:
@@ -105,6 +106,7 @@ def collect(
     at = time.time() if now is None else now
     done = "would delete" if dry_run else "deleted"
     outputs, outside = find_outputs(top)
+    active = set()
     for output in outputs:
         if not output.placed:
             continue  # a copy of a manifest, with what else lies beside it
@@ -118,11 +120,15 @@ def collect(
         for file in chosen.files if dry_run else carry_out(chosen):
             tell(f"{done} {chosen.store.url}/{file.name} ({file.bytes:,} bytes)")
             count, total.files, total.bytes = count + 1, total.files + 1, total.bytes + file.bytes
-        if kept := chosen.held + len(chosen.files) - count:
+        kept = chosen.held + len(chosen.files) - count
+        if kept or not chosen.quiet:
+            active.add(output.path)
+        if kept:
             tell(f"left alone: {chosen.store.url}: {kept:,} files, as somebody wrote there lately")
         if chosen.manifest is None and not unfinished:
             tell(f"not finished: {chosen.store.url} ({output.num_files:,} files); --unfinished drops it once it is old")
-    total.uploads = _abort_uploads(top, set(total.refused), at - max(older_than_s, TEMPORARY_S), dry_run, tell)
+    alone = {*total.refused, *active}
+    total.uploads = _abort_uploads(top, alone, at - max(older_than_s, TEMPORARY_S), dry_run, tell)
     if outside:
         tell(f"not looked at: {outside:,} files that belong to no output")
     uploads = f" and {total.uploads:,} uploads in parts" if total.uploads else ""
@@ -140,16 +146,17 @@ def _ours(file: StoredFile) -> bool:
     return True
 
 
-def _abort_uploads(
-    top: Store, refused: set[str], begun_before: float, dry_run: bool, tell: Callable[[str], None]
-) -> int:
-    """Give up uploads of outputs that were begun before then; how many. Where they cannot be listed, that is told."""
+def _abort_uploads(top: Store, alone: set[str], begun_before: float, dry_run: bool, tell: Callable[[str], None]) -> int:
+    """Give up uploads that were begun before then, but of outputs that are left alone; how many.
+
+    Where they cannot be listed, that is told.
+    """
     try:
         found = top.uploads()
     except (PermanentError, TransientError) as error:
         tell(f"uploads in parts were not looked at: {error}")
         return 0
-    old = [one for one in found if one.begun <= begun_before and _of_output(top, one, refused)]
+    old = [one for one in found if one.begun <= begun_before and _of_output(top, one, alone)]
     for upload in old:
         if not dry_run:
             top.abort(upload)
@@ -157,6 +164,6 @@ def _abort_uploads(
     return len(old)
 
 
-def _of_output(top: Store, upload: Upload, refused: set[str]) -> bool:
+def _of_output(top: Store, upload: Upload, alone: set[str]) -> bool:
     place = output_of(top, upload.name.rpartition("/")[0])
-    return place is not None and place not in refused
+    return place is not None and place not in alone
