@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from downloads import classified, download, flat, photo, samples
+from picture_sets import committed
 from PIL import Image
 from test_download_folder import odd_folder
 
@@ -27,14 +28,14 @@ def table(report: Report) -> dict[str, dict[str, Any]]:
     """Rows of all shards by key."""
     names = [file.name for shard in report.manifest.shards for file in shard.files if file.name.endswith(".parquet")]
     assert len(names) == len(report.manifest.shards)
-    tables = [pq.read_table(io.BytesIO(open_store(report.url).get_bytes(name))) for name in names]
+    tables = [pq.read_table(io.BytesIO(committed(report.url, name))) for name in names]
     rows = [one for found in tables for one in found.to_pylist()]
     return {one["key"]: one for one in rows}
 
 
 def stats(report: Report) -> list[dict[str, Any]]:
-    place = open_store(report.url)
-    return [json.loads(place.get_bytes(shard.name.replace(".tar", "_stats.json"))) for shard in report.manifest.shards]
+    names = [shard.name.replace(".tar", "_stats.json") for shard in report.manifest.shards]
+    return [json.loads(committed(report.url, name)) for name in names]
 
 
 def in_folder(tmp_path: Path) -> tuple[Path, Report]:

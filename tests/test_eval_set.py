@@ -172,9 +172,8 @@ def test_another_set_is_scored_in_its_own_classes_and_called_zero_shot(captioned
     page = report_html(urls["zero_shot_eval"], captioned.store, tags={}).decode()
     assert "animals, split test" in page
     assert captioned.urls["download"].rpartition("/")[2] in page, "what was trained on is in the lineage"
-    place = open_store(urls["zero_shot_eval"])
     for row in scores["rows"]:
-        result = json.loads(place.get_bytes(f"benchmark/animals_vit-32_{row['name']}.json"))
+        result = json.loads(committed(urls["zero_shot_eval"], f"benchmark/animals_vit-32_{row['name']}.json"))
         assert (result["dataset"], result["zero_shot"], result["setting"]) == ("animals", True, "zero-shot")
 
 

@@ -11,7 +11,6 @@ import re
 import sys
 import tarfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -22,7 +21,7 @@ import splat2d  # noqa: E402
 from icc import SRGB, WIDE, grey_profile, rgb_profile  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from components.entries import FileEntry, Manifest, SampleNote, ShardEntry, canonical, count  # noqa: E402
+from components.entries import FileEntry, Manifest, SampleNote, ShardEntry, count, done_bytes, file_bytes  # noqa: E402
 from components.registry_line import Decision  # noqa: E402
 from components.shards import Sample, ShardIndex, write_shard  # noqa: E402
 from components.tracking_journal import Journal  # noqa: E402
@@ -78,8 +77,8 @@ def manifests() -> Seeds:
         metrics={},
     )  # fmt: skip
     yield "manifest.json", b"M" + whole.to_bytes()
-    yield "shard.json", b"S" + canonical(asdict(entry), indent=1)
-    yield "file.json", b"F" + canonical(asdict(entry.files[0]))
+    yield "shard.json", b"S" + done_bytes(entry, summed=False)
+    yield "file.json", b"F" + file_bytes(entry.files[0])
     journal = Journal("s", "t", id="0")
     journal.add("run", **{"as": "step"}, find=None, experiment="e", name="n", tags={}, start=1)
     journal.log("step", metrics=[("loss", 0.5, 1, 2)], params={"a": "b"})
