@@ -163,6 +163,18 @@ def test_blank_lines_at_the_end_of_class_files_do_no_harm(tmp_path: Path) -> Non
     assert committed(report.url, "classnames.txt") == b"cat\ndog\nowl\n"
 
 
+def test_an_output_of_this_stage_is_a_source_with_its_classes(tmp_path: Path) -> None:
+    """Its tables and class names lie under names of their content, and its manifest says which are which."""
+    source = classified(tmp_path / "data", {"train": [6], "test": [6]})
+    first = download(tmp_path / "store", source="webdataset", path=str(source))
+    again = download(tmp_path / "store", source="webdataset", path=first.url)
+    for name in ("classnames.txt", "zeroshot_classification_templates.txt"):
+        assert committed(again.url, name) == committed(first.url, name)
+    assert [s.fields["cls"] for s in samples(again)] == [s.fields["cls"] for s in samples(first)]
+    (source / "manifest.json").write_text('{"somebody": "else"}')
+    assert download(tmp_path / "store", source="webdataset", path=str(source)).cached
+
+
 def test_a_hostile_tar_stops_the_stage(tmp_path: Path) -> None:
     import tarfile
 

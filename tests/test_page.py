@@ -160,7 +160,7 @@ def test_a_curve_that_is_gone_is_left_out(tmp_path: Path) -> None:
     made = commit.finalise(shards=[], files=[entry], metrics={})
     run = Run(made, {}, None, [Node(("teacher",), made.manifest.path, made.manifest.sha256, made)])  # type: ignore[arg-type]
     assert run.curve("teacher") == [CurvePoint("teacher", 1, {"loss": 2.5})]
-    made.store.delete("curve.csv")
+    made.store.delete(entry.place)
     assert run.curve("teacher") == []
 
 

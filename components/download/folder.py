@@ -124,7 +124,7 @@ class FolderSource(Source):
         self._entries = {name: entry for name, entry in self._entries.items() if name.split("/")[0] not in unread}
         if not files:
             self._from_folders(pictures)
-        given, self.templates = class_files(tree, names)
+        given, self.templates = class_files(tree, {name: name for name in names})
         self.class_names = given or self._found_classes()
         if self.class_names and not self.templates:
             self.templates = ["a photo of a {c}."]

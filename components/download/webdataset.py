@@ -6,6 +6,8 @@ import hashlib
 import io
 import re
 from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import suppress
 from tokenize import TokenError
 from typing import Any
 
@@ -31,6 +33,7 @@ from components.errors import PermanentError
 from components.evalsets import shipped_prompts
 from components.images import EXTENSIONS, ImageError, Limits
 from components.json_text import parse
+from components.manifest import MANIFEST, Manifest
 from components.prompts import DATASET_TYPE, parse_class_names, parse_kind, parse_templates
 from components.shards import IndexedShard
 
@@ -43,18 +46,32 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def class_files(tree: Tree, names: list[str]) -> tuple[list[str], list[str]]:
-    """Class names and prompt templates that lie beside the data; both empty where there are none.
+def text_files(tree: Tree, names: list[str]) -> dict[str, str]:
+    """Where class names, templates and the kind of a set lie, of those that it has: under these names, or, in an output
+    of this stage, under those that its manifest says.
+    """
+    texts = (CLASSNAMES, TEMPLATES, DATASET_TYPE)
+    found = {name: name for name in texts if name in names}
+    if MANIFEST in names:
+        with suppress(PermanentError):  # somebody else's
+            manifest = Manifest.from_bytes(tree.read(MANIFEST), f"{tree.url}/{MANIFEST}")
+            listed = {entry.name: entry.place for entry in manifest.files if entry.place in names}
+            found = {name: listed[name] for name in texts if name in listed} | found
+    return found
+
+
+def class_files(tree: Tree, lie: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Class names and prompt templates that lie beside the data, as `text_files` says; both empty where there are none.
 
     Raises PermanentError naming the file and the line, as parse_class_names and parse_templates do: a class name's
     number is its line, and a file that the later stages would refuse is better refused before the pictures are read.
     """
     class_names: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
-    if CLASSNAMES in names:
-        class_names = parse_class_names(tree.read(CLASSNAMES), f"{tree.url}/{CLASSNAMES}")
-    if TEMPLATES in names:
-        templates = parse_templates(tree.read(TEMPLATES), f"{tree.url}/{TEMPLATES}")
+    if CLASSNAMES in lie:
+        class_names = parse_class_names(tree.read(lie[CLASSNAMES]), f"{tree.url}/{lie[CLASSNAMES]}")
+    if TEMPLATES in lie:
+        templates = parse_templates(tree.read(lie[TEMPLATES]), f"{tree.url}/{lie[TEMPLATES]}")
     return list(class_names), list(templates or (DEFAULT_TEMPLATES if class_names else ()))
 
 
@@ -91,12 +108,12 @@ class WebdatasetSource(Source):
             raise PermanentError(
                 f"download.path {tree.url!r}: no .tar files there; expected *.tar, or train/ and test/ with tars"
             )
-        if DATASET_TYPE in names:
-            self.kind = parse_kind(tree.read(DATASET_TYPE), f"{tree.url}/{DATASET_TYPE}")
+        lie = text_files(tree, names)
+        if DATASET_TYPE in lie:
+            self.kind = parse_kind(tree.read(lie[DATASET_TYPE]), f"{tree.url}/{lie[DATASET_TYPE]}")
         if self.kind != "retrieval":
-            self.class_names, self.templates = class_files(tree, names)
-        texts = [name for name in (CLASSNAMES, TEMPLATES, DATASET_TYPE) if name in names]
-        self.fingerprint = tree.fingerprint([*self._tars, *texts])
+            self.class_names, self.templates = class_files(tree, lie)
+        self.fingerprint = tree.fingerprint([*self._tars, *lie.values()])
         if not self.class_names and self.kind != "retrieval":
             self._take_shipped(params.dataset)
         self._open: OrderedDict[int, IndexedShard] = OrderedDict()
