@@ -79,13 +79,11 @@ def _least_age(file: StoredFile, older_than_s: float) -> float:
 def carry_out(chosen: Plan) -> Iterator[StoredFile]:
     """Delete the plan's files one by one; each that went. Ends early where the output is not as it was."""
     for file in chosen.files:
-        mark = file.name == AT_WORK and chosen.manifest is None
+        mark = file.name == AT_WORK and chosen.manifest is None  # stays where it was made anew, which `unchanged` sees
         if not mark and not chosen.unchanged():
             return
         if chosen.store.remove(file):
             yield file
-        elif mark:  # made anew
-            return
 
 
 def collect(
