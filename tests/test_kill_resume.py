@@ -100,7 +100,7 @@ def _same_after_kills(tmp_path: Path, store: str, times: int, num_shards: int, p
     for shard in artifact.manifest.shards:  # and what it names is whole
         with artifact.local(shard), artifact.local(shard.files[0]):
             pass
-    listed = {name for shard in artifact.manifest.shards for name in (shard.name, shard.files[0].name)}
+    listed = {name for shard in artifact.manifest.shards for name in (shard.name, shard.files[0].place)}
     there = {name for name in open_store(url).list() if not name.startswith("_done/")}
     assert there == {MANIFEST} | listed, "a kill left a shard that the manifest does not name"
     return expected
