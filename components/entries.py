@@ -6,7 +6,9 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
+from functools import cache, cached_property
+from json.encoder import encode_basestring
 from typing import Any, TypeVar, get_type_hints
 
 from components.errors import PermanentError, UsageError
@@ -18,25 +20,41 @@ OUTCOMES = ("skipped", "failed")
 T = TypeVar("T")
 
 
+def _scalar(item: Any) -> Any:
+    if hasattr(item, "item"):  # a NumPy or torch scalar
+        return item.item()
+    raise TypeError(f"{type(item).__name__} is no JSON value")
+
+
+_STRICT: dict[str, Any] = {"sort_keys": True, "allow_nan": False, "ensure_ascii": False, "default": _scalar}
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), **_STRICT)
+
+
+def _indented(value: Any, indent: str, start: str = "\n") -> str:
+    """As json.dumps with an indent, which runs in Python, value by value: 128,000 shards would take it 20 s."""
+    kind, inner = type(value), start + indent
+    if kind is str:
+        return encode_basestring(value)
+    if kind is int:
+        return int.__repr__(value)
+    if kind is dict and value and all(type(key) is str for key in value):
+        parts = [f"{encode_basestring(key)}: {_indented(item, indent, inner)}" for key, item in sorted(value.items())]
+        return f"{{{inner}{f',{inner}'.join(parts)}{start}}}"
+    if kind in {list, tuple} and value:
+        return f"[{inner}{f',{inner}'.join([_indented(item, indent, inner) for item in value])}{start}]"
+    if isinstance(value, (dict, list, tuple)) and value:  # of a kind of its own, or with keys that are no text
+        text = json.dumps(value, indent=len(indent), separators=(",", ": "), **_STRICT)
+        return text.replace("\n", start)  # a text's own line breaks are escaped
+    return _compact(value)
+
+
 def canonical(value: Any, *, indent: int | None = None) -> bytes:
     """JSON with sorted keys and a newline at the end; PermanentError on NaN, infinity or a foreign type."""
-
-    def plain(item: Any) -> Any:
-        if hasattr(item, "item"):  # a NumPy or torch scalar
-            return item.item()
-        raise TypeError(f"{type(item).__name__} is no JSON value")
-
-    separators = (",", ":") if indent is None else (",", ": ")
     try:
-        text = json.dumps(
-            value,
-            sort_keys=True,
-            indent=indent,
-            separators=separators,
-            allow_nan=False,
-            ensure_ascii=False,
-            default=plain,
-        )
+        text = _compact(value) if indent is None else _indented(value, " " * indent)
         return (text + "\n").encode()
     except (TypeError, ValueError) as error:
         raise PermanentError(f"these values cannot be recorded as JSON: {error}") from error
@@ -126,11 +144,6 @@ def stored_name(name: str, sha256: str) -> str:
     return name if sha256[:12] in last else f"{folder}{slash}{stem}-{sha256[:12]}{dot}{suffix}"
 
 
-def _written(values: dict[str, Any]) -> dict[str, Any]:
-    """A file's JSON, which does not say where it lies if that is its name."""
-    return {name: value for name, value in values.items() if name != "stored" or value}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """All that a stage committed.
@@ -155,12 +168,9 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """Canonical JSON."""
-        values = asdict(self)
-        del values["summed"]
-        values["files"] = [_written(entry) for entry in values["files"]]
-        for shard in values["shards"]:
-            del shard["samples"]
-            shard["files"] = [_written(entry) for entry in shard["files"]]
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "summed"}
+        values["shards"] = [_values(shard, samples=False) for shard in self.shards]
+        values["files"] = [_values(entry) for entry in self.files]
         return canonical(with_sum(values) if self.summed else values, indent=1)
 
     @classmethod
@@ -178,14 +188,15 @@ class Manifest:
             values["files"] = [_file(entry) for entry in values["files"]]
             manifest = _build(cls, {**values, "summed": summed})
             _check_counts(manifest)
-            manifest.to_bytes()  # whatever is read can be written: no NaN, no half of a surrogate pair
+            if not summed:  # whatever is read can be written: no NaN, no half of a surrogate pair
+                manifest.to_bytes()
         except PermanentError as error:
             raise PermanentError(str(error) if where in str(error) else f"{where}: {error}; {remedy}") from None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise PermanentError(f"{where}: not a valid manifest ({error}); {remedy}") from error
         return manifest
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Sum of its canonical bytes."""
         return sha256_bytes(self.to_bytes())
@@ -202,22 +213,44 @@ class Manifest:
         return sorted({shard.split for shard in self.shards})
 
 
+def _values(entry: Any, *, samples: bool = True) -> dict[str, Any]:
+    """An entry's fields as JSON has them: as dataclasses.asdict, without its copies of all they hold.
+
+    A file does not say where it lies if that is its name.
+    """
+    values = dict(vars(entry))
+    if isinstance(entry, ShardEntry):
+        values["files"] = [_values(file) for file in entry.files]
+        values["samples"] = [vars(note) for note in entry.samples]
+        if not samples:
+            del values["samples"]
+    elif isinstance(entry, FileEntry) and not entry.stored:
+        del values["stored"]
+    return values
+
+
+@cache
+def _kinds(cls: type) -> tuple[set[str], dict[str, type]]:
+    """A dataclass's fields, and those that hold a simple type."""
+    hints = get_type_hints(cls)
+    simple = {name: dict if str(hint).startswith("dict") else hint for name, hint in hints.items()}
+    return {one.name for one in fields(cls)}, {name: kind for name, kind in simple.items() if kind in {int, str, dict}}
+
+
 def _build(cls: type[T], values: Any) -> T:
     """A dataclass from a mapping of exactly its fields, simple types checked; raises TypeError."""
-    hints = get_type_hints(cls)
-    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    known, simple = _kinds(cls)
     if not isinstance(values, dict) or set(values) != known:
         found = sorted(set(values) ^ known) if isinstance(values, dict) else type(values).__name__
         raise TypeError(f"{cls.__name__}: missing or unknown: {found}")
-    for name, value in values.items():
-        hint = hints[name]
-        if (hint in {int, str} and type(value) is not hint) or (
-            str(hint).startswith("dict") and not isinstance(value, dict)
-        ):
-            raise TypeError(f"{cls.__name__}.{name} is {value!r}")
+    for name, kind in simple.items():
+        if type(values[name]) is not kind and not (kind is dict and isinstance(values[name], dict)):
+            raise TypeError(f"{cls.__name__}.{name} is {values[name]!r}")
     try:
-        for name in [values[key] for key in ("name", "stored") if key in values]:
-            check_name(name)
+        if "name" in values:
+            check_name(values["name"])
+        if values.get("stored"):
+            check_name(values["stored"])
     except UsageError as error:
         raise ValueError(str(error)) from None
     return cls(**values)
@@ -225,8 +258,12 @@ def _build(cls: type[T], values: Any) -> T:
 
 def _file(values: Any) -> FileEntry:
     """A file's entry from its JSON mapping; raises TypeError or ValueError."""
-    entry = _build(FileEntry, {"stored": values.get("name"), **values} if isinstance(values, dict) else values)
-    return replace(entry, stored="") if entry.stored == entry.name else entry
+    if isinstance(values, dict):
+        if values.get("stored") == "":
+            raise ValueError("FileEntry.stored is empty")
+        stored = values.get("stored", "")
+        values = {**values, "stored": "" if stored == values.get("name") else stored}
+    return _build(FileEntry, values)
 
 
 def shard_entry(values: Any) -> ShardEntry:
@@ -252,7 +289,7 @@ def _read(build: Callable[[bytes], T], data: bytes, where: str) -> T:
     """What `build` makes of a _done file; as with a manifest, whatever is read can be written."""
     try:
         entry = build(data)
-        canonical(asdict(entry))  # type: ignore[call-overload]
+        canonical(_values(entry))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, PermanentError) as error:
         raise PermanentError(f"{where}: not a valid entry ({error}); delete it and run the stage again") from error
     return entry
@@ -275,13 +312,12 @@ def read_file(data: bytes) -> FileEntry:
 
 def file_bytes(entry: FileEntry) -> bytes:
     """A file's _done entry."""
-    return canonical(_written(asdict(entry)))
+    return canonical(_values(entry))
 
 
 def done_bytes(entry: ShardEntry, *, summed: bool = True) -> bytes:
     """A shard's _done entry. summed: see Manifest."""
-    values = asdict(entry)
-    values["files"] = [_written(file) for file in values["files"]]
+    values = _values(entry)
     return canonical(with_sum(values) if summed else values, indent=1)
 
 
