@@ -22,7 +22,9 @@ _PREFIX = "an output, a stage's folder or a whole store: a folder or s3://bucket
 
 
 def _add_params(command: argparse.ArgumentParser, *, required: bool = True) -> None:
-    command.add_argument("--params", required=required, metavar="FILE", help="YAML file with a section for each stage")
+    command.add_argument(
+        "--params", required=required, metavar="FILE", help="YAML file with a section for each stage, or its JSON"
+    )
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. splat_fit.num_gaussians=900"
     )
@@ -62,6 +64,8 @@ def _add_stage(command: argparse.ArgumentParser, stage: Stage) -> None:
     command.add_argument("--metrics-out", type=Path, metavar="FILE", help="also write the metrics here, as JSON")
     command.add_argument("--files-out", type=Path, metavar="DIR", help="also copy models, tables and the report here")
     command.set_defaults(stage=stage.name)
+    if stage.name == "splat_fit":
+        _add_shares(command)
     if by_hand:
         moved = command.add_mutually_exclusive_group()
         moved.add_argument("--rollback", action="store_true", help="make the former champion the champion again")
@@ -71,6 +75,22 @@ def _add_stage(command: argparse.ArgumentParser, stage: Stage) -> None:
             metavar="NAME",
             help="for these two: the model (default: promote.model_name of --params, or splatclip)",
         )
+
+
+def _add_shares(command: argparse.ArgumentParser) -> None:
+    """Ways to share the fitting out (docs/fleet.md)."""
+    ways = command.add_mutually_exclusive_group()
+    ways.add_argument("--processes", type=_whole, metavar="N", help="fit in N processes, which share the threads")
+    ways.add_argument(
+        "--group",
+        dest="share",
+        metavar="I/N",
+        help="fit only this group of N of the shards (0-3,7/8: several; in an Indexed Job's pod the one at its index), "
+        "and write no manifest",
+    )
+    ways.add_argument("--finalise", action="store_true", help="fit nothing; write the manifest of shards all fitted")
+    ways.add_argument("--job", action="store_true", help="fit in an Indexed Job of the cluster, and wait for it")
+    ways.add_argument("--cancel", action="store_true", help="delete that Job; what it has fitted is kept")
 
 
 def _add_evaluate(command: argparse.ArgumentParser) -> None:

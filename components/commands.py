@@ -46,9 +46,16 @@ def one(args: argparse.Namespace) -> int:
     missing = [f"--{name}" for name, ref in inputs.items() if ref is None]
     if missing:
         raise UsageError(f"give {' and '.join(missing)} (`splatclip {args.command} --help` shows an example)")
+    work = None
+    if step.stage == "splat_fit":
+        from components.splat_fit import ways
+
+        if args.share or args.cancel:
+            return ways.by_itself(args, params, inputs["images"])
+        work = ways.chosen(args, params)
     info = _info(args, params) if leads() else None
     info = info and replace(info, id="")
-    report, page, _ = run_step(step, getattr(params, step.section), inputs, args.store, info)
+    report, page, _ = run_step(step, getattr(params, step.section), inputs, args.store, info, work=work)
     if not leads():
         return 0
     say(step.name, report)

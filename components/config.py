@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
 from components.fields import at_least, evaluates_apart, later, local, one_of, require, seed_in_range, within
+from components.fleet_params import FleetParams
 from components.hub_params import DataCompParams, HubParams, check_repository
 from components.operations import PromoteParams, ResourcesParams, TrackingParams
 from components.url_params import UrlParams
@@ -322,6 +323,7 @@ class Params:
     promote: PromoteParams = PromoteParams()
     tracking: TrackingParams = TrackingParams()
     resources: ResourcesParams = ResourcesParams()
+    fleet: FleetParams = FleetParams()
 
     def __post_init__(self) -> None:
         train, test = self.download, self.download_eval

@@ -239,7 +239,7 @@ def _kinds(cls: type) -> tuple[set[str], dict[str, type]]:
 
 def _build(cls: type[T], values: Any) -> T:
     """A dataclass from a mapping of exactly its fields, simple types checked; raises TypeError."""
-    known, simple = _kinds(cls)
+    known, simple = _kinds(cls)  # type: ignore[arg-type]
     if not isinstance(values, dict) or set(values) != known:
         found = sorted(set(values) ^ known) if isinstance(values, dict) else type(values).__name__
         raise TypeError(f"{cls.__name__}: missing or unknown: {found}")

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import mmap
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from components.entries import (
     stored_name,
 )
 from components.errors import PermanentError, TransientError, UsageError
+from components.json_text import parse
 from components.store import Store, StoreNotFound, check_name, open_store, os_error, sha256_file
 
 __all__ = [
@@ -45,6 +47,9 @@ __all__ = [
 MANIFEST = "manifest.json"
 DONE = "_done"
 AT_WORK = "_at_work"  # written where an earlier call left something, removed at the end
+FAILED = "_failed"
+READERS = 16  # entries read at a time
+FEW = 64  # that are read one after another
 
 
 @dataclass(frozen=True)
@@ -143,6 +148,11 @@ def output_key(stage: str, version: int, params: Mapping[str, Any], inputs: Mapp
     return sha256_bytes(canonical(whole))[:16]
 
 
+def done_name(index: int) -> str:
+    """Where a shard's entry lies below the prefix."""
+    return f"{DONE}/{index:05d}.json"
+
+
 class Commit:
     """One stage's write side, at `<store>/<stage>/<key>`.
 
@@ -171,6 +181,7 @@ class Commit:
         self.root, self.store = store, store.sub(self.path)
         self.url = self.store.url
         self._marked = False
+        self._failed: list[str] = []  # notes of failures that `done` saw
 
     def finished(self) -> Artifact | None:
         """What an earlier call finished, or None. Raises PermanentError if its manifest is damaged."""
@@ -178,15 +189,33 @@ class Commit:
             return None
         return Artifact(read_manifest(self.store), self.store, self.url)
 
-    def done(self) -> dict[int, ShardEntry]:
-        """The committed shards by index; not those of other parameters or whose files are missing or of other size."""
-        self.begin()
-        found = {}
-        for name in self.store.list(f"{DONE}/"):
-            entry = read_entry(self.store.get_bytes(name), f"{self.url}/{name}")
-            if entry.params_hash == self.params_hash and self._whole(entry):
-                found[entry.index] = entry
-        return found
+    def done(self, indexes: Collection[int] | None = None) -> dict[int, ShardEntry]:
+        """The committed shards by index; not those of other parameters or whose files are missing or of other size.
+
+        indexes: only these; a few requests for each, and none for what else lies there.
+        """
+        sizes: dict[str, int] = {}
+        if indexes is not None:
+            read = [self._entry(done_name(index)) for index in indexes]
+            if any(read):
+                self._mark()
+        else:
+            self.begin()
+            # one listing tells the sizes of all: asking file by file takes two requests a shard
+            sizes = {file.name: file.bytes for file in self.store.entries() if not file.temporary}
+            self._failed = [name for name in sizes if name.startswith(f"{FAILED}/")]
+            names = sorted(name for name in sizes if name.startswith(f"{DONE}/"))
+            if len(names) <= FEW:
+                read = [self._entry(name) for name in names]
+            else:
+                with ThreadPoolExecutor(READERS) as pool:
+                    read = list(pool.map(self._entry, names))
+        return {entry.index: entry for entry in read if entry is not None and self._whole(entry, sizes)}
+
+    def done_indexes(self) -> set[int]:
+        """The indexes that have an entry, from a listing of names alone: how far the work is, nothing checked."""
+        stems = (name.rpartition("/")[2].removesuffix(".json") for name in self.store.list(f"{DONE}/"))
+        return {int(stem) for stem in stems if stem.isdecimal()}
 
     def begin(self) -> None:
         """Say that somebody is at work, where an earlier call has left entries: gc leaves alone what is young.
@@ -194,12 +223,37 @@ class Commit:
         To be called before what was left is looked through.
         """
         if self.store.list(f"{DONE}/"):
-            self.store.put_bytes(AT_WORK, b"a stage is at work here, or was when it was killed\n")
-            self._marked = True
+            self._mark()
 
-    def _whole(self, entry: ShardEntry) -> bool:
+    def _mark(self) -> None:
+        self.store.put_bytes(AT_WORK, b"a stage is at work here, or was when it was killed\n")
+        self._marked = True
+
+    def put_failure(self, index: int, reason: str) -> None:
+        """Leave a note of why a shard cannot be made, for whoever waits for it elsewhere."""
+        self.store.put_bytes(f"{FAILED}/{index:05d}.json", canonical({"index": index, "reason": reason}))
+
+    def failures(self) -> dict[int, str]:
+        """The reasons that were noted, by index; those of shards that a later call made may still be among them."""
+        reasons = {}
+        for name in self.store.list(f"{FAILED}/"):
+            with suppress(StoreNotFound, ValueError, TypeError, KeyError):  # another call finished and removed it
+                note = parse(self.store.get_bytes(name))
+                reasons[int(note["index"])] = str(note["reason"])
+        return reasons
+
+    def _entry(self, name: str) -> ShardEntry | None:
+        """An entry of these parameters, or None."""
+        try:
+            entry = read_entry(self.store.get_bytes(name), f"{self.url}/{name}")
+        except StoreNotFound:
+            return None
+        return entry if entry.params_hash == self.params_hash else None
+
+    def _whole(self, entry: ShardEntry, sizes: Mapping[str, int]) -> bool:
+        """Whether an entry's files are there. sizes: what a listing gave; what it lacks may have come after it."""
         files: list[ShardEntry | FileEntry] = [entry, *entry.files]
-        return all(self._there(file.place, file.bytes) for file in files)
+        return all(sizes.get(file.place) == file.bytes or self._there(file.place, file.bytes) for file in files)
 
     def put_file(self, name: str, content: bytes | Path) -> FileEntry:
         """Commit a file (a model, a table) under the prefix; it lies under its name and its content's digest."""
@@ -253,7 +307,7 @@ class Commit:
             backend=backend,
             params_hash=self.params_hash,
         )
-        self.store.put_bytes(f"{DONE}/{index:05d}.json", done_bytes(entry))
+        self.store.put_bytes(done_name(index), done_bytes(entry))
         return entry
 
     def _check_there(self, shards: Sequence[ShardEntry], files: Sequence[FileEntry]) -> None:
@@ -261,7 +315,7 @@ class Commit:
         sides = (side for shard in shards for side in shard.files)
         listed: list[ShardEntry | FileEntry] = [*shards, *sides, *files]
         missing: dict[str, int | None] = {entry.place: entry.bytes for entry in listed}
-        missing |= {f"{DONE}/{shard.index:05d}.json": None for shard in shards}  # by now a second worker's, perhaps
+        missing |= {done_name(shard.index): None for shard in shards}  # by now a second worker's, perhaps
         for file in self.store.entries() if missing else ():
             if missing.get(file.name, file.bytes) in {None, file.bytes}:
                 missing.pop(file.name, None)
@@ -311,7 +365,7 @@ class Commit:
             self._check_there(shards, files)
             self.store.put_bytes(MANIFEST, data)
             made = Artifact(read, self.store, self.url)
-        if self._marked:
-            self.store.delete(AT_WORK)
+        for name in [*self._failed, *([AT_WORK] if self._marked else [])]:
+            self.store.delete(name)
         self.store.sweep()
         return made

@@ -119,14 +119,17 @@ def _override(values: dict[str, Any], assignment: str) -> None:
 
 
 def load_params(path: str | Path, overrides: typing.Iterable[str] = ()) -> Params:
-    """Read a params file and apply `section.key=value` overrides.
+    """Read a params file and apply `section.key=value` overrides. path: also the sections themselves, as JSON.
 
     Raises UsageError when the file is missing or not YAML, a key is unknown, or a value is out of range.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot read the parameters: {error}") from None
+    if str(path).startswith("{"):
+        text, path = str(path), "--params"
+    else:
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path}: cannot read the parameters: {error}") from None
     values = yaml_text.parse(text, str(path))
     values = {} if values is None else values
     if isinstance(values, dict):

@@ -29,6 +29,7 @@ EVALUATION = "zero_shot_eval"
 REPORT = "report.html"
 FIRST_WAIT_S = 10.0
 T = TypeVar("T")
+Work = Callable[..., "Report"]
 
 
 class Done(NamedTuple):
@@ -40,17 +41,25 @@ class Done(NamedTuple):
 
 
 def run_step(
-    step: Step, section: Any, inputs: Mapping[str, str], store: str, info: tracking.RunInfo | None, *, tries: int = 1
+    step: Step,
+    section: Any,
+    inputs: Mapping[str, str],
+    store: str,
+    info: tracking.RunInfo | None,
+    *,
+    tries: int = 1,
+    work: Work | None = None,
 ) -> Done:
     """Run one step and record it.
 
     section: the dataclass of the step's parameters; inputs: the stage's inputs by name, as prefixes or manifests;
-    info: the run that it belongs to, None to record nothing; tries: how often at most, where it fails for now only.
+    info: the run that it belongs to, None to record nothing; tries: how often at most, where it fails for now only;
+    work: what is called in place of the stage's run, as that is (the same work, done elsewhere).
     Raises what the stage raises.
     """
-    stage = importlib.import_module(f"components.{step.stage}.stage")
+    run = work or importlib.import_module(f"components.{step.stage}.stage").run
     with tracking.track_step(step, section, inputs, store, info) as tracker:
-        report: Report = _persist(step.name, tries, lambda: stage.run(section, **inputs, store=store))
+        report: Report = _persist(step.name, tries, lambda: run(section, **inputs, store=store))
         tracker.finish(report)
         page = None
         if step.stage == EVALUATION:

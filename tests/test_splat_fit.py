@@ -24,7 +24,8 @@ from components.images import decode_rgb, encode
 from components.manifest import Artifact, Manifest, open_artifact
 from components.shards import IndexedShard, read_index, read_shard
 from components.splat_fit import stage
-from components.splat_fit.stage import run, summarise
+from components.splat_fit.stage import run
+from components.splat_fit.summary import summarise
 from components.splats import Splats
 from components.store import open_store
 

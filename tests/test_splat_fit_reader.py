@@ -182,8 +182,8 @@ def test_pictures_that_its_patches_do_not_tile_are_named() -> None:
 
 def test_auto_fits_for_a_reader_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(splat2d, "has_cuda", lambda: True)
-    assert stage._device(replace(PARAMS, device="auto")) == "cuda"
-    assert stage._device(replace(PARAMS, device="auto", reader="x", reader_weight=1.0)) == "cpu"
+    assert stage.device_of(replace(PARAMS, device="auto")) == "cuda"
+    assert stage.device_of(replace(PARAMS, device="auto", reader="x", reader_weight=1.0)) == "cpu"
 
 
 def test_other_pictures_in_the_teachers_place_are_refused(flow: dict[str, str]) -> None:

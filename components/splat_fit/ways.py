@@ -1,0 +1,57 @@
+"""The ways to do the stage's work that `splatclip splat-fit` offers: here, in processes, by groups, in a cluster."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from typing import TYPE_CHECKING
+
+from components.errors import UsageError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from components.config import Params
+    from components.runner import Work
+
+
+def chosen(args: argparse.Namespace, params: Params) -> Work | None:
+    """What fits and finalises in the place of the stage's run, as the flags say; None: that itself."""
+    if args.processes:
+        from components.splat_fit.pool import fit
+
+        size, tries = params.fleet.shards_per_index, params.fleet.backoff + 1
+        return partial(fit, processes=args.processes, shards_per_group=size, tries=tries)
+    if args.finalise:
+        from components.splat_fit.stage import finalise
+
+        return finalise
+    if args.job:
+        from components.splat_fit.fleet import fit as in_job
+
+        return partial(in_job, fleet=params.fleet, resources=params.resources.splat_fit)
+    return None
+
+
+def by_itself(args: argparse.Namespace, params: Params, images: str) -> int:
+    """A group alone, which leaves no manifest, or the end of a Job; the exit code."""
+    given = [
+        f"--{name.replace('_', '-')}" for name in ("manifest_out", "metrics_out", "files_out") if getattr(args, name)
+    ]
+    if given:
+        raise UsageError(f"{given[0]} needs a manifest, which only the call that finalises writes; leave it out here")
+    if args.cancel:
+        from components.splat_fit.fleet import cancel
+
+        print(cancel(params.splat_fit, images=images, store=args.store, fleet=params.fleet), file=sys.stderr)
+        return 0
+    from components.splat_fit.pool import follow_parent
+    from components.splat_fit.stage import fit_group
+    from components.splat_fit.work import read_share
+
+    follow_parent()
+    report = fit_group(params.splat_fit, images=images, store=args.store, share=read_share(args.share))
+    line = f"splat_fit: groups {report.share}: {report.fitted} shards fitted, {report.found} found  {report.url}"
+    print(line, file=sys.stderr, flush=True)
+    print(report.url)
+    return 0
