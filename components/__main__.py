@@ -88,6 +88,9 @@ def _add_shares(command: argparse.ArgumentParser) -> None:
         help="fit only this group of N of the shards (0-3,7/8: several; in an Indexed Job's pod the one at its index), "
         "and write no manifest",
     )
+    command.add_argument(
+        "--output", default="", metavar="STAGE/KEY", help="with --group: refuse to make another output"
+    )
     ways.add_argument("--finalise", action="store_true", help="fit nothing; write the manifest of shards all fitted")
     ways.add_argument("--job", action="store_true", help="fit in an Indexed Job of the cluster, and wait for it")
     ways.add_argument("--cancel", action="store_true", help="delete that Job; what it has fitted is kept")

@@ -89,7 +89,8 @@ def _command(params: SplatFitParams, work: Work, store: str, processes: int) -> 
     threads = params.threads or len(os.sched_getaffinity(0))
     section = asdict(replace(params, threads=max(1, threads // processes)))
     command = [sys.executable, "-m", "components", STAGE.replace("_", "-"), "--no-tracking", "--store", store]
-    return [*command, "--params", json.dumps({STAGE: section}, ensure_ascii=False), "--images", work.source.url]
+    command += ["--params", json.dumps({STAGE: section}, ensure_ascii=False), "--images", work.source.url]
+    return [*command, "--output", work.commit.path]
 
 
 @dataclass

@@ -141,14 +141,20 @@ class GroupReport:
     found: int
 
 
-def fit_group(params: SplatFitParams, *, images: str, store: str, share: Share) -> GroupReport:
+def fit_group(params: SplatFitParams, *, images: str, store: str, share: Share, output: str = "") -> GroupReport:
     """Fit the shards of some groups and commit each, but write no manifest; those committed before are kept.
 
     A shard that cannot be fitted is noted beside the entries, and the others of the share are fitted nevertheless;
     PermanentError names these in the end. Other errors, of `run`, end the call at once. Any number of calls may have
-    the same share at the same time.
+    the same share at the same time. output: the <stage>/<key> that the caller waits for; UsageError if this one's is
+    another, as another version's may be.
     """
     work = open_work(params, images, store)
+    if output not in {"", work.commit.path}:
+        raise UsageError(
+            f"this is splat_fit version {VERSION}, whose output is {work.commit.path}, but {output} was asked for: the "
+            "one that asks runs another version; use the same image for both"
+        )
     todo = share.of(work.shards)
     number = len(todo)
     if number == 0 or work.commit.finished() is not None:

@@ -50,7 +50,8 @@ def by_itself(args: argparse.Namespace, params: Params, images: str) -> int:
     from components.splat_fit.work import read_share
 
     follow_parent()
-    report = fit_group(params.splat_fit, images=images, store=args.store, share=read_share(args.share))
+    share = read_share(args.share)
+    report = fit_group(params.splat_fit, images=images, store=args.store, share=share, output=args.output)
     line = f"splat_fit: groups {report.share}: {report.fitted} shards fitted, {report.found} found  {report.url}"
     print(line, file=sys.stderr, flush=True)
     print(report.url)
