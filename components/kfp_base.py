@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from components.config import SECTIONS
 from components.errors import SplatClipError
 from components.local_run import LocalRun
 from components.params import params_from_dict, section_from_dict
-from components.runner import Done
+from components.runner import Done, Work
 from components.signals import interrupted_by_signals
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ FINISH = "finish"
 TRIES = 3
 
 
-def component(function: Callable[..., None]) -> Any:
+def component(function: Callable[..., Any]) -> Any:
     """A lightweight component of a function that imports all it needs: on the project's image, nothing installed."""
     return dsl.component(function, base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
 
@@ -56,32 +56,52 @@ def run(
     store: str,
     tracking: dict[str, Any],
     run_id: str,
+    work: Work | None = None,
     **inputs: dsl.Artifact,
 ) -> Done:
     """Run a step of the flow: its stage with its section of params on artifacts that hold manifests.
 
     What fails for now is tried again here: Kubeflow's own retries are lost inside loops and groups.
-    An error of ours ends the process with its exit code.
+    An error of ours ends the process with its exit code. work: see run_step.
     """
     from components.runner import deliver, run_step, say
 
     local = LocalRun.current()
+    with _as_step(step, local):
+        flow_step = next(known for known in FLOW if known.name == step)
+        given = {"params": params, "params_eval": params_eval}
+        sections = {name: given[argument] for argument, name in sections_of(flow_step).items()}
+        section = getattr(params_from_dict(sections, "arguments"), flow_step.section)
+        info = _info(tracking, local.id if local else run_id)
+        refs = {name: artifact.path for name, artifact in inputs.items()}
+        done = run_step(flow_step, section, refs, store, info, tries=TRIES, work=work)
+        say(step, done.report)
+        if local:
+            deliver(flow_step, done, store, local.out)
+        return done
+
+
+def run_share(step: str, share: str, work: Callable[[], str]) -> str:
+    """Run a share of a step, which leaves no manifest and is not recorded; otherwise as `run`. Returns what work does.
+
+    share: as in "3/8".
+    """
+    from components.runner import persist
+
+    name = f"{step} {share}".replace("/", " of ")
+    with _as_step(name, LocalRun.current()):
+        return persist(name, TRIES, work)
+
+
+@contextmanager
+def _as_step(name: str, local: LocalRun | None) -> Iterator[None]:
+    """A block that signals stop, and that an error of ours ends with its exit code."""
     try:
-        with local.step(step) if local else interrupted_by_signals():
-            flow_step = next(known for known in FLOW if known.name == step)
-            given = {"params": params, "params_eval": params_eval}
-            sections = {name: given[argument] for argument, name in sections_of(flow_step).items()}
-            section = getattr(params_from_dict(sections, "arguments"), flow_step.section)
-            info = _info(tracking, local.id if local else run_id)
-            refs = {name: artifact.path for name, artifact in inputs.items()}
-            done = run_step(flow_step, section, refs, store, info, tries=TRIES)
-            say(step, done.report)
-            if local:
-                deliver(flow_step, done, store, local.out)
-            return done
+        with local.step(name) if local else interrupted_by_signals():
+            yield
     except SplatClipError as error:
         if local is None:  # on one machine the command says it
-            print(f"{step}: {error}", file=sys.stderr, flush=True)
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None
 
 

@@ -59,18 +59,19 @@ def run_step(
     """
     run = work or importlib.import_module(f"components.{step.stage}.stage").run
     with tracking.track_step(step, section, inputs, store, info) as tracker:
-        report: Report = _persist(step.name, tries, lambda: run(section, **inputs, store=store))
+        report: Report = persist(step.name, tries, lambda: run(section, **inputs, store=store))
         tracker.finish(report)
         page = None
         if step.stage == EVALUATION:
             from components.zero_shot_eval.page import report_html
 
-            page = _persist(step.name, tries, lambda: report_html(report.url, store, tags=tracker.tags))
+            page = persist(step.name, tries, lambda: report_html(report.url, store, tags=tracker.tags))
             tracker.artifact(REPORT, page)
     return Done(report, page, dict(tracker.tags))
 
 
-def _persist(name: str, tries: int, call: Callable[[], T]) -> T:
+def persist(name: str, tries: int, call: Callable[[], T]) -> T:
+    """What the call returns, which is tried again after a while where it fails for now."""
     for attempt in range(1, tries):
         try:
             return call()

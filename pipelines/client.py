@@ -30,7 +30,7 @@ from pipelines.train_eval import build
 
 HEAD = "# Made by `splatclip pipeline compile` from pipelines/train_eval.py and a params file; do not edit.\n"
 MAX_BYTES = 256 << 10  # larger ones do not fit into Kubernetes' objects
-NOT_ARGUMENTS = ("resources",)  # they are part of the graph
+NOT_ARGUMENTS = ("resources", "fleet")  # they are part of the graph
 
 
 def arguments(params: Params) -> dict[str, Any]:
@@ -54,7 +54,9 @@ def compile_pipeline(params: Params, out: Path, image: str = IMAGE) -> None:
     with tempfile.TemporaryDirectory(prefix="splatclip-compile-") as folder:
         target = Path(folder) / "pipeline.yaml"
         compiler.Compiler().compile(
-            build(params.resources, image), str(target), pipeline_parameters=_without_secrets(arguments(params))
+            build(params.resources, image, fleet=params.fleet),
+            str(target),
+            pipeline_parameters=_without_secrets(arguments(params)),
         )
         lines = target.read_text(encoding="utf-8").splitlines(keepends=True)
     # KFP's own head lists dicts in an order that changes from one process to the next
@@ -121,7 +123,11 @@ def run_local(params: Params, store: str, out: Path, run_id: str = "", tracked: 
         status = "FAILED"
         try:
             with _environment(run, tracked=info is not None):
-                _run(run, build(params.resources, one_by_one=True), {"store": store, **arguments(params)})
+                _run(
+                    run,
+                    build(params.resources, fleet=params.fleet, one_by_one=True),
+                    {"store": store, **arguments(params)},
+                )
             status = "FINISHED"
         except BaseException as error:
             status = tracking.status_of(error)

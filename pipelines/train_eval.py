@@ -7,8 +7,10 @@ from kfp import dsl
 
 from components import FLOW, STAGES
 from components.config import SECTIONS
+from components.fleet_params import FleetParams
 from components.kfp_base import FINISH, IMAGE, component, sections_of
 from components.operations import Resources, ResourcesParams
+from pipelines import fitting
 
 NAME = "train-eval"
 SUMMARY = "Photographs -> 2D Gaussian splats -> tokens -> embeddings -> scores."
@@ -23,11 +25,14 @@ def finish(*, status: dsl.PipelineTaskFinalStatus, run_id: str, store: str, trac
     close(status.state, store=store, tracking=tracking, run_id=run_id)
 
 
-def build(resources: ResourcesParams, image: str = IMAGE, *, one_by_one: bool = False) -> Any:
+def build(
+    resources: ResourcesParams, image: str = IMAGE, *, fleet: FleetParams | None = None, one_by_one: bool = False
+) -> Any:
     """The pipeline, and what each step asks of the cluster; its arguments are the store and sections of params.
 
     one_by_one: no two steps at once, in the flow's order.
     """
+    fleet = fleet or FleetParams()
 
     def train_eval(  # noqa: PLR0917 - KFP reads the arguments here
         store: str,
@@ -60,8 +65,14 @@ def build(resources: ResourcesParams, image: str = IMAGE, *, one_by_one: bool = 
             for step in FLOW:
                 given = {item: tasks[source].outputs[item] for item, source in step.inputs.items()}
                 given |= {argument: sections[name] for argument, name in sections_of(step).items()}
-                task = COMPONENTS[step.stage](step=step.name, **common, **given)
                 earlier = [*tasks.values()][-1:] if one_by_one else [tasks[name] for name in step.after]
+                if step.stage == fitting.STAGE:
+                    tasks[step.name] = fitting.fit(
+                        fleet, resources.splat_fit, image, step=step.name, given=common | given, earlier=earlier,
+                        settle=settle, one_by_one=one_by_one,
+                    )  # fmt: skip
+                    continue
+                task = COMPONENTS[step.stage](step=step.name, **common, **given)
                 tasks[step.name] = settle(task, step.name, getattr(resources, step.stage)).after(*earlier)
 
     return dsl.pipeline(train_eval, name=NAME, description=SUMMARY)

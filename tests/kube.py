@@ -221,7 +221,12 @@ class Kube:
                 self._change("MODIFIED", state)
             return
         if len(state.failed) > spec["maxFailedIndexes"]:
-            self._end(state, "Failed", "MaxFailedIndexesExceeded", "Job has exceeded the specified maximal number of failed indexes")
+            self._end(
+                state,
+                "Failed",
+                "MaxFailedIndexesExceeded",
+                "Job has exceeded the specified maximal number of failed indexes",
+            )
         elif len(state.done | state.failed) == spec["completions"]:
             if state.failed:
                 self._end(state, "Failed", "FailedIndexes", "Job has failed indexes")
@@ -248,7 +253,13 @@ class Kube:
         assert container["command"] == ["splatclip"]
         log = self.scratch / f"{state.job['metadata']['uid']}-{index}-{len(state.ended)}.log"
         given = {one["name"]: one["value"] for one in container.get("env", []) if one["name"] != "HOME"}
-        env = {**os.environ, **given, **self.env, **self.per_index_env.get(index, {}), "JOB_COMPLETION_INDEX": str(index)}
+        env = {
+            **os.environ,
+            **given,
+            **self.env,
+            **self.per_index_env.get(index, {}),
+            "JOB_COMPLETION_INDEX": str(index),
+        }
         with log.open("wb") as out:
             process = subprocess.Popen(
                 [sys.executable, "-m", "components", *container["args"]],
@@ -307,7 +318,9 @@ class Kube:
         )
         if f"{verb} {kind}" in self.forbidden or namespace != "splatclip":
             who = f'User "system:serviceaccount:{namespace}:default" cannot {verb} resource "{kind}"'
-            raise Refused(403, "Forbidden", f"{kind} is forbidden: {who} in API group \"batch\" in the namespace {namespace}")
+            raise Refused(
+                403, "Forbidden", f'{kind} is forbidden: {who} in API group "batch" in the namespace {namespace}'
+            )
         with self.lock:
             if kind == "configmaps":
                 if name not in self.config_maps:
@@ -316,7 +329,10 @@ class Kube:
             if kind == "pods":
                 wanted = query["labelSelector"].partition("=")[2]
                 state = self.jobs.get(wanted)
-                return {"items": [self._pod(pod) for pod in (state.ended + state.running if state else [])] + self._held(state)}
+                return {
+                    "items": [self._pod(pod) for pod in (state.ended + state.running if state else [])]
+                    + self._held(state)
+                }
             if verb == "create":
                 return self._create(body)
             if name not in self.jobs:
@@ -381,7 +397,7 @@ class Kube:
                 seen = self.version
                 self.changed.wait(min(left, 0.5))
 
-    def _handler(kube) -> type[BaseHTTPRequestHandler]:  # noqa: N805
+    def _handler(kube) -> type[BaseHTTPRequestHandler]:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
@@ -442,7 +458,7 @@ class Kube:
                             self.wfile.flush()
                     self.wfile.write(b"0\r\n\r\n")
 
-            do_GET = do_POST = do_DELETE = _serve  # noqa: N815
+            do_GET = do_POST = do_DELETE = _serve
 
         return Handler
 

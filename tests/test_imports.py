@@ -16,6 +16,7 @@ STDLIB = set(sys.stdlib_module_names)
 LEAN = {
     "config",
     "fields",
+    "fleet_params",
     "manifest",
     "operations",
     "hub_params",

@@ -27,6 +27,7 @@ from pipelines.train_eval import COMPONENTS
 STEPS = {step.name: step for step in FLOW}
 COMMON = {"step": "String", "run_id": "String", "store": "String", "tracking": "Dict", "params": "Dict"}
 OPTIONS = {"help", "set", "store", "no_tracking", "step", "manifest_out", "metrics_out", "files_out"}
+SHARED = {"processes", "share", "output", "finalise", "job", "cancel"}  # ways to share splat_fit out
 BY_HAND = {"rollback", "set_champion", "model_name"}  # of promote
 NOUNS = {source: item for stage in STAGES.values() for item, source in stage.inputs.items()} | {"promote": "package"}
 
@@ -60,7 +61,7 @@ def test_a_stage_takes_its_inputs_and_its_section(name: str) -> None:
 def test_the_command_takes_the_same(name: str) -> None:
     (commands,) = (action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
     command = commands.choices[STAGES[name].command]
-    actions = [action for action in command._actions if action.dest not in OPTIONS | BY_HAND]
+    actions = [action for action in command._actions if action.dest not in OPTIONS | BY_HAND | SHARED]
     assert [action.option_strings for action in actions] == [[f"--{item}"] for item in ["params", *STAGES[name].inputs]]
     assert all(action.required == (name != "promote") for action in actions)  # promote moves a champion without them
 
@@ -101,11 +102,11 @@ def test_the_pipeline_is_the_flow(compiled: dict[str, Any]) -> None:
 def test_its_arguments_are_the_params_and_ints_come_back_as_ints(compiled: dict[str, Any]) -> None:
     params = load_params(ROOT / "params.yaml")
     given = compiled["root"]["inputDefinitions"]["parameters"]
-    assert {*given} == {*SECTIONS} - {"resources"} | {"store"}
+    assert {*given} == {*SECTIONS} - {*client.NOT_ARGUMENTS} | {"store"}
     assert given["splat_fit"]["defaultValue"]["num_gaussians"] == 128.0
     assert "isOptional" not in given["store"]
     back = {name: spec["defaultValue"] for name, spec in given.items() if name != "store"}
-    restored = params_from_dict({**back, "resources": as_dict(params)["resources"]})
+    restored = params_from_dict({**back, **{name: as_dict(params)[name] for name in client.NOT_ARGUMENTS}})
     assert json.dumps(as_dict(restored)) == json.dumps(as_dict(params))  # 128 and 128.0 are equal, their text is not
     with pytest.raises(UsageError, match="num_gaussians"):
         section_from_dict(SECTIONS["splat_fit"], back["splat_fit"] | {"num_gaussians": 400.5}, "splat_fit")

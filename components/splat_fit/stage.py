@@ -140,6 +140,9 @@ class GroupReport:
     fitted: int
     found: int
 
+    def __str__(self) -> str:
+        return f"groups {self.share}: {self.fitted} shards fitted, {self.found} found  {self.url}"
+
 
 def fit_group(params: SplatFitParams, *, images: str, store: str, share: Share, output: str = "") -> GroupReport:
     """Fit the shards of some groups and commit each, but write no manifest; those committed before are kept.

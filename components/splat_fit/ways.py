@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from components.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
 
     from components.config import Params
     from components.runner import Work
@@ -27,10 +28,32 @@ def chosen(args: argparse.Namespace, params: Params) -> Work | None:
 
         return finalise
     if args.job:
-        from components.splat_fit.fleet import fit as in_job
+        from components.splat_fit.fleet import fit as fit_in_job
 
-        return partial(in_job, fleet=params.fleet, resources=params.resources.splat_fit)
+        return partial(fit_in_job, fleet=params.fleet, resources=params.resources.splat_fit)
     return None
+
+
+def in_job(fleet: Mapping[str, Any], resources: Mapping[str, Any], image: str) -> Work:
+    """The Indexed Job as what stands in for the stage's run; all as the pipeline gives it."""
+    from components.fleet_params import FleetParams
+    from components.operations import Resources
+    from components.params import section_from_dict
+    from components.splat_fit.fleet import fit
+
+    section = section_from_dict(FleetParams, fleet, "fleet")
+    return partial(fit, fleet=section, resources=section_from_dict(Resources, resources, "resources"), image=image)
+
+
+def fit_share(params: Mapping[str, Any], share: str, *, store: str, images: str) -> str:
+    """A share as the pipeline gives it; returns what was done of it."""
+    from components.config import SplatFitParams
+    from components.params import section_from_dict
+    from components.splat_fit.stage import fit_group
+    from components.splat_fit.work import read_share
+
+    section = section_from_dict(SplatFitParams, params, "splat_fit")
+    return str(fit_group(section, images=images, store=store, share=read_share(share)))
 
 
 def by_itself(args: argparse.Namespace, params: Params, images: str) -> int:
@@ -52,7 +75,6 @@ def by_itself(args: argparse.Namespace, params: Params, images: str) -> int:
     follow_parent()
     share = read_share(args.share)
     report = fit_group(params.splat_fit, images=images, store=args.store, share=share, output=args.output)
-    line = f"splat_fit: groups {report.share}: {report.fitted} shards fitted, {report.found} found  {report.url}"
-    print(line, file=sys.stderr, flush=True)
+    print(f"splat_fit: {report}", file=sys.stderr, flush=True)
     print(report.url)
     return 0
