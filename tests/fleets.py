@@ -35,8 +35,8 @@ def start(images: str, store: Path | str, *args: str, params: str = "", **env: s
     )  # fmt: skip
 
 
-def run(images: str, store: Path | str, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
-    process = start(images, store, *args, **env)
+def run(images: str, store: Path | str, *args: str, params: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    process = start(images, store, *args, params=params, **env)
     out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(args, process.returncode, out, err)
 

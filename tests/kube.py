@@ -135,7 +135,7 @@ class Kube:
         self.cut_watches = 0  # that end in the middle of a line
         self.gone_watches = 0  # that are answered with 410
         self.env: dict[str, str] = {}  # of the pods
-        self.per_index_env: dict[int, dict[str, str]] = {}
+        self.exits: dict[int, list[int]] = {}  # codes that the first pods of an index end with, having done nothing
         self.hold = False  # no pod starts, as where there is no room
         self.kueue_after_s = 0.0
         self.token = "right"
@@ -257,12 +257,14 @@ class Kube:
             **os.environ,
             **given,
             **self.env,
-            **self.per_index_env.get(index, {}),
             "JOB_COMPLETION_INDEX": str(index),
         }
+        command = ["-m", "components", *container["args"]]
+        if self.exits.get(index):
+            command = ["-c", f"raise SystemExit({self.exits[index].pop(0)})"]
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", "components", *container["args"]],
+                [sys.executable, *command],
                 cwd=ROOT, env=env, stdout=out, stderr=out, start_new_session=True,
             )  # fmt: skip
         state.running.append(Pod(index, process, log))

@@ -40,8 +40,9 @@ class Cluster:
                 config.load_incluster_config(client_configuration=settings)
                 found = NAMESPACE_FILE.read_text(encoding="utf-8").strip() if not namespace else ""
             else:
-                config.load_kube_config(client_configuration=settings)
-                found = config.list_kube_config_contexts()[1]["context"].get("namespace", "")
+                file = os.environ.get("KUBECONFIG") or None  # the client looks when it is imported
+                config.load_kube_config(file, client_configuration=settings)
+                found = config.list_kube_config_contexts(file)[1]["context"].get("namespace", "")
         except (ConfigException, OSError) as error:
             where = "this pod's service account" if inside else "the kubeconfig"
             raise UsageError(
