@@ -1,0 +1,103 @@
+"""The fitting of a pipeline's run by one step, by groups side by side, and by a Job: one graph, the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT
+from fleets import PARAMS, fitted, picture_set
+from kube import a_cluster
+
+from components.config import SplatFitParams
+from components.params import load_params
+from components.splat_fit import stage
+from pipelines import client
+
+SCRIPT = """
+import sys, json
+from dataclasses import replace
+from kfp import dsl, local
+from components.config import SplatFitParams
+from components.fleet_params import FleetParams
+from components.operations import Resources
+from pipelines import fitting
+
+given = json.loads(sys.argv[1])
+
+def settle(task, name, asked):
+    return task.set_display_name(name).set_caching_options(False)
+
+@dsl.pipeline(name="fitting")
+def pipeline(store: str, params: dict, tracking: dict):
+    images = dsl.importer(artifact_uri=given["images"], artifact_class=dsl.Dataset, reimport=False).output
+    common = {"run_id": "1", "store": store, "tracking": tracking, "params": params, "images": images}
+    fitting.fit(
+        FleetParams(**given["fleet"]), Resources(), "splatclip-python:dev", step="splat_fit", given=common, earlier=[],
+        settle=settle,
+    )
+
+local.init(local.SubprocessRunner(use_venv=False), pipeline_root=given["root"], workspace_root=given["root"] + "w")
+pipeline(store=given["store"], params=given["params"], tracking={})
+"""
+
+
+def run_graph(tmp_path: Path, images: str, fleet: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    given = {"images": images, "store": str(tmp_path / "store"), "params": PARAMS, "fleet": fleet}
+    given["root"] = str(tmp_path / "root")
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(given)],
+        cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "executor", ["groups", pytest.param("job", marks=pytest.mark.full), pytest.param("task", marks=pytest.mark.full)]
+)
+def test_whoever_fits_the_bytes_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: str) -> None:
+    images = picture_set(tmp_path / "in", shards=4, per_shard=2)
+    stage.run(SplatFitParams(**PARAMS), images=images.url, store=str(tmp_path / "whole"))
+    manifest = str(Path(images.url, "manifest.json"))
+    fleet = {"executor": executor, "groups": 2, "shards_per_index": 2, "template": ""}
+    with a_cluster() as kube:
+        monkeypatch.setenv("KUBECONFIG", str(kube.kubeconfig(tmp_path / "kubeconfig")))
+        result = run_graph(tmp_path, manifest, fleet)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len(kube.created) == (executor == "job")
+    assert fitted(tmp_path / "store") == fitted(tmp_path / "whole")
+
+
+def test_the_graph_of_groups_compiles(tmp_path: Path) -> None:
+    params = load_params(ROOT / "params.yaml", ["fleet.executor=groups", "fleet.groups=32", "fleet.parallelism=4"])
+    client.compile_pipeline(params, tmp_path / "p.yaml")
+    (text,) = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    tasks = text["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    loops = {name: task for name, task in tasks.items() if "parameterIterator" in task}
+    assert len(loops) == 2, "one for each set"
+    for loop in loops.values():
+        assert loop["iteratorPolicy"] == {"parallelismLimit": 4}
+        items = json.loads(loop["parameterIterator"]["items"]["raw"])
+        assert items == [f"{i}/32" for i in range(32)]
+    names = {task["taskInfo"]["name"] for task in tasks.values()}
+    assert {"splat_fit", "splat_fit_eval", "train_adapter", "zero_shot_eval"} <= names, "the step is called as ever"
+
+
+def test_the_graph_of_a_job_compiles(tmp_path: Path) -> None:
+    params = load_params(ROOT / "params.yaml", ["fleet.executor=job", "fleet.queue=fits"])
+    client.compile_pipeline(params, tmp_path / "p.yaml", image="registry/splatclip-python@sha256:" + "0" * 64)
+    (text,) = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    task = next(
+        task for task in text["components"]["comp-exit-handler-1"]["dag"]["tasks"].values()
+        if task["taskInfo"]["name"] == "splat_fit"
+    )  # fmt: skip
+    given = {name: one.get("runtimeValue", {}).get("constant") for name, one in task["inputs"]["parameters"].items()}
+    assert given["fleet"]["queue"] == "fits"
+    assert given["image"].endswith("0" * 64)
+    executor = text["deploymentSpec"]["executors"][text["components"]["comp-splat-fit-job"]["executorLabel"]]
+    assert executor["container"]["resources"]["cpuLimit"] == 1.0, "it fits nothing itself"
