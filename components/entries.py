@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -40,11 +41,15 @@ def _indented(value: Any, indent: str, start: str = "\n") -> str:
         return encode_basestring(value)
     if kind is int:
         return int.__repr__(value)
+    if kind is float and math.isfinite(value):
+        return float.__repr__(value)
     if kind is dict and value and all(type(key) is str for key in value):
         parts = [f"{encode_basestring(key)}: {_indented(item, indent, inner)}" for key, item in sorted(value.items())]
         return f"{{{inner}{f',{inner}'.join(parts)}{start}}}"
     if kind in {list, tuple} and value:
         return f"[{inner}{f',{inner}'.join([_indented(item, indent, inner) for item in value])}{start}]"
+    if kind is dict and not value:
+        return "{}"
     if isinstance(value, (dict, list, tuple)) and value:  # of a kind of its own, or with keys that are no text
         text = json.dumps(value, indent=len(indent), separators=(",", ": "), **_STRICT)
         return text.replace("\n", start)  # a text's own line breaks are escaped

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import mmap
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -60,6 +61,9 @@ class StoreDamaged(PermanentError):
     """A file's content is not what its sum says."""
 
 
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+
+
 def check_name(name: str) -> str:
     """Return `name` if it is a safe posix relative path; UsageError otherwise."""
     parts = name.split("/")
@@ -67,7 +71,7 @@ def check_name(name: str) -> str:
         raise UsageError(
             f"store name {name!r}: give a relative path with forward slashes and no '.', '..' or empty part"
         )
-    if any(ord(char) < 32 or ord(char) == 127 or 0xD800 <= ord(char) < 0xE000 for char in name):
+    if _UNPRINTABLE.search(name):
         raise UsageError(f"store name {name!r} holds a control character or half a surrogate pair")
     if parts[-1].startswith(TEMP_PREFIX):
         raise UsageError(f"store name {name!r}: names that begin with {TEMP_PREFIX!r} are kept for files being written")
