@@ -79,6 +79,8 @@ def check_job(body: dict[str, Any]) -> None:
         assert spec["maxFailedIndexes"] <= 10_000
         assert spec["parallelism"] <= 10_000
     assert len(json.dumps(body)) < 1_500_000, "larger than etcd takes"
+    least = body["metadata"].get("annotations", {}).get("kueue.x-k8s.io/job-min-parallelism")
+    assert least is None or 0 <= int(least) < spec["parallelism"], "Kueue's webhook"
     containers = {one["name"] for one in pods["spec"]["containers"]}
     for rule in spec["podFailurePolicy"]["rules"]:
         assert rule["action"] in {"Ignore", "FailIndex", "FailJob", "Count"}

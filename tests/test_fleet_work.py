@@ -103,6 +103,7 @@ def test_a_cluster_takes_the_job(completions: int) -> None:
     assert spec["parallelism"] == min(32, completions)
     assert (spec["suspend"], spec["activeDeadlineSeconds"], spec["ttlSecondsAfterFinished"]) == (True, 7200, 86400)
     assert made["metadata"]["labels"][jobs.QUEUE] == "fits"
+    assert made["metadata"]["annotations"] == ({jobs.MIN_PARALLELISM: "1"} if completions > 1 else {})
     assert jobs.share_of(jobs.container(made, "")["args"]) == share
     assert len(json.dumps(made)) < 5000, "ranges, not numbers"
 

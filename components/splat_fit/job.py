@@ -148,7 +148,8 @@ def job_body(
     notes = dict((body.get("metadata") or {}).get("annotations") or {})
     if fleet.queue:
         labels[QUEUE] = fleet.queue
-    if QUEUE in labels:
+    at_once = min(fleet.parallelism, number)
+    if QUEUE in labels and at_once > 1:  # Kueue refuses a least number that is not below the parallelism
         notes.setdefault(MIN_PARALLELISM, "1")  # begin with what quota there is
     body["metadata"] = {"name": name, "labels": labels, "annotations": notes}
     body.pop("status", None)
@@ -156,7 +157,7 @@ def job_body(
     spec |= {
         "completionMode": "Indexed",
         "completions": number,
-        "parallelism": min(fleet.parallelism, number),
+        "parallelism": at_once,
         "backoffLimitPerIndex": fleet.backoff,
         "maxFailedIndexes": min(math.ceil(fleet.max_failed * number), MOST_FAILED),
         "ttlSecondsAfterFinished": round(fleet.ttl_h * 3600),
