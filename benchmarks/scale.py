@@ -26,8 +26,8 @@ class Plan:
     """A set, and who fits it.
 
     rate: pictures a second of one pod; start_s: from a pod's creation to its first picture (a node, the image, Python,
-    the manifest); preempted: times an hour that a pod is taken away; fails: chance that a pod fails for now, at a moment
-    that is any of its time. image_bytes, splat_bytes: of a shard; entry_bytes: of a shard in the download's manifest.
+    the manifest); preempted: times an hour that a pod is taken away; fails: chance that a pod fails for now, at any
+    moment of its time. image_bytes, splat_bytes: of a shard; entry_bytes: of a shard in the download's manifest.
     """
 
     pictures: int = 12_800_000
@@ -78,7 +78,7 @@ def shard_requests(plan: Plan) -> int:
 
 
 def start_requests(plan: Plan, done: int) -> int:
-    """The manifest, whether there is one of the output already, an entry a shard; of those done also the files' sizes."""
+    """The manifest, whether there is one of the output already, an entry a shard; of those done the files' sizes."""
     return 1 + 1 + plan.shards_per_index + 2 * done
 
 
@@ -193,7 +193,7 @@ def need_table() -> Iterator[str]:
 
 def fault_table(seed: int = 0) -> Iterator[str]:
     """What preemptions and failures add: simulated, and by the closed form where there is one."""
-    yield "| set | pods at once | preempted | fail for now | hours | closed form | pods started | fitted twice | requests |"
+    yield "| set | pods at once | preempted | fail for now | hours | closed form | pods started | refitted | requests |"
     yield "|---|---|---|---|---|---|---|---|---|"
     small, large = replace(GPU, workers=2), replace(GPU, workers=16, **LARGE)
     spot = replace(large, workers=20)
@@ -212,8 +212,8 @@ def fault_table(seed: int = 0) -> Iterator[str]:
         found = simulate(plan, seed)
         closed = f"{expected_hours(plan):.1f}" if not plan.fails else "-"
         yield (
-            f"| {plan.shards:,} shards, {plan.shards_per_index} an index | {plan.workers} | {plan.preempted:g} an hour | "
-            f"{plan.fails:.0%} | {found.hours:.1f} | {closed} | {found.pods:,} for {plan.indexes:,} indexes | "
+            f"| {plan.shards:,} shards, {plan.shards_per_index} an index | {plan.workers} | "
+            f"{plan.preempted:g} an hour | {plan.fails:.0%} | {found.hours:.1f} | {closed} | {found.pods:,} for {plan.indexes:,} indexes | "
             f"{found.refitted:,} | {found.requests:,} |"
         )
 

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import scale  # noqa: E402
+import scale
 
 SMALL = scale.Plan(pictures=400_000, workers=4)
 
