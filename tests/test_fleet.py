@@ -89,6 +89,7 @@ def test_its_life(
     assert len(kube.requests) == before, "what is finished asks nobody"
 
 
+@pytest.mark.full
 def test_only_what_is_pending_gets_an_index(images: Artifact, whole: dict[str, bytes], here: Path, kube: Kube) -> None:
     stage.fit_group(SECTION, images=images.url, store=str(here), share=stage.Share(4, (1, 3)))
     launch(images, here, replace(FLEET, shards_per_index=1))
@@ -147,6 +148,7 @@ def test_wrong_usage_ends_the_job_at_once(images: Artifact, here: Path, kube: Ku
         launch(images, here)
 
 
+@pytest.mark.full
 def test_another_version_in_the_image_is_refused(images: Artifact, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage, "VERSION", stage.VERSION + 1)
     with pytest.raises(PermanentError, match="PodFailurePolicy"):  # the pods run what is on the disk
@@ -234,6 +236,7 @@ def test_a_job_of_another_image_is_not_taken_over(images: Artifact, here: Path, 
     assert "there is no Job" in fleet.cancel(SECTION, images=images.url, store=str(here), fleet=FLEET)
 
 
+@pytest.mark.full
 def test_pods_that_do_not_start_say_why(
     images: Artifact,
     whole: dict[str, bytes],

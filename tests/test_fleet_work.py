@@ -133,6 +133,10 @@ def test_pods_are_restricted_and_ask_for_what_params_say() -> None:
         "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}
     }  # fmt: skip
     assert (pod["serviceAccountName"], pod["automountServiceAccountToken"]) == ("splatclip-fitter", False)
+    rules = [rule["action"] for rule in made["spec"]["podFailurePolicy"]["rules"]]
+    assert rules == ["Ignore", "FailIndex", "FailJob"], (
+        "the first that fits decides: an evicted pod may end with any code"
+    )
     asked = {"cpu": "1500m", "memory": "3Gi", "ephemeral-storage": "20Gi", "nvidia.com/gpu": "2"}
     assert fitter["resources"] == {"requests": asked, "limits": asked}
     for labels in (made["metadata"]["labels"], made["spec"]["template"]["metadata"]["labels"]):

@@ -266,3 +266,39 @@ def test_a_record_without_a_sum_is_one_of_an_earlier_version(tmp_path: Path) -> 
 def test_what_is_no_manifest_is_refused(data: bytes) -> None:
     with pytest.raises(PermanentError, match=r"^here: "):
         Manifest.from_bytes(data, "here")
+
+
+def test_done_reads_many_entries_at_a_time_and_each_alone_the_same(root: Store, tmp_path: Path) -> None:
+    commit = begin(root)
+    for index in range(70):  # more than FEW
+        put(commit, tmp_path, index)
+    root.delete(commit.path + "/" + commit.done()[5].name)
+    every = begin(root).done()
+    assert sorted(every) == [index for index in range(70) if index != 5]
+    assert begin(root).done(range(70)) == every
+    assert begin(root).done([3, 5, 99]) == {3: every[3]}
+    assert begin(root).done_indexes() == {*range(70)}
+
+
+def test_a_shard_that_came_after_the_listing_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listing is not of one moment: it may show an entry and not the file, which was put before."""
+    place = open_store(str(tmp_path / "store"))
+    entry = put(begin(place), tmp_path, 0)
+    whole_listing = type(place).entries
+    monkeypatch.setattr(
+        type(place), "entries", lambda self: (file for file in whole_listing(self) if file.name != entry.name)
+    )
+    assert begin(place).done() == {0: entry}
+
+
+def test_notes_of_failures_last_until_there_is_a_manifest(tmp_path: Path) -> None:
+    place = open_store(str(tmp_path / "store"))
+    commit = begin(place)
+    commit.put_failure(7, "its picture is damaged")
+    commit.put_failure(7, "its tar is damaged")
+    place.sub(commit.path).put_bytes("_failed/00008.json", b"nonsense")
+    assert begin(place).failures() == {7: "its tar is damaged"}
+    entry = put(commit, tmp_path, 0)
+    assert commit.done() == {0: entry}
+    commit.finalise(shards=[entry], files=[], metrics={})
+    assert place.sub(commit.path).list("_failed/") == []
