@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 WATCH_S, TALLY_S = 10.0, 30.0
 PAUSE_S = 1.0  # between two reads, however quickly a watch breaks
+MOST_RACES = 10  # that other launchers may win
 SLOW_START_S = 60.0  # after which it is asked why nothing runs
 LATE = ("DeadlineExceeded",)  # reasons of a Job's failure that are not its pods'
 
@@ -124,7 +125,7 @@ def _current(cluster: Cluster, name: str, work: Work, fleet: FleetParams, body: 
     from components.splat_fit.cluster import Exists
 
     total = num_groups(len(work.shards), fleet.shards_per_index)
-    while True:
+    for _ in range(MOST_RACES):
         there = cluster.job(name)
         if there is not None and _end(there) is None:
             wanted = body(jobs.share_of(jobs.container(there, name).get("args", [])) or Share(total, (0,)))
@@ -150,6 +151,7 @@ def _current(cluster: Cluster, name: str, work: Work, fleet: FleetParams, body: 
             f"{len(work.shards)} shards"
         )
         return made
+    raise TransientError(f"Job {name} in namespace {cluster.namespace} is made and ended by others again and again")
 
 
 def _end(job: Mapping[str, Any]) -> Mapping[str, Any] | None:
