@@ -78,8 +78,11 @@ def shard_requests(plan: Plan) -> int:
 
 
 def start_requests(plan: Plan, done: int) -> int:
-    """The manifest, whether there is one of the output already, an entry a shard; of those done the files' sizes."""
-    return 1 + 1 + plan.shards_per_index + 2 * done
+    """The manifest, whether there is one of the output already, an entry a shard.
+
+    Where some are done: the mark of a stage at work, and their files' sizes.
+    """
+    return 1 + 1 + plan.shards_per_index + (1 + 2 * done if done else 0)
 
 
 def simulate(plan: Plan, seed: int = 0) -> Outcome:
@@ -146,6 +149,11 @@ def pages(names: int) -> int:
     return max(1, math.ceil(names / PAGE))
 
 
+def finalise_requests(plan: Plan) -> int:
+    """Every entry; entries listed once, all files twice (before, and that they are there still); a few of its own."""
+    return plan.shards + pages(plan.shards) + 2 * pages(3 * plan.shards) + 5
+
+
 def needs(plan: Plan, hours: float) -> dict[str, str]:
     """What a set needs by a deadline, without failures."""
     rate = plan.pictures / hours / HOUR
@@ -167,7 +175,7 @@ def needs(plan: Plan, hours: float) -> dict[str, str]:
         "MB/s": f"{plan.shards * (plan.image_bytes + plan.splat_bytes) / hours / HOUR / 1e6:,.0f}",
         "manifests, read by pods": f"{plan.indexes * plan.shards * plan.entry_bytes / 1e9:,.1f} GB",
         "names listed a look": f"{pages(plan.shards)} requests",
-        "requests to finalise": f"{pages(objects) + plan.shards + 3:,}",
+        "requests to finalise": f"{finalise_requests(plan):,}",
     }
 
 
