@@ -184,20 +184,23 @@ def gc(args: argparse.Namespace) -> int:
 
 
 def pipeline_compile(args: argparse.Namespace) -> int:
-    """The pipeline as YAML, or whether the committed one still is what the source says."""
+    """The pipelines as YAML, or whether the committed ones still are what the source says."""
     from pipelines import client
 
-    params = _params(args)
-    if not args.check:
-        client.compile_pipeline(params, Path(args.out))
-        print(f"pipeline: {args.out}")
-        return 0
-    differences = client.check(params, Path(args.out))
-    for line in differences:
-        print(line)
-    if differences:
-        raise UsageError(f"{args.out} is not what the source compiles to; run `splatclip pipeline compile`")
-    print(f"{args.out} is up to date")
+    params, out = _params(args), Path(args.out)
+    written = {out: client.compile_pipeline, out.with_name("rollback.yaml"): client.compile_rollback}
+    differing = []
+    for path, compile_ in written.items():
+        if not args.check:
+            compile_(params, path)
+            print(f"pipeline: {path}")
+            continue
+        differences = client.check(params, path, compile_)
+        differing += [path] if differences else []
+        print(*(differences or [f"{path} is up to date"]), sep="\n")
+    if differing:
+        named = " and ".join(map(str, differing))
+        raise UsageError(f"{named}: not what the source compiles to; run `splatclip pipeline compile`")
     return 0
 
 

@@ -11,10 +11,11 @@ import dataclasses
 from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
+from components.cluster_params import ClusterParams, ResourcesParams, check_spot
 from components.fields import at_least, evaluates_apart, later, local, one_of, require, seed_in_range, within
 from components.fleet_params import FleetParams
 from components.hub_params import DataCompParams, HubParams, check_repository
-from components.operations import PromoteParams, ResourcesParams, TrackingParams
+from components.operations import NotifyParams, PromoteParams, TrackingParams
 from components.url_params import UrlParams
 
 SOURCES = ("sample", "folder", "webdataset", "urls", "datacomp", "huggingface", "clip_benchmark")
@@ -322,8 +323,10 @@ class Params:
     zero_shot_eval: ZeroShotEvalParams = ZeroShotEvalParams()
     promote: PromoteParams = PromoteParams()
     tracking: TrackingParams = TrackingParams()
+    notify: NotifyParams = NotifyParams()
     resources: ResourcesParams = ResourcesParams()
     fleet: FleetParams = FleetParams()
+    cluster: ClusterParams = ClusterParams()
 
     def __post_init__(self) -> None:
         train, test = self.download, self.download_eval
@@ -331,6 +334,7 @@ class Params:
             train.trains, "download.num_train is -1, which leaves nothing to train on; only download_eval may say so"
         )
         evaluates_apart(train, test)
+        check_spot(self.resources, self.cluster)
 
     def require_squares(self) -> None:
         """Raise UsageError unless pictures come out as squares of one size, which all that trains and scores needs."""

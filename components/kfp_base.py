@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from kfp import dsl
 from components import FLOW, Step
 from components.config import SECTIONS
 from components.errors import SplatClipError
+from components.kfp_workers import Job, processes, run_together
 from components.local_run import LocalRun
 from components.params import params_from_dict, section_from_dict
 from components.runner import Done, Work
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 # Of development; a release compiles with the image's digest. Kubeflow's local runner wants "python" in the name.
 IMAGE = "splatclip-python:dev"
 FINISH = "finish"
+ANNOUNCE = "announce"
 TRIES = 3
 
 
@@ -61,7 +63,7 @@ def run(
 ) -> Done:
     """Run a step of the flow: its stage with its section of params on artifacts that hold manifests.
 
-    What fails for now is tried again here: Kubeflow's own retries are lost inside loops and groups.
+    What fails for now is tried again here: Kubeflow's own retries cost a pod each, and are lost inside loops.
     An error of ours ends the process with its exit code. work: see run_step.
     """
     from components.runner import deliver, run_step, say
@@ -72,9 +74,14 @@ def run(
         given = {"params": params, "params_eval": params_eval}
         sections = {name: given[argument] for argument, name in sections_of(flow_step).items()}
         section = getattr(params_from_dict(sections, "arguments"), flow_step.section)
-        info = _info(tracking, local.id if local else run_id)
         refs = {name: artifact.path for name, artifact in inputs.items()}
-        done = run_step(flow_step, section, refs, store, info, tries=TRIES, work=work)
+        count = 1 if local else processes(flow_step.stage)
+        if count > 1:
+            job = Job(step=step, sections=sections, tracking=tracking, inputs=refs, store=store, run_id=run_id)
+            done = run_together(count, job, tries=TRIES)
+        else:
+            info = info_of(tracking, local.id if local else run_id)
+            done = run_step(flow_step, section, refs, store, info, tries=TRIES, work=work)
         say(step, done.report)
         if local:
             deliver(flow_step, done, store, local.out)
@@ -105,7 +112,7 @@ def _as_step(name: str, local: LocalRun | None) -> Iterator[None]:
         raise SystemExit(error.exit_code) from None
 
 
-def _info(params: dict[str, Any], run_id: str) -> RunInfo | None:
+def info_of(params: dict[str, Any], run_id: str) -> RunInfo | None:
     """The run that the step belongs to; the step by itself where Kubeflow's id of the run is missing."""
     from components.tracking import run_info
 
@@ -138,20 +145,3 @@ def numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from numbers(value, f"{prefix}{name}.")
         elif isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
             yield f"{prefix}{name}", float(value)
-
-
-# Kubeflow's words for how the steps ended: those of older backends are ML Metadata's.
-ENDS = dict.fromkeys(("SUCCEEDED", "COMPLETE", "CACHED"), "FINISHED")
-ENDS |= dict.fromkeys(("CANCELED", "CANCELLED"), "KILLED")
-ENDS |= dict.fromkeys(("FAILED", "ERROR"), "FAILED")
-
-
-def close(state: str, *, store: str, tracking: dict[str, Any], run_id: str) -> None:
-    """End the run in MLflow. state: Kubeflow's word for how the steps ended; with another one, the steps' runs tell."""
-    from components.tracking import close_run, status_of
-
-    local = LocalRun.current()
-    with local.step(FINISH, always=True) if local else nullcontext():
-        info = _info(tracking, local.id if local else run_id)
-        error = local.error() if local else None
-        close_run(info, store, status_of(error) if error else ENDS.get(state.upper(), ""))

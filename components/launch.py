@@ -23,16 +23,21 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command in the processes asked for; returns the exit code."""
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import get_args_parser, run
-
     options, command = split(argv)
     if not command:
         print(f"usage: {__doc__}", file=sys.stderr)
         return 2
+    return torchrun(options, "components", command)
+
+
+def torchrun(options: Sequence[str], module: str, arguments: Sequence[str]) -> int:
+    """Run a module in the processes that the options ask for; returns the exit code."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import get_args_parser, run
+
     try:
-        run(get_args_parser().parse_args([*options, "-m", "components", *command]))  # type: ignore[no-untyped-call]
+        run(get_args_parser().parse_args([*options, "-m", module, *arguments]))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         first = min(error.failures.values(), key=lambda failure: failure.timestamp)
         return first.exitcode if first.exitcode > 0 else 128 - first.exitcode

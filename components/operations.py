@@ -1,4 +1,4 @@
-"""Parameters of how a run is operated: where its model is registered, how it is tracked, what it asks of a cluster.
+"""Parameters of how a run is operated: where its model is registered, how it is tracked, who is told.
 
 None of them enters a cache key.
 """
@@ -6,9 +6,9 @@ None of them enters a cache key.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from components.fields import at_least, local, require
+from components.fields import at_least, local, require, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,40 +41,20 @@ class TrackingParams:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resources:
-    """What one step asks of a cluster. cpu: cores; memory: a Kubernetes quantity; gpus: of type accelerator."""
+class NotifyParams:
+    """Who is told how a run ended: the webhook that SPLATCLIP_WEBHOOK_URL names, nobody without it (docs/pipeline.md).
 
-    cpu: float = local(2.0)
-    memory: str = local("4Gi")
-    gpus: int = local(0)
-    accelerator: str = local("nvidia.com/gpu")
+    timeout_s: seconds for one of the three tries. allow_http: an address without TLS is allowed.
+    kubeflow_url: Kubeflow Pipelines' page, as in https://kubeflow.example/pipeline, for the link to the run.
+    """
 
-    def check(self, name: str) -> None:
-        """UsageError, with the name that they go by, for what a cluster does not take."""
-        require(self.cpu >= 0.001, f"{name}.cpu is {self.cpu}; it must be at least 0.001")
-        amount = re.fullmatch(r"([0-9]+)(E|P|T|G|M|Ei|Pi|Ti|Gi|Mi|Ki)?", self.memory)
-        require(
-            amount is not None and int(amount[1]) > 0,
-            f"{name}.memory is {self.memory!r}; write a whole number above 0 and its unit, as in 4Gi or 500M",
-        )
-        require(self.gpus >= 0, f"{name}.gpus is {self.gpus}; it must be at least 0")
-        require(
-            bool(re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[\w]([\w.-]*[\w])?", self.accelerator, re.ASCII)),
-            f"{name}.accelerator is {self.accelerator!r}; write it as the cluster names it, as in nvidia.com/gpu",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResourcesParams:
-    """What each step's container asks of a cluster, by stage. A run on one machine takes what there is."""
-
-    download: Resources = local(Resources())
-    train_teacher: Resources = local(Resources(cpu=8, memory="32Gi"))
-    splat_fit: Resources = local(Resources(cpu=8, memory="16Gi"))
-    train_adapter: Resources = local(Resources(cpu=8, memory="32Gi"))
-    zero_shot_eval: Resources = local(Resources(cpu=8, memory="32Gi"))
-    promote: Resources = local(Resources(cpu=1, memory="2Gi"))
+    timeout_s: float = local(10.0)
+    allow_http: bool = local(False)
+    kubeflow_url: str = local("")
 
     def __post_init__(self) -> None:
-        for stage in fields(self):
-            getattr(self, stage.name).check(f"resources.{stage.name}")
+        within("notify", self, 0.1, 120, "timeout_s")
+        require(
+            not self.kubeflow_url or bool(re.fullmatch(r"https?://[^\s?#]+", self.kubeflow_url)),
+            f"notify.kubeflow_url is {self.kubeflow_url!r}; write it as in https://kubeflow.example/pipeline",
+        )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from components.errors import UsageError
 from components.manifest import Artifact
-from components.registry_calls import CHALLENGER, CHAMPION, EVALUATION, PACKAGE, Registry, State
+from components.registry_calls import ANNOUNCED, CHALLENGER, CHAMPION, EVALUATION, PACKAGE, Registry, State
 from components.registry_line import Decision, Version, challenger, champions, unique, verdict
 from components.registry_source import package_source
 from components.signals import Stop
@@ -82,20 +82,26 @@ def _settle(registry: Registry) -> tuple[State, list[Version]]:
             registry.delete(number)
 
 
-def rollback(model_name: str) -> str:
+def rollback(model_name: str, by: str = "") -> str:
     """Make the former champion champion again and keep it; returns a line that says so.
 
-    Only versions registered from now on may take its place: not the one that is withdrawn. Again: one further back.
+    Only versions registered from now on may take its place: not the one that is withdrawn. Again: one further back,
+    but not by the same run: by, where given, is a run whose pod may be started again after it has done its work.
     Raises UsageError where there is no former champion.
     """
     registry = Registry(model_name)
     state = registry.state()
     line = champions(state.versions, state.decision)
+    if by and state.decision.by == by:
+        _settle(registry)
+        return (
+            f"{model_name}: rolled back by this run already; {line[-1]} is champion" if line else f"{model_name}: done"
+        )
     if len(line) < 2:
         now = f"only {line[-1]} has been" if line else "none has been"
         raise UsageError(f"model {model_name!r}: nothing to roll back to: {now} champion")
     withdrawn, former = line[-1], line[-2]
-    _decide(registry, line[:-1], state)
+    _decide(registry, line[:-1], state, by)
     return (
         f"{model_name}: {former} is champion again; {withdrawn} is withdrawn. Versions from "
         f"{_newest(state) + 1} on are compared with version {former.number}"
@@ -129,8 +135,19 @@ def set_champion(model_name: str, version: int | str) -> str:
     )
 
 
-def _decide(registry: Registry, line: list[Version], state: State) -> None:
-    registry.decide(Decision(tuple(version.number for version in line), _newest(state)))
+def announced(model_name: str, version: int) -> str:
+    """The run that announced a version as champion; empty: none has. Raises as Registry does."""
+    found = Registry(model_name).find(number=str(version))
+    return str(found.tags.get(ANNOUNCED, "")) if found is not None else ""
+
+
+def mark_announced(model_name: str, version: int, run_id: str) -> None:
+    """Leave word at a version that a run announced it. Raises as Registry does."""
+    Registry(model_name).set_tag(version, ANNOUNCED, run_id or "unknown")
+
+
+def _decide(registry: Registry, line: list[Version], state: State, by: str = "") -> None:
+    registry.decide(Decision(tuple(version.number for version in line), _newest(state), by))
     _settle(registry)
 
 

@@ -29,6 +29,7 @@ from components.tracking_client import (
 CHAMPION, CHALLENGER = "champion", "challenger"
 ALIASES = (CHAMPION, CHALLENGER)
 DECISION_TAG = "splatclip.champions"
+ANNOUNCED = "splatclip.announced"
 WAIT_ENV, WAIT_S = "SPLATCLIP_REGISTRY_WAIT", 600.0
 REQUEST_S = 120.0  # for one request: MLflow stands still for 30 s at a time when many make runs at once
 FIRST_PAUSE_S, LONGEST_PAUSE_S, STEP_S = 1.0, 15.0, 0.2
@@ -208,6 +209,12 @@ class Registry:
                     raise
 
         self.call(f"set alias {alias}", point)
+
+    def set_tag(self, number: int, tag: str, value: str) -> None:
+        """Give a version a tag."""
+        self.call(
+            f"tag version {number}", lambda: self.client.set_model_version_tag(self.name, str(number), tag, value)
+        )
 
     def decide(self, decision: Decision) -> None:
         """Record a decision by hand."""

@@ -48,14 +48,19 @@ class Version:
 
 @dataclass(frozen=True)
 class Decision:
-    """The champions up to a decision by hand, the chosen one last, and the newest version there was at that time."""
+    """The champions up to a decision by hand, the chosen one last, and the newest version there was at that time.
+
+    by: the run that decided, which decides once however often it is started; empty: somebody at a command line.
+    """
 
     champions: tuple[int, ...] = ()
     after: int = 0
+    by: str = ""
 
     def to_json(self) -> str:
         """As it is kept in the registry."""
-        return json.dumps({"champions": self.champions[-KEPT:], "after": self.after})
+        by = {"by": self.by} if self.by else {}
+        return json.dumps({"champions": self.champions[-KEPT:], "after": self.after, **by})
 
     @classmethod
     def from_json(cls, text: str | None, where: str) -> Decision:
@@ -64,8 +69,9 @@ class Decision:
             return cls()
         try:
             values = parse(text)
-            return cls(tuple(whole(number) for number in values["champions"]), whole(values["after"]))
-        except (ValueError, TypeError, KeyError) as error:
+            numbers = tuple(whole(number) for number in values["champions"])
+            return cls(numbers, whole(values["after"]), str(values.get("by", "")))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PermanentError(f"{where}: not a decision ({error!r}); delete that tag to start over") from None
 
 

@@ -71,7 +71,7 @@ def run_step(
 
 
 def persist(name: str, tries: int, call: Callable[[], T]) -> T:
-    """What the call returns, which is tried again after a while where it fails for now."""
+    """call(), again after 10 and 30 seconds where it fails for now, `tries` times at most."""
     for attempt in range(1, tries):
         try:
             return call()

@@ -38,6 +38,7 @@ __all__ = [
     "close_run",
     "current_run_id",
     "current_tags",
+    "note",
     "run_info",
     "status_of",
     "track_step",
@@ -186,3 +187,16 @@ def close_run(info: RunInfo | None, store: str, status: str) -> None:
     journal.ready = journal.closed = True
     outbox.add(journal)
     _settle(outbox, status)
+
+
+def note(info: RunInfo | None, store: str, tags: Mapping[str, str]) -> None:
+    """Give the parent run tags, from a step that is no stage; waits for delivery."""
+    if info is None or not info.id:
+        return
+    outbox = _outbox()
+    journal = Journal(store, fingerprint(outbox.uri))
+    open_runs(journal, info, provenance(info.origin, kfp_run_id=info.id if info.kubeflow else ""))
+    journal.log("parent", tags=tags)
+    journal.ready = journal.closed = True
+    outbox.add(journal)
+    _settle(outbox, "FINISHED")

@@ -10,7 +10,7 @@ import secrets
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,13 @@ from components.kfp_base import FINISH, IMAGE
 from components.local_run import GO_ON, VARIABLE, LocalRun, stopping_with
 from components.redaction import redacted
 from components.runner import write
+from pipelines import rollback
 from pipelines.quiet import only_the_steps_own
 from pipelines.train_eval import build
 
-HEAD = "# Made by `splatclip pipeline compile` from pipelines/train_eval.py and a params file; do not edit.\n"
+HEAD = "# Made by `splatclip pipeline compile` from pipelines/{}.py and a params file; do not edit.\n"
 MAX_BYTES = 256 << 10  # larger ones do not fit into Kubernetes' objects
-NOT_ARGUMENTS = ("resources", "fleet")  # they are part of the graph
+NOT_ARGUMENTS = ("resources", "fleet", "cluster")  # they are part of the graph
 
 
 def arguments(params: Params) -> dict[str, Any]:
@@ -51,16 +52,22 @@ def compile_pipeline(params: Params, out: Path, image: str = IMAGE) -> None:
     YAML is too large for Kubernetes.
     """
     params.require_squares()
+    _compile(build(params, image), arguments(params), out, "train_eval")
+
+
+def compile_rollback(params: Params, out: Path, image: str = IMAGE) -> None:
+    """Write the YAML of the pipeline that takes a champion back; otherwise as compile_pipeline."""
+    given = {name: section for name, section in arguments(params).items() if name in rollback.SECTIONS}
+    _compile(rollback.build(params, image), given, out, "rollback")
+
+
+def _compile(pipeline: Any, values: dict[str, Any], out: Path, source: str) -> None:
     with tempfile.TemporaryDirectory(prefix="splatclip-compile-") as folder:
         target = Path(folder) / "pipeline.yaml"
-        compiler.Compiler().compile(
-            build(params.resources, image, fleet=params.fleet),
-            str(target),
-            pipeline_parameters=_without_secrets(arguments(params)),
-        )
+        compiler.Compiler().compile(pipeline, str(target), pipeline_parameters=_without_secrets(values))
         lines = target.read_text(encoding="utf-8").splitlines(keepends=True)
     # KFP's own head lists dicts in an order that changes from one process to the next
-    data = (HEAD + "".join(itertools.dropwhile(lambda line: line.startswith("#"), lines))).encode()
+    data = (HEAD.format(source) + "".join(itertools.dropwhile(lambda line: line.startswith("#"), lines))).encode()
     if len(data) > MAX_BYTES:
         raise UsageError(f"{out}: the pipeline compiles to {len(data)} bytes; Kubernetes takes at most {MAX_BYTES}")
     write(out, data)
@@ -77,19 +84,27 @@ def _without_secrets(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def check(params: Params, path: Path) -> list[str]:
+def check(params: Params, path: Path, compile_: Callable[[Params, Path], None] = compile_pipeline) -> list[str]:
     """Where the YAML at `path` is not what the source compiles to, a line each; the SDK's version does not count."""
     try:
-        there = yaml.safe_load(path.read_text(encoding="utf-8"))
+        there = documents(path)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: cannot read the pipeline: {error}") from None
     with tempfile.TemporaryDirectory(prefix="splatclip-compile-") as folder:
-        compile_pipeline(params, Path(folder) / path.name)
-        compiled = yaml.safe_load((Path(folder) / path.name).read_text(encoding="utf-8"))
+        compile_(params, Path(folder) / path.name)
+        compiled = documents(Path(folder) / path.name)
     for pipeline in (there, compiled):
         if isinstance(pipeline, dict):
             pipeline.pop("sdkVersion", None)
     return list(_differences(there, compiled, ""))
+
+
+def documents(path: Path) -> Any:
+    """A compiled pipeline's YAML: its specification, and under `platforms` what it asks of Kubernetes alone."""
+    found = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    if found and all(isinstance(one, dict) for one in found):
+        return {name: value for one in found for name, value in one.items()}
+    return found
 
 
 def _differences(there: Any, compiled: Any, where: str) -> Iterator[str]:
@@ -123,11 +138,7 @@ def run_local(params: Params, store: str, out: Path, run_id: str = "", tracked: 
         status = "FAILED"
         try:
             with _environment(run, tracked=info is not None):
-                _run(
-                    run,
-                    build(params.resources, fleet=params.fleet, one_by_one=True),
-                    {"store": store, **arguments(params)},
-                )
+                _run(run, build(params, one_by_one=True), {"store": store, **arguments(params)})
             status = "FINISHED"
         except BaseException as error:
             status = tracking.status_of(error)

@@ -6,33 +6,23 @@ from typing import Any
 from kfp import dsl
 
 from components import FLOW, STAGES
-from components.config import SECTIONS
-from components.fleet_params import FleetParams
-from components.kfp_base import FINISH, IMAGE, component, sections_of
-from components.operations import Resources, ResourcesParams
-from pipelines import fitting
+from components.config import SECTIONS, Params
+from components.kfp_base import ANNOUNCE, FINISH, IMAGE, sections_of
+from pipelines.ends import announce, finish
+from pipelines.placing import Placing
 
 NAME = "train-eval"
 SUMMARY = "Photographs -> 2D Gaussian splats -> tokens -> embeddings -> scores."
 COMPONENTS = {name: getattr(importlib.import_module(f"components.{name}.component"), name) for name in STAGES}
+PROMOTION = FLOW[-1].name
 
 
-@component
-def finish(*, status: dsl.PipelineTaskFinalStatus, run_id: str, store: str, tracking: dict) -> None:
-    """End the run in MLflow, however the steps ended."""
-    from components.kfp_base import close
-
-    close(status.state, store=store, tracking=tracking, run_id=run_id)
-
-
-def build(
-    resources: ResourcesParams, image: str = IMAGE, *, fleet: FleetParams | None = None, one_by_one: bool = False
-) -> Any:
+def build(params: Params, image: str = IMAGE, *, one_by_one: bool = False) -> Any:
     """The pipeline, and what each step asks of the cluster; its arguments are the store and sections of params.
 
-    one_by_one: no two steps at once, in the flow's order.
+    one_by_one: for this machine: no two steps at once, in the flow's order, none tried again from outside.
     """
-    fleet = fleet or FleetParams()
+    placing = Placing.of(params, image, local=one_by_one)
 
     def train_eval(  # noqa: PLR0917 - KFP reads the arguments here
         store: str,
@@ -44,35 +34,26 @@ def build(
         zero_shot_eval: dict[str, Any],
         promote: dict[str, Any],
         tracking: dict[str, Any],
+        notify: dict[str, Any],
     ) -> None:
         sections = {name: value for name, value in locals().items() if name in SECTIONS}
         common = {"run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER, "store": store, "tracking": tracking}
+        last = placing.settle(finish(notify=notify, **common), FINISH, FINISH, final=True)
 
-        def settle(task: Any, name: str, asked: Resources) -> Any:
-            # The store is the cache, by content: Kubeflow's own goes by the image's name and the artifacts' addresses.
-            task.set_display_name(name).set_caching_options(False).set_container_image(image)
-            if "@" in image:
-                task.set_env_variable("SPLATCLIP_IMAGE_DIGEST", image.partition("@")[2])
-            cpu = f"{round(asked.cpu * 1000)}m"
-            task.set_cpu_request(cpu).set_cpu_limit(cpu)
-            task.set_memory_request(asked.memory).set_memory_limit(asked.memory)
-            if asked.gpus:
-                task.set_accelerator_type(asked.accelerator).set_accelerator_limit(asked.gpus)
-            return task
-
-        with dsl.ExitHandler(settle(finish(**common), FINISH, Resources(cpu=0.5, memory="1Gi"))):
+        with dsl.ExitHandler(last):
             tasks: dict[str, Any] = {}
             for step in FLOW:
                 given = {item: tasks[source].outputs[item] for item, source in step.inputs.items()}
                 given |= {argument: sections[name] for argument, name in sections_of(step).items()}
                 earlier = [*tasks.values()][-1:] if one_by_one else [tasks[name] for name in step.after]
                 if step.stage == fitting.STAGE:
-                    tasks[step.name] = fitting.fit(
-                        fleet, resources.splat_fit, image, step=step.name, given=common | given, earlier=earlier,
-                        settle=settle, one_by_one=one_by_one,
-                    )  # fmt: skip
+                    tasks[step.name] = fitting.fit(params.fleet, placing, step.name, common | given, earlier)
                     continue
                 task = COMPONENTS[step.stage](step=step.name, **common, **given)
-                tasks[step.name] = settle(task, step.name, getattr(resources, step.stage)).after(*earlier)
+                tasks[step.name] = placing.settle(task, step.name, step.stage).after(*earlier)
+            gate = tasks[PROMOTION].outputs  # "Output" is what it returns: kfp.local finds no other in conditions
+            with dsl.If(gate["Output"] == "champion", name="is-champion"):
+                told = announce(version=gate["version"], params=promote, notify=notify, **common)
+                placing.settle(told, ANNOUNCE, FINISH)
 
     return dsl.pipeline(train_eval, name=NAME, description=SUMMARY)

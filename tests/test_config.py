@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,6 @@ from conftest import ROOT
 
 from components.config import SECTIONS, DownloadParams, Params, SplatFitParams, TrainAdapterParams, as_dict, semantic
 from components.errors import UsageError
-from components.operations import Resources
 from components.params import load_params, params_from_dict, section_from_dict
 
 PROFILES = sorted((ROOT / "params").glob("*.yaml"))
@@ -137,7 +136,7 @@ def test_overrides_reach_into_a_step_s_resources(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     path.write_text("resources: {download: &same {memory: 8Gi}, splat_fit: *same}\nsplat_fit: {seed: 3}\n")
     resources = load_params(path, ["resources.download.cpu=4", "resources.promote.cpu=0.5"]).resources
-    assert resources.download == Resources(cpu=4, memory="8Gi")
+    assert resources.download == replace(Params().resources.download, cpu=4, memory="8Gi")
     assert (resources.splat_fit.cpu, resources.promote.cpu) == (8, 0.5)
     for wrong, said in [
         ("resources.download.cpus=4", r"resources\.download: unknown key 'cpus' \(did you mean 'cpu'"),
@@ -210,13 +209,14 @@ def test_the_same_pictures_dealt_otherwise_are_no_evaluation_set(deal: dict[str,
 
 def test_resources_are_given_by_stage_and_complete_themselves() -> None:
     params = params_from_dict({"resources": {"splat_fit": {"gpus": 1.0}, "promote": {"accelerator": "amd.com/gpu"}}})
-    assert params.resources.splat_fit == Resources(cpu=8, memory="16Gi", gpus=1)
+    known = Params().resources
+    assert params.resources.splat_fit == replace(known.splat_fit, gpus=1)
     assert isinstance(params.resources.splat_fit.gpus, int)
-    assert params.resources.promote == Resources(cpu=1, memory="2Gi", accelerator="amd.com/gpu")
-    assert params.resources.train_teacher == Params().resources.train_teacher
+    assert params.resources.promote == replace(known.promote, accelerator="amd.com/gpu")
+    assert params.resources.train_teacher == known.train_teacher
 
 
-@pytest.mark.parametrize("name", ["promote", "tracking", "resources"])
+@pytest.mark.parametrize("name", ["promote", "tracking", "notify", "resources", "cluster"])
 def test_parameters_of_operation_never_enter_a_key(name: str) -> None:
     assert semantic(getattr(Params(), name)) == {}
 

@@ -26,7 +26,7 @@ from dataclasses import replace
 from kfp import dsl, local
 from components.config import SplatFitParams
 from components.fleet_params import FleetParams
-from components.operations import Resources
+from components.cluster_params import Resources
 from pipelines import fitting
 
 given = json.loads(sys.argv[1])

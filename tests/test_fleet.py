@@ -15,11 +15,11 @@ import yaml
 from fleets import PARAMS, fitted, picture_set, profile, run, start
 from kube import Kube, a_cluster
 
+from components.cluster_params import Resources
 from components.config import SplatFitParams
 from components.errors import PermanentError, TransientError, UsageError
 from components.fleet_params import FleetParams
 from components.manifest import Artifact
-from components.operations import Resources
 from components.splat_fit import cluster, fleet, stage
 from components.splat_fit import job as jobs
 

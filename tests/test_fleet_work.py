@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kube import check_job, numbers
 
+from components.cluster_params import Resources
 from components.config import SplatFitParams
 from components.entries import canonical
 from components.errors import PermanentError, UsageError
 from components.fleet_params import FleetParams
-from components.operations import Resources
 from components.splat_fit import job as jobs
 from components.splat_fit.work import (
     JOB_INDEX,

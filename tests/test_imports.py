@@ -19,6 +19,7 @@ LEAN = {
     "fleet_params",
     "manifest",
     "operations",
+    "cluster_params",
     "hub_params",
     "url_params",
     "yaml_text",
@@ -59,7 +60,8 @@ def stage_of(name: str) -> str | None:
     return parts[1] if parts[0] == "components" and len(parts) > 1 and parts[1] in STAGES else None
 
 
-OUTER = {"__main__.py", "commands.py", "evaluate.py", "runner.py", "kfp_base.py"}  # what calls stages
+OUTER = {"__main__.py", "commands.py", "evaluate.py", "runner.py"}  # what calls stages
+OUTER |= {"kfp_base.py", "kfp_end.py", "kfp_workers.py"}
 NOUNS = sorted(p for p in COMPONENTS.glob("*.py") if p.name not in OUTER)
 STAGE_FILES = sorted(p for p in COMPONENTS.glob("*/*.py"))
 

@@ -17,7 +17,7 @@ import pytest
 from kfp import dsl
 from mlflow.tracking import MlflowClient
 
-from components import FLOW, kfp_base, runner, tracking
+from components import FLOW, kfp_base, kfp_end, runner, tracking
 from components.download import stage
 from components.errors import Interrupted, PermanentError, SplatClipError, TransientError
 from components.kfp_base import numbers
@@ -158,11 +158,11 @@ def test_without_kubeflows_run_id_no_two_runs_become_one(
 ) -> None:
     """An old Kubeflow passes the placeholder on as it stands."""
     monkeypatch.setenv("SPLATCLIP_TRACKING", "on")
-    info = kfp_base._info({}, dsl.PIPELINE_JOB_ID_PLACEHOLDER)
+    info = kfp_base.info_of({}, dsl.PIPELINE_JOB_ID_PLACEHOLDER)
     assert info is not None
     assert (info.id, info.kubeflow) == ("", False)
     assert "recorded by itself" in capsys.readouterr().err
-    known = kfp_base._info({"environment": "prod"}, "7-7")
+    known = kfp_base.info_of({"environment": "prod"}, "7-7")
     assert known is not None
     assert (known.id, known.kubeflow, known.params.environment) == ("7-7", True, "prod")
 
@@ -196,7 +196,7 @@ def test_kubeflows_words_for_the_end(
     step = next(step for step in FLOW if step.name == done)
     with tracking.track_step(step, PromoteParams(), {}, str(tmp_path), tracking.run_info(TrackingParams(), run_id)):
         pass
-    kfp_base.close(state, store=str(tmp_path), tracking={}, run_id=run_id)
+    kfp_end.close(state, store=str(tmp_path), tracking={}, notify={}, run_id=run_id)
     (experiment,) = recorded.search_experiments(filter_string="name = 'splatclip/dev/train-eval'")
     runs = recorded.search_runs([experiment.experiment_id], f"tags.`splatclip.run_id` = '{run_id}'")
     assert [run.info.status for run in runs] == [status]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from conftest import ROOT
 
 from components.errors import UsageError
@@ -36,7 +35,7 @@ def compile_(*args: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedPr
 
 
 def executors(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["deploymentSpec"]["executors"]
+    found: dict[str, Any] = client.documents(path)["deploymentSpec"]["executors"]
     return {name: executor["container"] for name, executor in found.items()}
 
 
@@ -48,6 +47,7 @@ def test_the_same_params_give_the_same_bytes_and_no_secret(tmp_path: Path) -> No
         assert result.returncode == 0, result.stderr
     one, other = ((tmp_path / f"{seed}.yaml").read_bytes() for seed in ("1", "2"))
     assert one == other == COMMITTED.read_bytes()
+    assert (tmp_path / "rollback.yaml").read_bytes() == COMMITTED.with_name("rollback.yaml").read_bytes()
     assert len(one) < 256 << 10
     text = one.decode()
     assert secret not in text
@@ -70,6 +70,10 @@ def test_check_sees_the_source_and_not_the_sdk(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert "exec-splat-fit.container.command" in result.stdout
     assert "splatclip pipeline compile" in result.stderr
+    assert "rollback.yaml is up to date" in result.stdout
+    ends = tmp_path / "pipelines/ends.py"
+    ends.write_text(ends.read_text().replace("return rollback(params", "return  rollback(params"))
+    assert "exec-rollback.container.command" in compile_("--check", cwd=tmp_path).stdout
 
 
 def test_check_names_what_differs(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ TINY = ROOT / "tests/tiny.yaml"
 STEPS = [step.name for step in FLOW]
 # Modules that decide how a stage runs, not what it makes; what they take from params is in its key.
 PLUMBING = {
+    "cluster_params",
     "config",
     "hub_params",
     "url_params",

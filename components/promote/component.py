@@ -1,6 +1,6 @@
 """The stage as a Kubeflow component."""
 
-from kfp.dsl import Artifact, Input, Metrics, Model, Output
+from kfp.dsl import Artifact, Input, Metrics, Model, Output, OutputPath
 
 from components.kfp_base import component
 
@@ -18,11 +18,18 @@ def promote(
     scores: Input[Artifact],
     package: Output[Model],
     metrics: Output[Metrics],
-) -> None:
+    version: OutputPath(int),  # type: ignore[valid-type]
+) -> str:
     """Register the model; make it the champion if it is better."""
+    from pathlib import Path
+
     from components.kfp_base import log, run
+    from components.kfp_end import gate
 
     done = run(
         step, params, store=store, tracking=tracking, run_id=run_id, teacher=teacher, adapter=adapter, scores=scores
     )
     log(done, package, metrics)
+    alias, number = gate(done)
+    Path(version).write_text(str(number))
+    return alias

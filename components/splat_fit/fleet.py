@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from components.cluster_params import Resources
 from components.config import SplatFitParams
 from components.errors import Interrupted, PermanentError, TransientError, UsageError
 from components.fleet_params import FleetParams
-from components.operations import Resources
 from components.progress import progress
 from components.report import Report
 from components.signals import interrupted_by_signals

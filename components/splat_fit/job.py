@@ -15,11 +15,11 @@ from importlib.metadata import version
 from typing import Any
 
 from components import yaml_text
+from components.cluster_params import Resources, labels, toleration
 from components.config import SplatFitParams
 from components.errors import PermanentError, UsageError
 from components.fleet_params import FleetParams
 from components.manifest import sha256_bytes
-from components.operations import Resources
 from components.redaction import redacted
 from components.splat_fit.work import Share, read_numbers
 
@@ -71,9 +71,6 @@ spec:
           capabilities: {drop: [ALL]}
         volumeMounts:
         - {name: scratch, mountPath: /tmp}
-      volumes:
-      - name: scratch
-        emptyDir: {sizeLimit: 16Gi}
 """
 
 
@@ -83,12 +80,26 @@ def job_name(output: str, store: str) -> str:
 
 
 def built_in(resources: Resources) -> dict[str, Any]:
-    """The template where the cluster has none: its container asks for what params say."""
+    """The template where the cluster has none: its pods ask for what params say, and go where those send them."""
     template: dict[str, Any] = yaml_text.parse(BUILT_IN, "the built-in template")
-    asked = {"cpu": f"{round(resources.cpu * 1000)}m", "memory": resources.memory, "ephemeral-storage": "20Gi"}
+    asked = {
+        "cpu": f"{round(resources.cpu * 1000)}m",
+        "memory": resources.memory,
+        "ephemeral-storage": resources.scratch,
+    }
     gpus = {resources.accelerator: str(resources.gpus)} if resources.gpus else {}
     container(template, "the built-in template")["resources"] = {"requests": asked | gpus, "limits": asked | gpus}
+    pod = template["spec"]["template"]["spec"]
+    pod["volumes"] = [{"name": "scratch", "emptyDir": {"sizeLimit": resources.scratch}}]
+    pod["nodeSelector"] = labels(resources.node_selector, "resources.splat_fit.node_selector")
+    pod["tolerations"] = [_toleration(text) for text in resources.tolerations]
     return template
+
+
+def _toleration(text: str) -> dict[str, str]:
+    key, value, effect = toleration(text, "resources.splat_fit.tolerations")
+    named = {"key": key, "operator": "Exists"} if value is None else {"key": key, "operator": "Equal", "value": value}
+    return named | ({"effect": effect} if effect else {})
 
 
 def read_template(text: str, where: str) -> dict[str, Any]:

@@ -36,8 +36,8 @@ def chosen(args: argparse.Namespace, params: Params) -> Work | None:
 
 def in_job(fleet: Mapping[str, Any], resources: Mapping[str, Any], image: str) -> Work:
     """The Indexed Job as what stands in for the stage's run; all as the pipeline gives it."""
+    from components.cluster_params import Resources
     from components.fleet_params import FleetParams
-    from components.operations import Resources
     from components.params import section_from_dict
     from components.splat_fit.fleet import fit
 
