@@ -10,23 +10,18 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kfp import dsl
 
 from components import FLOW, Step
-from components.config import SECTIONS
 from components.errors import SplatClipError
-from components.kfp_workers import Job, processes, run_together
+from components.kfp_workers import Job, info_of, processes, run_together
 from components.local_run import LocalRun
-from components.params import params_from_dict, section_from_dict
+from components.params import params_from_dict
 from components.runner import Done, Work
 from components.signals import interrupted_by_signals
-
-if TYPE_CHECKING:
-    from components.tracking import RunInfo
 
 # Of development; a release compiles with the image's digest. Kubeflow's local runner wants "python" in the name.
 IMAGE = "splatclip-python:dev"
@@ -110,17 +105,6 @@ def _as_step(name: str, local: LocalRun | None) -> Iterator[None]:
         if local is None:  # on one machine the command says it
             print(f"{name}: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None
-
-
-def info_of(params: dict[str, Any], run_id: str) -> RunInfo | None:
-    """The run that the step belongs to; the step by itself where Kubeflow's id of the run is missing."""
-    from components.tracking import run_info
-
-    info = run_info(section_from_dict(SECTIONS["tracking"], params, "tracking"), run_id)
-    if info and run_id.startswith("{{"):  # else all runs would become one
-        print("Kubeflow did not fill in the run's id; this step is recorded by itself", file=sys.stderr, flush=True)
-        return replace(info, id="", kubeflow=False)
-    return info
 
 
 def log(done: Done, output: dsl.Artifact, metrics: dsl.Metrics, page: dsl.HTML | None = None) -> None:

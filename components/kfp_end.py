@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from components import outcome, registry, webhook
 from components.config import SECTIONS
 from components.errors import SplatClipError
-from components.kfp_base import ANNOUNCE, FINISH, info_of
+from components.kfp_base import ANNOUNCE, FINISH
+from components.kfp_workers import info_of
 from components.local_run import LocalRun
 from components.params import section_from_dict
 from components.tracking import close_run, note, status_of
@@ -39,6 +40,7 @@ def close(
     error. A webhook that fails is said and nothing else.
     """
     local = LocalRun.current()
+    failed = local.broken() if local else ""  # before this step is one of those that have begun
     with local.step(FINISH, always=True) if local else nullcontext():
         info = info_of(tracking, local.id if local else run_id)
         error = local.error() if local else None
@@ -52,7 +54,7 @@ def close(
                 _notify(notify),
                 environment=_tracking(tracking).environment,
                 state=status,
-                failed_step=local.broken() if local and error else "",
+                failed_step=failed,
                 message=str(error) if error else message,
             )
             webhook.tell(told, _notify(notify))

@@ -13,14 +13,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from components import FLOW
+from components import FLOW, tracking
+from components.config import SECTIONS
 from components.errors import Interrupted, PermanentError, SplatClipError, TransientError, UsageError
 from components.manifest import open_artifact
+from components.params import params_from_dict, section_from_dict
 from components.processes import TRAINING, leads
 from components.report import Report
 from components.runner import Done, persist, run_step, write
@@ -89,11 +91,17 @@ def _read(outcome: Path, store: str) -> Done:
     return Done(Report(**kept["report"], metrics=manifest.metrics, manifest=manifest), None, kept["tags"])
 
 
+def info_of(params: dict[str, Any], run_id: str) -> tracking.RunInfo | None:
+    """The run that the step belongs to; the step by itself where Kubeflow's id of the run is missing."""
+    info = tracking.run_info(section_from_dict(SECTIONS["tracking"], params, "tracking"), run_id)
+    if info and run_id.startswith("{{"):  # else all runs would become one
+        print("Kubeflow did not fill in the run's id; this step is recorded by itself", file=sys.stderr, flush=True)
+        return replace(info, id="", kubeflow=False)
+    return info
+
+
 def _work(told: Path, outcome: Path) -> None:
     """One process's share; the first one's outcome goes into a file."""
-    from components.kfp_base import info_of
-    from components.params import params_from_dict
-
     job = Job(**json.loads(told.read_text(encoding="utf-8")))
     step = next(known for known in FLOW if known.name == job.step)
     section = getattr(params_from_dict(dict(job.sections), "arguments"), step.section)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -73,8 +74,8 @@ def _scores(run: Run) -> dict[str, dict[str, Any]]:
     metrics = run.data.metrics
     found = {}
     for name, value in sorted(metrics.items()):
-        interval = [metrics.get(f"{name}{end}") for end in ENDS]
-        if SPLATS.fullmatch(name) and None not in interval:
+        interval = [metrics.get(f"{name}{end}", math.nan) for end in ENDS]
+        if SPLATS.fullmatch(name) and all(map(math.isfinite, (value, *interval))):  # JSON has no others
             found[name] = {"value": value, "interval": interval}
     return found
 

@@ -88,13 +88,13 @@ class Placing:
         asked = asked or self.asked(stage)
         # The store is the cache, by content: Kubeflow's own goes by the image's name and the artifacts' addresses.
         task.set_display_name(name).set_caching_options(False).set_container_image(self.image)
+        if self.local:
+            return task
         if "@" in self.image:
             task.set_env_variable("SPLATCLIP_IMAGE_DIGEST", self.image.partition("@")[2])
         cpu = f"{round(asked.cpu * 1000)}m"
         task.set_cpu_request(cpu).set_cpu_limit(cpu)
         task.set_memory_request(asked.memory).set_memory_limit(asked.memory)
-        if self.local:
-            return task
         if asked.gpus:
             task.set_accelerator_type(asked.accelerator).set_accelerator_limit(asked.gpus)
             if stage in TRAINING and asked.gpus > 1:

@@ -17,7 +17,7 @@ import pytest
 from kfp import dsl
 from mlflow.tracking import MlflowClient
 
-from components import FLOW, kfp_base, kfp_end, runner, tracking
+from components import FLOW, kfp_end, kfp_workers, runner, tracking
 from components.download import stage
 from components.errors import Interrupted, PermanentError, SplatClipError, TransientError
 from components.kfp_base import numbers
@@ -158,11 +158,11 @@ def test_without_kubeflows_run_id_no_two_runs_become_one(
 ) -> None:
     """An old Kubeflow passes the placeholder on as it stands."""
     monkeypatch.setenv("SPLATCLIP_TRACKING", "on")
-    info = kfp_base.info_of({}, dsl.PIPELINE_JOB_ID_PLACEHOLDER)
+    info = kfp_workers.info_of({}, dsl.PIPELINE_JOB_ID_PLACEHOLDER)
     assert info is not None
     assert (info.id, info.kubeflow) == ("", False)
     assert "recorded by itself" in capsys.readouterr().err
-    known = kfp_base.info_of({"environment": "prod"}, "7-7")
+    known = kfp_workers.info_of({"environment": "prod"}, "7-7")
     assert known is not None
     assert (known.id, known.kubeflow, known.params.environment) == ("7-7", True, "prod")
 
