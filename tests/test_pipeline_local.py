@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
+from hooks import Hook, listening
 from kfp import dsl
 
 from components import FLOW, runner
@@ -249,18 +250,32 @@ def test_a_step_that_cannot_start_shows_why(tmp_path: Path) -> None:
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # MLflow's own use of SQLAlchemy
 def test_mlflow_has_one_run_with_a_nested_run_a_step_and_its_end(tmp_path: Path) -> None:
+    with listening() as hook:
+        env = {"SPLATCLIP_TRACKING": "on", "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+        check_recorded_and_told(tmp_path, hook, {**env, "SPLATCLIP_WEBHOOK_URL": hook.url})
+
+
+def check_recorded_and_told(tmp_path: Path, hook: Hook, env: dict[str, str]) -> None:
     from mlflow import MlflowClient
 
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    env = {"SPLATCLIP_TRACKING": "on", "MLFLOW_TRACKING_URI": uri}
-    process = start("pipeline", "run-local", *paths(tmp_path), *FITTING, "--run-id", "one", **env)
+    allowed = (*FITTING, "--set", "notify.allow_http=true")
+    process = start("pipeline", "run-local", *paths(tmp_path), *allowed, "--run-id", "one", **env)
     wait_for(tmp_path, 1, process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 143, err
-    result = run("pipeline", "run-local", *paths(tmp_path), *FITTING, "--run-id", "other", **env)
+    (body,) = (told for _, told in hook.seen)
+    assert (body["event"], body["run_id"], body["state"]) == ("finished", "one", "KILLED")
+    assert body["failed_step"] == "splat_fit"
+    result = run("pipeline", "run-local", *paths(tmp_path), *allowed, "--run-id", "other", **env)
     assert result.returncode == 0, result.stderr
-    client = MlflowClient(uri)
+    assert "announce: splatclip version 1 is champion" in result.stderr.splitlines()
+    events = [told for _, told in hook.seen[1:]]
+    assert [(told["event"], told["state"]) for told in events] == [("champion", "RUNNING"), ("finished", "FINISHED")]
+    for told in events:
+        assert (told["run_id"], told["model"]["version"]) == ("other", "1")
+        assert [*told["scores"]] == ["acc1_splats"]
+    client = MlflowClient(env["MLFLOW_TRACKING_URI"])
     (experiment,) = (found for found in client.search_experiments() if found.name == "splatclip/dev/train-eval")
     parents = {}
     steps: dict[str, dict[str, str]] = {}
