@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from components.operations import NotifyParams
-from components.redaction import redacted
 from components.runs import ENDS, SPLATS
 from components.tracking_client import connect, failures, reason, tracking_uri
 from components.tracking_recorder import PIPELINE, RunInfo
@@ -119,8 +118,7 @@ def body(
         "model": dict(model if model is not None else outcome.model),
         "links": {"mlflow": outcome.link, "kubeflow": kubeflow},
     }
-    shown: dict[str, Any] = redacted(told)
-    return {"text": _text(shown), **shown}
+    return {"text": _text(told), **told}
 
 
 def _text(told: Mapping[str, Any]) -> str:

@@ -28,7 +28,10 @@ def configured() -> bool:
 
 
 def tell(body: Mapping[str, Any], params: NotifyParams) -> bool:
-    """POST the body; whether it was taken. No webhook: False. What goes wrong is said on stderr, never raised."""
+    """POST the body, without secrets in its addresses; whether it was taken. No webhook: False.
+
+    What goes wrong is said on stderr, never raised.
+    """
     address = os.environ.get(VARIABLE, "").strip()
     if not address:
         return False
