@@ -8,6 +8,7 @@ from kfp import dsl
 from components import FLOW, STAGES
 from components.config import SECTIONS, Params
 from components.kfp_base import ANNOUNCE, FINISH, IMAGE, sections_of
+from pipelines import fitting
 from pipelines.ends import announce, finish
 from pipelines.placing import Placing
 
