@@ -1,0 +1,540 @@
+"""A stand-in of the Kubeflow Pipelines API that holds requests to the API's contract, and keeps state.
+
+The contract is that of the installed client (kfp_server_api, made from the API's OpenAPI description): its paths,
+methods, names of queries, models and their fields' types. What the description leaves open is as in the backend's
+source (kubeflow/pipelines, backend/src/apiserver): what filters may name, which names are unique, what a schedule may
+say, that arguments are those of the pipeline, and the shapes of errors.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import ssl
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email import message_from_bytes
+from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import kfp_server_api
+import yaml
+
+EPOCH = "1970-01-01T00:00:00Z"
+CODES = {400: 3, 401: 16, 403: 7, 404: 5, 409: 6, 500: 13, 503: 14}
+FILTERS = {
+    "runs": {"run_id", "display_name", "created_at", "state", "recurring_run_id", "storage_state", "experiment_id"},
+    "recurringruns": {"recurring_run_id", "display_name", "created_at", "description"},
+    "experiments": {"experiment_id", "display_name", "created_at"},
+    "pipelines": {"pipeline_id", "display_name", "name", "created_at"},
+    "versions": {"pipeline_version_id", "display_name", "name", "created_at"},
+}
+
+
+class Refused(Exception):
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status, self.message = status, message
+
+
+@dataclass(frozen=True)
+class Route:
+    """One method of the API. queries: names that it takes; body: the model that it takes, "" for none."""
+
+    method: str
+    path: str
+    queries: frozenset[str]
+    body: str
+    answer: str
+    upload: bool
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        return re.compile(re.sub(r"\\\{[^}]+\\\}", r"([^/:]+)", re.escape(self.path)) + "$")
+
+
+@cache
+def contract() -> tuple[Route, ...]:
+    """The API's methods, as the installed client has them."""
+    found = []
+    for name in dir(kfp_server_api):
+        if not name.endswith("ServiceApi"):
+            continue
+        for attribute, function in vars(getattr(kfp_server_api, name)).items():
+            if not attribute.endswith("_with_http_info"):
+                continue
+            source = inspect.getsource(function)
+            call = re.search(r"call_api\(\s*'([^']+)', '([A-Z]+)'", source)
+            assert call, attribute
+            body = re.search(r"body_params = local_var_params\['(\w+)'\]", source)
+            kind = re.search(rf":type {body[1]}: (\w+)", source) if body else None
+            answer = re.search(r"response_type='(\w+)'", source)
+            found.append(
+                Route(
+                    call[2],
+                    call[1],
+                    frozenset(re.findall(r"query_params\.append\(\('(\w+)'", source)),
+                    kind[1] if kind else "",
+                    answer[1] if answer else "",
+                    "local_var_files['uploadfile']" in source,
+                )
+            )
+    assert len(found) > 30
+    return tuple(found)
+
+
+def check(value: Any, kind: str, where: str) -> None:
+    """Refuse what a field of this type does not take."""
+    if kind.startswith("list["):
+        if not isinstance(value, list):
+            raise Refused(400, f"{where}: expected a list")
+        for item in value:
+            check(item, kind[5:-1], where)
+    elif kind.startswith("dict("):
+        if not isinstance(value, dict):
+            raise Refused(400, f"{where}: expected an object")
+        for name, item in value.items():
+            check(item, kind.partition(", ")[2][:-1], f"{where}.{name}")
+    elif kind == "datetime":
+        datetime.fromisoformat(value)
+    elif kind in ("str", "int", "bool"):
+        right = {"str": str, "int": int, "bool": bool}[kind]
+        if not isinstance(value, right) or (kind == "int" and isinstance(value, bool)):
+            raise Refused(400, f"{where}: expected {kind}, got {value!r}")
+    elif kind != "object":
+        model = getattr(kfp_server_api, kind)
+        allowed = getattr(model, "allowable_values", None)
+        if not model.openapi_types:
+            values = {v for k, v in vars(model).items() if k.isupper() and isinstance(v, str)}
+            if value not in (allowed or values):
+                raise Refused(400, f"{where}: {value!r} is none of {sorted(values)}")
+            return
+        if not isinstance(value, dict):
+            raise Refused(400, f"{where}: expected a {kind}")
+        names = {model.attribute_map[name]: item for name, item in model.openapi_types.items()}
+        for name, item in value.items():
+            if name not in names:
+                raise Refused(400, f"{where}: unknown field {name!r} of {kind}")
+            check(item, names[name], f"{where}.{name}")
+
+
+def cron_fields(text: str) -> list[str]:
+    """As robfig/cron's first version reads them: seconds first, and the day of the week may be missing."""
+    fields = text.split()
+    if text.startswith("@"):
+        return fields
+    if not 5 <= len(fields) <= 6:
+        raise Refused(400, f"Schedule cron is not a supported format: expected 5 to 6 fields, found {len(fields)}")
+    bounds = [(0, 59), (0, 59), (0, 23), (1, 31), (1, 12), (0, 6)]
+    for one, (low, high) in zip(fields, bounds, strict=False):
+        for number in re.findall(r"\d+", one.split("/")[0]):
+            if not low <= int(number) <= high:
+                raise Refused(400, f"Schedule cron is not a supported format: {number} out of range")
+    return fields
+
+
+@dataclass
+class Fault:
+    """What happens to a request instead of an answer, or with it.
+
+    how: a status; "drop" (the connection ends before anything is done), "lose" (after it is done), "slow", "html",
+    "to" (a redirection), "garbage"; times: how often.
+    """
+
+    method: str
+    path: str
+    how: int | str
+    times: int = 1
+
+
+@dataclass
+class Kubeflow:
+    """The server's state. Objects are the API's JSON; script: states and steps that a run goes through, one a GET."""
+
+    url: str = ""
+    token: str = ""
+    forbidden: bool = False
+    faults: list[Fault] = field(default_factory=list)
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pipelines: dict[str, dict[str, Any]] = field(default_factory=dict)
+    versions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    recurring: dict[str, dict[str, Any]] = field(default_factory=dict)
+    scripts: dict[str, list[Callable[[dict[str, Any]], None]]] = field(default_factory=dict)
+    default_script: list[Callable[[dict[str, Any]], None]] = field(default_factory=list)
+    killed: list[str] = field(default_factory=list)  # runs whose schedule was deleted under them
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    clock: int = 0
+
+    def now(self) -> str:
+        self.clock += 1  # so that no two times are equal
+        return f"{datetime.fromtimestamp(1_790_000_000 + self.clock, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+    def trigger(self, recurring_id: str, state: str = "RUNNING") -> str:
+        """A run that a schedule has started."""
+        job = self.recurring[recurring_id]
+        run_id = str(uuid.uuid4())
+        self.runs[run_id] = {
+            "run_id": run_id,
+            "display_name": f"{job['display_name']}-{len(self.runs)}",
+            "experiment_id": job["experiment_id"],
+            "recurring_run_id": recurring_id,
+            "created_at": self.now(),
+            "finished_at": EPOCH,
+            "state": state,
+        }
+        return run_id
+
+    def answer(self, method: str, path: str, queries: dict[str, str], body: bytes, content: str) -> dict[str, Any]:
+        """What a request is answered with; Refused where it breaks the contract."""
+        matching = [(route, route.pattern.match(path)) for route in contract() if route.method == method]
+        # /pipelines/upload is both a path and a pipeline's id
+        found = sorted(((r, m) for r, m in matching if m), key=lambda pair: pair[0].path.count("{"))
+        if not found:
+            raise Refused(404, "Not Found")
+        route, match = found[0]
+        assert match is not None
+        if unknown := {*queries} - route.queries:
+            raise Refused(400, f"unknown query {sorted(unknown)}")
+        given: Any = None
+        if route.upload:
+            given = _uploaded(body, content)
+        elif route.body:
+            given = json.loads(body)
+            check(given, route.body, route.body)
+        elif body and json.loads(body):
+            raise Refused(400, f"{path} takes no body")
+        handler = getattr(self, "_" + _name(route))
+        result: dict[str, Any] = handler(*(unquote(part) for part in match.groups()), queries=queries, given=given)
+        if route.answer and route.answer != "object":
+            check(result, route.answer, "answer")  # the stand-in keeps to the contract, too
+        return result
+
+    # experiments, pipelines, versions
+
+    def _experiments_get(self, *, queries: dict[str, str], given: Any) -> dict[str, Any]:
+        return _listed("experiments", "experiments", self.experiments, queries)
+
+    def _experiments_post(self, *, queries: dict[str, str], given: Any) -> dict[str, Any]:
+        _unique(self.experiments, given["display_name"], "experiment")
+        return _kept(self.experiments, {"experiment_id": str(uuid.uuid4()), "created_at": self.now(), **given})
+
+    def _pipelines_get(self, *, queries: dict[str, str], given: Any) -> dict[str, Any]:
+        return _listed("pipelines", "pipelines", self.pipelines, queries)
+
+    def _pipelines_post(self, *, queries: dict[str, str], given: Any) -> dict[str, Any]:
+        _unique(self.pipelines, given["display_name"], "pipeline")
+        _tags(given.get("tags", {}))
+        return _kept(self.pipelines, {"pipeline_id": str(uuid.uuid4()), "created_at": self.now(), **given})
+
+    def _pipelines_id_versions_get(self, pipeline_id: str, *, queries: dict[str, str], given: Any) -> dict[str, Any]:
+        _there(self.pipelines, pipeline_id, "pipeline")
+        own = {key: one for key, one in self.versions.items() if one["pipeline_id"] == pipeline_id}
+        return _listed("versions", "pipeline_versions", own, queries)
+
+    def _pipelines_id_versions_id_get(
+        self, pipeline_id: str, version_id: str, *, queries: dict[str, str], given: Any
+    ) -> dict[str, Any]:
+        _there(self.pipelines, pipeline_id, "pipeline")
+        return _there(self.versions, version_id, "pipeline version")
+
+    def _pipelines_upload_version_post(self, *, queries: dict[str, str], given: Any) -> dict[str, Any]:
+        pipeline_id = queries.get("pipelineid", "")
+        _there(self.pipelines, pipeline_id, "pipeline")
+        own = {key: one for key, one in self.versions.items() if one["pipeline_id"] == pipeline_id}
+        _unique(own, queries["name"], "pipeline version", upload=True)
+        _tags(json.loads(queries.get("tags", "{}")))
+        documents = list(yaml.safe_load_all(given))
+        spec = documents[0] if len(documents) == 1 else {"pipeline_spec": documents[0], "platform_spec": documents[1]}
+        version = {
+            "pipeline_id": pipeline_id,
+            "pipeline_version_id": str(uuid.uuid4()),
+            "name": queries["name"],
+            "display_name": queries.get("display_name", queries["name"]),
+            "description": queries.get("description", ""),
+            "created_at": self.now(),
+            "pipeline_spec": spec,
+        }
+        self.versions[version["pipeline_version_id"]] = version
+        return version
+
+    # runs
+
+    def _runs_get(self, *, queries: dict[str, str], given: Any) -> dict[str, Any]:
+        own = self.runs
+        if "experiment_id" in queries:
+            own = {key: run for key, run in own.items() if run["experiment_id"] == queries["experiment_id"]}
+        return _listed("runs", "runs", own, queries)
+
+    def _runs_post(self, *, queries: dict[str, str], given: Any) -> dict[str, Any]:
+        self._check_job(given)
+        run_id = str(uuid.uuid4())
+        self.scripts[run_id] = list(self.default_script)
+        self.runs[run_id] = {
+            **given,
+            "run_id": run_id,
+            "created_at": self.now(),
+            "finished_at": EPOCH,
+            "state": "PENDING",
+        }
+        return self.runs[run_id]
+
+    def _runs_id_get(self, run_id: str, *, queries: dict[str, str], given: Any) -> dict[str, Any]:
+        run = _there(self.runs, run_id, "run")
+        if self.scripts.get(run_id):
+            self.scripts[run_id].pop(0)(run)
+        return run
+
+    def _check_job(self, given: dict[str, Any]) -> None:
+        _there(self.experiments, given.get("experiment_id", ""), "experiment")
+        named = given.get("pipeline_version_reference", {})
+        version = _there(self.versions, named.get("pipeline_version_id", ""), "pipeline version")
+        if version["pipeline_id"] != named.get("pipeline_id"):
+            raise Refused(400, "the pipeline version belongs to another pipeline")
+        spec = version["pipeline_spec"].get("pipeline_spec", version["pipeline_spec"])
+        wanted = spec["root"].get("inputDefinitions", {}).get("parameters", {})
+        values = given.get("runtime_config", {}).get("parameters", {})
+        kinds = {"STRUCT": dict, "STRING": str, "LIST": list, "BOOLEAN": bool}
+        for name, value in values.items():
+            if name not in wanted:
+                raise Refused(400, f"input parameter {name} is not of the pipeline")
+            if not isinstance(value, kinds.get(wanted[name]["parameterType"], object)):
+                raise Refused(400, f"input parameter {name} requires type {wanted[name]['parameterType']}")
+        for name, asked in wanted.items():
+            if name not in values and "defaultValue" not in asked and not asked.get("isOptional"):
+                raise Refused(400, f"input parameter {name} is missing")
+
+    # schedules
+
+    def _recurringruns_get(self, *, queries: dict[str, str], given: Any) -> dict[str, Any]:
+        return _listed("recurringruns", "recurringRuns", self.recurring, queries)
+
+    def _recurringruns_post(self, *, queries: dict[str, str], given: Any) -> dict[str, Any]:
+        self._check_job(given)
+        if not 1 <= int(given.get("max_concurrency", "0")) <= 10:
+            raise Refused(400, "The max concurrency of the recurring run is out of range. Support 1-10")
+        trigger = given["trigger"]
+        if "cron_schedule" in trigger:
+            cron_fields(trigger["cron_schedule"]["cron"])
+        elif int(trigger["periodic_schedule"]["interval_second"]) < 1:
+            raise Refused(400, "Found invalid period schedule interval")
+        recurring_id = str(uuid.uuid4())
+        enabled = given.get("mode") == "ENABLE"
+        self.recurring[recurring_id] = {
+            **{key: value for key, value in given.items() if key != "mode"},
+            "recurring_run_id": recurring_id,
+            "status": "ENABLED" if enabled else "DISABLED",
+            "created_at": self.now(),
+        }
+        return self.recurring[recurring_id]
+
+    def _recurringruns_id_get(self, recurring_id: str, *, queries: dict[str, str], given: Any) -> dict[str, Any]:
+        return _there(self.recurring, recurring_id, "recurring run")
+
+    def _recurringruns_id_delete(self, recurring_id: str, *, queries: dict[str, str], given: Any) -> dict[str, Any]:
+        _there(self.recurring, recurring_id, "recurring run")
+        for run in self.runs.values():
+            if run.get("recurring_run_id") == recurring_id and run["state"] in ("PENDING", "RUNNING"):
+                if queries.get("propagation_policy") != "ORPHAN":
+                    run["state"] = "FAILED"
+                self.killed.append(run["run_id"])
+        del self.recurring[recurring_id]
+        return {}
+
+    def _recurringruns_id_enable_post(
+        self, recurring_id: str, *, queries: dict[str, str], given: Any
+    ) -> dict[str, Any]:
+        _there(self.recurring, recurring_id, "recurring run")["status"] = "ENABLED"
+        return {}
+
+    def _recurringruns_id_disable_post(
+        self, recurring_id: str, *, queries: dict[str, str], given: Any
+    ) -> dict[str, Any]:
+        _there(self.recurring, recurring_id, "recurring run")["status"] = "DISABLED"
+        return {}
+
+
+def _name(route: Route) -> str:
+    path = re.sub(r"\{[^}]+\}", "id", route.path.removeprefix("/apis/v2beta1/"))
+    return re.sub(r"[/:]", "_", f"{path}_{route.method.lower()}")
+
+
+def _there(kept: dict[str, dict[str, Any]], key: str, what: str) -> dict[str, Any]:
+    if key not in kept:
+        raise Refused(404, f"Failed to get {what}: ResourceNotFoundError: {what} {key} not found")
+    return kept[key]
+
+
+def _kept(place: dict[str, dict[str, Any]], one: dict[str, Any]) -> dict[str, Any]:
+    place[next(iter(one.values()))] = one
+    return one
+
+
+def _unique(kept: dict[str, dict[str, Any]], name: str, what: str, *, upload: bool = False) -> None:
+    if not name:
+        raise Refused(400, f"{what}'s name cannot be empty")
+    if any(one["display_name"] == name for one in kept.values()):
+        raise Refused(
+            409, "Failed to create a pipeline version" if upload else f"Already exist error: The {what} {name}"
+        )
+
+
+def _tags(tags: dict[str, str]) -> None:
+    if any(len(key) > 20 or len(value) > 20 for key, value in tags.items()):
+        raise Refused(400, "tag keys and values have at most 20 characters")
+
+
+def _uploaded(body: bytes, content: str) -> bytes:
+    form = message_from_bytes(b"Content-Type: " + content.encode() + b"\r\n\r\n" + body)
+    parts = form.get_payload()
+    assert isinstance(parts, list)
+    if len(parts) != 1 or parts[0].get_param("name", header="content-disposition") != "uploadfile":
+        raise Refused(400, "Failed to read pipeline from file")
+    file: bytes = parts[0].get_payload(decode=True)
+    return file
+
+
+def _listed(what: str, items: str, kept: dict[str, dict[str, Any]], queries: dict[str, str]) -> dict[str, Any]:
+    found = list(kept.values())
+    if text := queries.get("filter"):
+        spec = json.loads(text)
+        check({"predicates": spec["predicates"]}, "V2beta1Filter", "filter")
+        for predicate in spec["predicates"]:
+            if predicate["key"] not in FILTERS[what]:
+                raise Refused(400, f"Invalid filter key {predicate['key']!r}")
+            if predicate["operation"] != "EQUALS":
+                raise Refused(400, f"the stand-in knows no {predicate['operation']}")
+            found = [one for one in found if one.get(predicate["key"]) == predicate["string_value"]]
+    size, token = int(queries.get("page_size", "20")), queries.get("page_token", "")
+    if not 0 < size <= 200:
+        raise Refused(400, "page size out of range")
+    key, _, order = queries.get("sort_by", "created_at").partition(" ")
+    if key not in FILTERS[what] or order not in ("", "asc", "desc"):
+        raise Refused(400, f"Invalid sorting field {key!r}")
+    found.sort(key=lambda one: one.get(key, ""), reverse=order == "desc")
+    start = int(bytes.fromhex(token)) if token else 0
+    page = {items: found[start : start + size], "total_size": len(found)}
+    if start + size < len(found):
+        page["next_page_token"] = str(start + size).encode().hex()
+    return page
+
+
+def _handler(state: Kubeflow) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def _serve(self) -> None:
+            parts = urlsplit(self.path)
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            with state.lock:
+                state.requests.append((self.command, parts.path))
+                fault = next(
+                    (f for f in state.faults if f.times and f.method == self.command and f.path in parts.path), None
+                )
+                if fault:
+                    fault.times -= 1
+            how = fault.how if fault else ""
+            if how == "drop":
+                self.close_connection = True
+                return
+            if how == "slow":
+                time.sleep(3)
+            elif how == "html":
+                self._send(200, b"<!DOCTYPE html><html><body>Log in</body></html>", "text/html; charset=utf-8")
+                return
+            elif how == "to":
+                self._send(302, b"", "text/html", Location="https://login.example/oauth?state=1")
+                return
+            elif how == "garbage":
+                self._send(200, b'{"runs": [{"created_at": "yesterday"}]}', "application/json")
+                return
+            elif isinstance(how, int):
+                self._refuse(Refused(how, f"fault {how}"))
+                return
+            try:
+                if state.token and self.headers.get("authorization") != f"Bearer {state.token}":
+                    raise Refused(401, "Request header error: there is no user identity header")
+                if state.forbidden:
+                    raise Refused(403, "User 'x' is not authorized to list runs in namespace 'team'")
+                queries = parse_qsl(parts.query, keep_blank_values=True)
+                assert len({*dict(queries)}) == len(queries), "a query given twice"
+                with state.lock:
+                    answer = state.answer(
+                        self.command, parts.path, dict(queries), body, self.headers.get("Content-Type", "")
+                    )
+                    data = json.dumps(answer).encode()
+            except Refused as error:
+                self._refuse(error, upload="/upload" in parts.path)
+                return
+            if how == "lose":
+                self.close_connection = True
+                return
+            self._send(200, data, "application/json")
+
+        def _refuse(self, error: Refused, *, upload: bool = False) -> None:
+            if upload:
+                said: dict[str, Any] = {"error_message": error.message, "error_details": error.message}
+            else:
+                code = CODES.get(error.status, 2)
+                inner = {"@type": "type.googleapis.com/google.rpc.Status", "code": code, "message": error.message}
+                said = {"error": error.message, "code": code, "message": error.message, "details": [inner]}
+            self._send(error.status, json.dumps(said).encode(), "application/json")
+
+        def _send(self, status: int, data: bytes, kind: str, **headers: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(data)))
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_GET = do_POST = do_DELETE = do_PUT = do_PATCH = _serve
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    return Handler
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # a client that went away
+        pass
+
+
+@contextmanager
+def serve(handler: type[BaseHTTPRequestHandler], tls: ssl.SSLContext | None = None) -> Iterator[str]:
+    """The address of a server on this machine, for as long as the block lasts."""
+    server = _Server(("127.0.0.1", 0), handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield f"{'https://localhost' if tls else 'http://127.0.0.1'}:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextmanager
+def kubeflow(tls: ssl.SSLContext | None = None) -> Iterator[Kubeflow]:
+    """A server with nothing in it."""
+    state = Kubeflow()
+    with serve(_handler(state), tls) as url:
+        state.url = url
+        yield state
