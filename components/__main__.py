@@ -13,6 +13,7 @@ from pathlib import Path
 from components import FLOW, STAGES, Stage, commands
 from components.errors import SplatClipError
 from components.evalsets import DEFAULT_ROOT
+from components.pipeline_arguments import add_pipeline, whole
 from components.processes import only_training
 from components.signals import interrupted_by_signals
 
@@ -118,15 +119,9 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
             f"--{item}", required=True, metavar="REF", help=f"what {maker} made: folder, s3:// prefix or manifest"
         )
     command.add_argument(
-        "--num-gaussians", nargs="+", type=_whole, default=(), metavar="N", help="instead of splat_fit.num_gaussians"
+        "--num-gaussians", nargs="+", type=whole, default=(), metavar="N", help="instead of splat_fit.num_gaussians"
     )
-    command.add_argument("--limit", type=_whole, default=0, metavar="N", help="pictures a set at most (default: all)")
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
-    return int(text)
+    command.add_argument("--limit", type=whole, default=0, metavar="N", help="pictures a set at most (default: all)")
 
 
 def _age(text: str) -> float:
@@ -151,22 +146,6 @@ def _add_gc(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also whole outputs without a manifest, where no file is younger than that",
     )
-
-
-def _add_pipeline(command: argparse.ArgumentParser) -> None:
-    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
-    compile_ = actions.add_parser("compile", help="write the pipeline's YAML")
-    compile_.add_argument(
-        "--check", action="store_true", help="write nothing; fail if the YAML is not what it would be"
-    )
-    compile_.add_argument("--params", default="params.yaml", metavar="FILE", help="profile (default: params.yaml)")
-    compile_.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override")
-    compile_.add_argument("--out", default="pipelines/train_eval.yaml", metavar="FILE", help="the YAML")
-    compile_.set_defaults(call=commands.pipeline_compile)
-    local = actions.add_parser("run-local", help="run it here, without a cluster or containers")
-    _add_run(local)
-    local.add_argument("--run-id", metavar="ID", help="name of this run (default: made up)")
-    local.set_defaults(call=commands.pipeline_run_local)
 
 
 def _add_store_actions(command: argparse.ArgumentParser) -> None:
@@ -247,14 +226,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_store_actions(
         add("store", "a place for outputs", "splatclip store check s3://bucket/splats", commands.store_check)
     )
-    _add_pipeline(
-        add(
-            "pipeline",
-            "the Kubeflow pipeline",
-            "splatclip pipeline run-local --params params.yaml",
-            commands.pipeline_run_local,
-        )
+    pipeline = add(
+        "pipeline",
+        "the Kubeflow pipeline: here, and on a cluster",
+        "splatclip pipeline submit --params params.yaml --store s3://bucket/splats --follow",
+        commands.pipeline_run_local,
     )
+    add_pipeline(pipeline, _add_run, _add_store)
     return parser
 
 

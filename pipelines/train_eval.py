@@ -36,6 +36,7 @@ def build(params: Params, image: str = IMAGE, *, one_by_one: bool = False) -> An
         promote: dict[str, Any],
         tracking: dict[str, Any],
         notify: dict[str, Any],
+        git_sha: str = "",  # of the submission; steps record that of the image they run on
     ) -> None:
         sections = {name: value for name, value in locals().items() if name in SECTIONS}
         common = {"run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER, "store": store, "tracking": tracking}

@@ -105,10 +105,10 @@ def test_the_pipeline_is_the_flow(compiled: dict[str, Any]) -> None:
 def test_its_arguments_are_the_params_and_ints_come_back_as_ints(compiled: dict[str, Any]) -> None:
     params = load_params(ROOT / "params.yaml")
     given = compiled["root"]["inputDefinitions"]["parameters"]
-    assert {*given} == {*SECTIONS} - {*client.NOT_ARGUMENTS} | {"store"}
+    assert {*given} == {*SECTIONS} - {*client.NOT_ARGUMENTS} | {"store", "git_sha"}
     assert given["splat_fit"]["defaultValue"]["num_gaussians"] == 128.0
     assert "isOptional" not in given["store"]
-    back = {name: spec["defaultValue"] for name, spec in given.items() if name != "store"}
+    back = {name: spec["defaultValue"] for name, spec in given.items() if name in SECTIONS}
     graph = {name: as_dict(params)[name] for name in client.NOT_ARGUMENTS}
     restored = params_from_dict({**back, **graph})
     assert json.dumps(as_dict(restored)) == json.dumps(as_dict(params))  # 128 and 128.0 are equal, their text is not

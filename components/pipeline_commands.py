@@ -1,0 +1,173 @@
+"""What the subcommands of `splatclip pipeline` do that speak with a cluster; each returns the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+from components.errors import Interrupted
+
+if TYPE_CHECKING:
+    from components.config import Params
+    from pipelines.api import Api
+    from pipelines.runs import Submitted
+    from pipelines.versions import Package
+
+
+def _api(args: argparse.Namespace) -> Api:
+    from pipelines.api import Api
+    from pipelines.connection import connect
+
+    return Api(
+        connect(args.host, args.namespace, token_file=args.token_file, ca_file=args.ca_file, context=args.context)
+    )
+
+
+def _params(args: argparse.Namespace) -> Params:
+    from components.params import load_params
+
+    return load_params(args.params, args.set)
+
+
+def _package(args: argparse.Namespace, params: Params) -> Package:
+    from components.kfp_base import IMAGE
+    from pipelines.versions import make_package
+
+    return make_package(params, args.image or IMAGE, name=args.pipeline, production=args.production)
+
+
+def _print(values: Any) -> None:
+    print(json.dumps(values, indent=2))
+
+
+def upload(args: argparse.Namespace) -> int:
+    """A version, named by the commit."""
+    from pipelines.versions import upload as upload_version
+
+    package = _package(args, _params(args))
+    version = upload_version(_api(args), package)
+    if args.json:
+        _print({**version.__dict__, "pipeline": package.name, "sha256": package.sha256, "image": package.image})
+    else:
+        print(f"{package.name} {version.name}: {'uploaded' if version.new else 'there already'}")
+    return 0
+
+
+def submit(args: argparse.Namespace) -> int:
+    """A run; with --follow the exit code says how it ended."""
+    from pipelines.runs import submit as submit_run
+
+    params = _params(args)
+    api, package = _api(args), _package(args, params)
+    made = submit_run(
+        api, package, params, args.store, service_account=args.service_account, if_changed=args.if_changed
+    )
+    if not made.new:
+        _said(
+            args, made, f"nothing has changed since run {made.name} ({made.run_id}), which succeeded; none is started"
+        )
+        return 0
+    return _go_on(args, api, made)
+
+
+def resume(args: argparse.Namespace) -> int:
+    """A run's version and arguments once more."""
+    from pipelines.runs import resume as resume_run
+
+    api = _api(args)
+    return _go_on(args, api, resume_run(api, args.run))
+
+
+def _said(args: argparse.Namespace, made: Submitted, line: str, **more: Any) -> None:
+    if args.json:
+        _print({**made.__dict__, **more})
+    else:
+        print(line)
+
+
+def _go_on(args: argparse.Namespace, api: Api, made: Submitted) -> int:
+    line = f"run {made.name}: {made.run_id}{f'  {made.page}' if made.page else ''}"
+    if not args.follow:
+        _said(args, made, line)
+        return 0
+    print(line, file=sys.stderr, flush=True)
+    run, code = _follow(args, api, made.run_id)
+    if run is not None and args.json:
+        _said(args, made, "", state=run.state, exit_code=code)
+    return code
+
+
+def _follow(args: argparse.Namespace, api: Api, run_id: str, step: str = "") -> tuple[Any, int]:
+    """The run at its end and its exit code; None and the signal's where following was stopped."""
+    from components.signals import interrupted_by_signals
+    from pipelines.follow import Screen, follow
+
+    screen = Screen(out=sys.stderr if getattr(args, "json", False) else sys.stdout)
+    goes_on = f"run {run_id} goes on without being followed; `splatclip pipeline logs {run_id} --follow` takes it up"
+    try:
+        with interrupted_by_signals(signal.SIGTERM):
+            return follow(api, run_id, screen, only=step, poll_s=args.poll)
+    except KeyboardInterrupt:
+        screen.note(goes_on)
+        return None, 128 + signal.SIGINT
+    except Interrupted:
+        screen.note(goes_on)
+        return None, Interrupted.exit_code
+
+
+def status(args: argparse.Namespace) -> int:
+    """A run's steps: states and times."""
+    from pipelines import runs
+    from pipelines.tables import steps_table
+
+    api = _api(args)
+    run = runs.find_run(api, args.run)
+    steps = runs.step_states(run, runs.step_names(api, run))
+    if args.json:
+        _print(runs.as_json(run, steps))
+        return 0
+    print(f"{run.display_name}  {run.run_id}  {run.state or runs.UNKNOWN}")
+    if run.error is not None and run.error.message:
+        print(run.error.message)
+    print(steps_table(steps))
+    return 0
+
+
+def logs(args: argparse.Namespace) -> int:
+    """What a run's steps say: so far, or with --follow to its end."""
+    from components.errors import PermanentError, UsageError
+    from pipelines import runs
+    from pipelines.follow import Screen
+    from pipelines.pods import open_logs
+
+    api = _api(args)
+    run = runs.find_run(api, args.run)
+    names = runs.step_names(api, run)
+    if args.step and names and args.step not in names.values():
+        raise UsageError(
+            f"run {run.display_name} has no step {args.step!r}; it has {', '.join(sorted(names.values()))}"
+        )
+    if args.follow:
+        return _follow(args, api, run.run_id, args.step)[1]
+    screen = Screen()
+    found = open_logs(api.connection, run.run_id, names, screen.tell, screen.note, only=args.step, follow=False)
+    if found is None:
+        return PermanentError.exit_code
+    found.finish()
+    return PermanentError.exit_code if found.refused else 0
+
+
+def list_runs(args: argparse.Namespace) -> int:
+    """The newest runs."""
+    from pipelines import runs
+    from pipelines.tables import runs_table
+
+    found = list(runs.recent(_api(args), args.limit, experiment_named=args.experiment, state=args.state))
+    if args.json:
+        _print([runs.as_json(run) for run in found])
+    else:
+        print(runs_table(found))
+    return 0

@@ -1,0 +1,270 @@
+"""Following runs: states, the pods' logs with every line once, the exit code, and stopping."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import Cluster, Pod, cluster
+from conftest import ROOT
+from kfp_worlds import STORE, no_cluster, package, params, point_to, to
+from kubeflow import Fault, Kubeflow, kubeflow
+
+from components.__main__ import main
+from pipelines import runs
+from pipelines.api import Api
+from pipelines.connection import Connection
+from pipelines.follow import exit_code
+from pipelines.pod_log import LONGEST, Seen, lines
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Kubeflow]:
+    no_cluster(monkeypatch, tmp_path)
+    with kubeflow() as state:
+        monkeypatch.setenv("SPLATCLIP_KFP_HOST", state.url)
+        yield state
+
+
+@pytest.fixture
+def pods(server: Kubeflow, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cluster]:
+    with cluster() as state:
+        point_to(monkeypatch, state.kubeconfig(tmp_path / "kubeconfig"))
+        yield state
+
+
+def submitted(server: Kubeflow, *script: Any) -> str:
+    server.default_script = list(script)
+    return runs.submit(Api(Connection(server.url)), package(), params(), STORE).run_id
+
+
+def follow(run_id: str, *more: str) -> int:
+    return main(["pipeline", "logs", run_id, "--follow", "--poll", "0.02", *more])
+
+
+def test_success(server: Kubeflow, pods: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    run_id = submitted(server)
+    pod = Pod("p-download", "train-eval-x.root.exit-handler-1.download-2.executor", run_id)
+    driver = Pod("p-driver", "train-eval-x.root.exit-handler-1.download-2-driver", run_id, code=0)
+    driver.write("words of Kubeflow's own")
+    made = Pod("job-0-abc", "", run_id)  # a pod that a step has made
+    made.write("words of a worker")
+    other = Pod("p-other", "train-eval-y.root.download.executor", "another-run")
+    other.write("words of another run")
+    pods.pods = [driver, made, other, pod]
+    pods.page = 1
+
+    def say(*texts: str) -> Any:
+        def change(run: dict[str, Any]) -> None:
+            pod.write(*texts)
+            to("RUNNING", download="SUCCEEDED", download_2="RUNNING")(run)
+
+        return change
+
+    def end(run: dict[str, Any]) -> None:
+        pod.write("last, written at the end")
+        pod.code = 0
+        to("SUCCEEDED", download="SUCCEEDED", download_2="SUCCEEDED")(run)
+
+    server.scripts[run_id] = [to("PENDING"), to("PENDING"), say("one", "two"), say("three"), end]
+    assert follow(run_id) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == [
+        f"download_eval | {text}" for text in ("one", "two", "three", "last, written at the end")
+    ]
+    notes = [re.sub(r"^run \S+:", "run:", line) for line in shown.err.splitlines()]
+    assert notes == [
+        "run: PENDING",
+        "run: RUNNING",
+        "download: SUCCEEDED",
+        "download_eval: RUNNING",
+        "download_eval: SUCCEEDED",
+        "run: SUCCEEDED",
+    ]
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_stream_that_breaks_off_loses_and_repeats_nothing(
+    server: Kubeflow, pods: Cluster, capsys: pytest.CaptureFixture[str], torn: bool
+) -> None:
+    run_id = submitted(server)
+    pod = Pod("p", "x.root.splat-fit.executor", run_id, code=0, torn=torn, drops=[3, 7, 7, 40, 99])
+    for n in range(100):  # tens of lines of the same time, as a burst has them; the same text several times
+        pod.write(f"line {n // 2}", at=f"2026-11-29T07:{n // 30:02d}:00.{n // 10 % 3 * 5:09d}Z")
+    pods.pods = [pod]
+    server.scripts[run_id] = [to("RUNNING", splat_fit="RUNNING")] * 3 + [to("SUCCEEDED", splat_fit="SUCCEEDED")]
+    assert follow(run_id) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == [f"splat_fit | line {n // 2}" for n in range(100)]
+    reads = [queries for path, queries in pods.requests if path.endswith("/log")]
+    assert len(reads) == 6
+    assert "sinceSeconds" not in reads[0]
+    assert all(int(queries["sinceSeconds"]) > 0 for queries in reads[1:]), "not all of it is read again"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "ends"),
+    [("exit status 42", 1, 42), ("exit status 75", 1, 75), ("exit status 2", 1, 42), ("no reason", 1, 1), ("", 75, 75)],
+)
+def test_the_exit_code_says_whether_to_try_again(
+    server: Kubeflow, pods: Cluster, capsys: pytest.CaptureFixture[str], status: str, code: int, ends: int
+) -> None:
+    """The launcher ends with 1 whatever its step ended with, and says what that was in its last line."""
+    run_id = submitted(server)
+    pod = Pod("p", "x.root.splat-fit.executor", run_id, code=code)
+    pod.write("words", f"F1129 main.go:49] failed to execute component: {status}")
+    pods.pods = [pod]
+    server.scripts[run_id] = [to("RUNNING", splat_fit="RUNNING"), to("FAILED", splat_fit="FAILED")]
+    server.scripts[run_id].append(server.scripts[run_id][-1])
+    assert follow(run_id) == ends
+    assert "splat_fit: FAILED" in capsys.readouterr().err
+
+
+def test_exit_codes() -> None:
+    assert exit_code("SUCCEEDED", {"a": 75}) == 0
+    assert exit_code("CANCELED", {"a": 42}) == 143
+    assert exit_code("FAILED", {"a": 75, "b": 42}) == 42
+    assert exit_code("FAILED", {"a": 75, "b": 143}) == 75
+    assert exit_code("FAILED", {"a": 75, "b": 1}) == 1
+    assert exit_code("FAILED", {}) == 1
+
+
+def test_canceled(server: Kubeflow, capsys: pytest.CaptureFixture[str]) -> None:
+    run_id = submitted(server, to("RUNNING"), to("CANCELING"), to("CANCELED"))
+    assert follow(run_id) == 143
+    assert capsys.readouterr().err.splitlines()[-1].endswith(": CANCELED")
+
+
+def test_without_a_cluster_there_are_states_only(server: Kubeflow, capsys: pytest.CaptureFixture[str]) -> None:
+    run_id = submitted(server, to("RUNNING", download="RUNNING"), to("FAILED", download="FAILED"))
+    server.runs[run_id]["error"] = {"code": 13, "message": "Workflow failed"}
+    assert follow(run_id) == 1
+    told = capsys.readouterr().err
+    assert "no logs, states only: no access to a Kubernetes cluster" in told
+    assert "download: FAILED" in told
+    assert "Workflow failed" in told
+    assert main(["pipeline", "logs", run_id]) == 42
+
+
+def test_pods_that_may_not_be_read_are_told_once(
+    server: Kubeflow, pods: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = submitted(server, *[to("RUNNING")] * 5, to("SUCCEEDED"))
+    pods.refuse = 403
+    assert follow(run_id) == 0
+    assert capsys.readouterr().err.count("may not be listed (HTTP 403); ask for a role") == 1
+    assert len(pods.requests) == 1
+    assert main(["pipeline", "logs", run_id]) == 42
+
+
+def test_why_a_pod_does_not_start_is_told(server: Kubeflow, pods: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    run_id = submitted(server, *[to("RUNNING")] * 6, to("FAILED"))
+    pods.pods = [Pod("p", "x.root.download.executor", run_id, waiting="ImagePullBackOff")]
+    assert follow(run_id) == 1
+    told = capsys.readouterr().err
+    assert told.count("download: its pod p cannot start: ImagePullBackOff: pull access denied") == 1
+
+
+def test_what_the_memory_did_not_hold_is_told(
+    server: Kubeflow, pods: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = submitted(server, *[to("RUNNING")] * 3, to("FAILED"))
+    pods.pods = [Pod("p", "x.root.splat-fit.executor", run_id, code=137, reason="OOMKilled")]
+    assert follow(run_id) == 1
+    assert "splat_fit: killed for want of memory" in capsys.readouterr().err
+
+
+def test_the_logs_so_far_and_of_one_step(server: Kubeflow, pods: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    run_id = submitted(server, *[to("RUNNING")] * 9)
+    for step in ("download", "splat-fit"):
+        pod = Pod(f"p-{step}", f"x.root.{step}.executor", run_id)  # still at work
+        pod.write(f"words of {step}")
+        pods.pods.append(pod)
+    assert main(["pipeline", "logs", run_id]) == 0
+    assert sorted(capsys.readouterr().out.splitlines()) == [
+        "download | words of download",
+        "splat_fit | words of splat-fit",
+    ]
+    assert main(["pipeline", "logs", run_id, "--step", "splat_fit"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["splat_fit | words of splat-fit"]
+    assert main(["pipeline", "logs", run_id, "--step", "splat"]) == 2
+    assert "it has download, download_eval" in capsys.readouterr().err
+
+
+def test_the_api_may_be_away_for_a_while(server: Kubeflow, capsys: pytest.CaptureFixture[str]) -> None:
+    run_id = submitted(server, to("RUNNING"), to("SUCCEEDED"))
+    server.faults = [Fault("GET", f"/runs/{run_id}", 503, 2), Fault("GET", f"/runs/{run_id}", "lose", 1)]
+    assert follow(run_id) == 0
+    assert "SUCCEEDED" in capsys.readouterr().err
+
+
+def test_submit_and_resume_follow(
+    server: Kubeflow, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    server.default_script = [to("RUNNING"), to("FAILED")]
+    words = ["--follow", "--poll", "0.02", "--json"]
+    assert main(["pipeline", "submit", "--store", STORE, *words]) == 1
+    first = json.loads(capsys.readouterr().out)
+    assert (first["state"], first["exit_code"]) == ("FAILED", 1)
+    server.default_script = [to("SUCCEEDED")]
+    assert main(["pipeline", "resume", first["run_id"], *words]) == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "SUCCEEDED"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopping_to_follow_leaves_the_run(server: Kubeflow, pods: Cluster, number: signal.Signals, code: int) -> None:
+    run_id = submitted(server, *[to("RUNNING", download="RUNNING")] * 10_000)
+    pods.pods = [Pod("p", "x.root.download.executor", run_id)]
+    pods.pods[0].write("begun")
+    command = [sys.executable, "-m", "components", "pipeline", "logs", run_id, "--follow", "--poll", "0.1"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    killer = threading.Timer(60, process.kill)
+    killer.start()
+    assert process.stdout.readline() == "download | begun\n"
+    before = time.monotonic()
+    process.send_signal(number)
+    _, told = process.communicate()
+    killer.cancel()
+    assert process.returncode == code
+    assert time.monotonic() - before < 10
+    assert f"`splatclip pipeline logs {run_id} --follow` takes it up" in told
+    assert "Traceback" not in told
+    assert server.runs[run_id]["state"] == "RUNNING"
+    assert not [path for method, path in server.requests if method == "POST" and path.endswith(":terminate")]
+
+
+def test_lines_of_a_stream() -> None:
+    assert list(lines(iter([b"a\nb", b"c\n\n", b"d"]))) == [("a", True), ("bc", True), ("", True), ("d", False)]
+    assert list(lines(iter([b"\xff\xc3", b"\xa4\n"]))) == [("\ufffd\u00e4", True)]
+    (first, last) = lines(iter([b"x" * (LONGEST + 5), b"yyy\nz\n"]))
+    assert (len(first[0]), last) == (LONGEST, ("z", True))
+
+
+def test_a_log_read_again_is_told_from_where_it_broke_off() -> None:
+    seen = Seen()
+    log = [f"2026-11-29T07:00:0{n // 3}.5Z {n}" for n in range(9)]
+    assert [seen.new(line) for line in log[:5]] == ["0", "1", "2", "3", "4"]
+    seen.again()
+    assert [seen.new(line) for line in log] == [None] * 5 + ["5", "6", "7", "8"]
+    assert seen.new("2026-11-29T07:00:00.1Z late") == "late", "out of order, and yet new"
+    assert seen.new("failed to watch file") == "failed to watch file"
+    seen.again()
+    assert seen.new("failed to watch file") is None
+    short, long = "2026-11-29T07:00:09.1Z b", "2026-11-29T07:00:09.12Z c"  # Go leaves out zeros at the end
+    assert [seen.new(short), seen.new(long)] == ["b", "c"]
+    seen.again()
+    assert [seen.new(short), seen.new(long)] == [None, None]
