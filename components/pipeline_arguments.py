@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 from components import commands, pipeline_commands
 
@@ -142,3 +143,31 @@ def add_pipeline(command: argparse.ArgumentParser, add_run: Add, add_store: Add)
     ):
         _add_connection(one)
         one.set_defaults(call=call)
+    _add_schedule(actions.add_parser("schedule", help="runs that start by themselves"))
+
+
+def _add_schedule(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(dest="schedule_action", required=True, metavar="ACTION")
+    apply = actions.add_parser("apply", help="make Kubeflow's schedules what files say")
+    apply.add_argument(
+        "path", type=Path, metavar="FILE|DIR", help="a schedule, or a folder of them (docs/schedules.md)"
+    )
+    apply.add_argument("--dry-run", action="store_true", help="change nothing; say what would be done")
+    apply.add_argument(
+        "--prune", action="store_true", help="also remove schedules that no file of the folder describes"
+    )
+    _add_image(apply)
+    apply.set_defaults(call=pipeline_commands.schedule_apply)
+    listing = actions.add_parser("list", help="schedules, and what became of their last runs")
+    listing.set_defaults(call=pipeline_commands.schedule_list)
+    _json(listing)
+    for name, summary, call in (
+        ("pause", "start no further runs, until the next apply or resume", pipeline_commands.schedule_pause),
+        ("resume", "start runs again", pipeline_commands.schedule_resume),
+        ("delete", "remove it, once no run of it is at work", pipeline_commands.schedule_delete),
+    ):
+        one = actions.add_parser(name, help=summary)
+        one.add_argument("name", metavar="NAME", help="such as nightly or train-eval/nightly")
+        one.set_defaults(call=call)
+    for one in actions.choices.values():
+        _add_connection(one)

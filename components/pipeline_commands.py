@@ -171,3 +171,53 @@ def list_runs(args: argparse.Namespace) -> int:
     else:
         print(runs_table(found))
     return 0
+
+
+def schedule_apply(args: argparse.Namespace) -> int:
+    """Kubeflow's schedules as the files say."""
+    from pipelines.schedule_files import read_schedules
+    from pipelines.schedules import apply
+
+    schedules = read_schedules(args.path, image=args.image, production=args.production)
+    complete = apply(_api(args), schedules, tell=print, dry_run=args.dry_run, prune=args.prune and args.path.is_dir())
+    if not complete:
+        print("a former schedule stays, paused, until its run has ended; apply once more then", file=sys.stderr)
+    return 0
+
+
+def schedule_list(args: argparse.Namespace) -> int:
+    """All schedules of this program."""
+    from pipelines.schedules import listed
+
+    from pipelines.tables import schedules_table
+
+    found = listed(_api(args))
+    if args.json:
+        _print([one.as_json() for one in found])
+    else:
+        print(schedules_table(found))
+    return 0
+
+
+def schedule_pause(args: argparse.Namespace) -> int:
+    """No further runs."""
+    from pipelines.schedules import pause
+
+    print(pause(_api(args), args.name))
+    return 0
+
+
+def schedule_resume(args: argparse.Namespace) -> int:
+    """Runs again."""
+    from pipelines.schedules import resume as resume_schedule
+
+    print(resume_schedule(_api(args), args.name))
+    return 0
+
+
+def schedule_delete(args: argparse.Namespace) -> int:
+    """The schedule removed."""
+    from pipelines.schedules import delete
+
+    print(delete(_api(args), args.name))
+    return 0

@@ -1,4 +1,4 @@
-"""Runs and steps as text."""
+"""Runs, steps and schedules as text."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pipelines import notes
 
 if TYPE_CHECKING:
     from pipelines.runs import StepState
+    from pipelines.schedules import Listed
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -48,3 +49,9 @@ def runs_table(runs: Iterable[Any]) -> str:
         took = _took(run.created_at, ended)
         rows.append((run.display_name or "-", run.state or "UNKNOWN", _at(run.created_at), took, sha, run.run_id))
     return table(("RUN", "STATE", "CREATED (UTC)", "TOOK", "COMMIT", "ID"), rows)
+
+
+def schedules_table(schedules: Iterable[Listed]) -> str:
+    """Schedules, a line each."""
+    rows = [(s.name, s.state, s.trigger, s.commit[:7], s.last_state, s.last_name, s.id) for s in schedules]
+    return table(("SCHEDULE", "STATE", "WHEN", "COMMIT", "LAST RUN", "", "ID"), rows)
