@@ -13,7 +13,7 @@ FUZZERS := gs2d shards manifests captions params urls images codec
 FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= 0
 
-.PHONY: demo test test-full system-packages lint format lock clean fuzz $(FUZZERS:%=fuzz-%) clang sbom audit
+.PHONY: demo test test-full e2e-kind system-packages lint format lock clean fuzz $(FUZZERS:%=fuzz-%) clang sbom audit
 .DELETE_ON_ERROR:
 
 demo: .venv/.installed  ## the whole pipeline on the embedded default, through KFP's local runner, ending with a report
@@ -24,6 +24,9 @@ test: .venv/.installed-dev  ## what a laptop can test; no root, no network
 
 test-full: .venv/.installed-dev system-packages build/tools/.installed  ## what needs nvcc, root or time
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m full --timeout 1800
+
+e2e-kind: .venv/.installed  ## all of it on a real cluster: wants kind, kubectl, Docker, half an hour (docs/untested.md)
+	BIN=$(BIN) tests/e2e/kind.sh
 
 # A real S3 server for the tests. Without root they fail and say what to install.
 SYSTEM_PACKAGES := swift-proxy swift-account swift-container swift-object memcached

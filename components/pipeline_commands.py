@@ -188,7 +188,6 @@ def schedule_apply(args: argparse.Namespace) -> int:
 def schedule_list(args: argparse.Namespace) -> int:
     """All schedules of this program."""
     from pipelines.schedules import listed
-
     from pipelines.tables import schedules_table
 
     found = listed(_api(args))

@@ -46,27 +46,22 @@ def arguments(params: Params) -> dict[str, Any]:
 
 
 def compile_pipeline(params: Params, out: Path, image: str = IMAGE) -> None:
-    """Write the pipeline's YAML. Raises as `compiled` does; UsageError where the file cannot be written."""
-    write(out, compiled(params, image, out))
-
-
-def compile_rollback(params: Params, out: Path, image: str = IMAGE) -> None:
-    """Write the YAML of the pipeline that takes a champion back; otherwise as compile_pipeline."""
-    given = {name: section for name, section in arguments(params).items() if name in rollback.SECTIONS}
-    write(out, _compiled(rollback.build(params, image), given, out, "rollback"))
-
-
-def compiled(params: Params, image: str = IMAGE, where: Path | str = "the graph") -> bytes:
-    """The pipeline's YAML, with the params as its arguments' defaults; the same params give the same bytes.
+    """Write the pipeline's YAML, with the params as its arguments' defaults; the same params give the same bytes.
 
     Raises UsageError where a parameter holds a secret (a password in an address, a signed address), or where the
     YAML is too large for Kubernetes.
     """
     params.require_squares()
-    return _compiled(build(params, image), arguments(params), where, "train_eval")
+    _compile(build(params, image), arguments(params), out, "train_eval")
 
 
-def _compiled(pipeline: Any, values: dict[str, Any], where: Path | str, source: str) -> bytes:
+def compile_rollback(params: Params, out: Path, image: str = IMAGE) -> None:
+    """Write the YAML of the pipeline that takes a champion back; otherwise as compile_pipeline."""
+    given = {name: section for name, section in arguments(params).items() if name in rollback.SECTIONS}
+    _compile(rollback.build(params, image), given, out, "rollback")
+
+
+def _compile(pipeline: Any, values: dict[str, Any], out: Path, source: str) -> None:
     with tempfile.TemporaryDirectory(prefix="splatclip-compile-") as folder:
         target = Path(folder) / "pipeline.yaml"
         compiler.Compiler().compile(pipeline, str(target), pipeline_parameters=without_secrets(values))
@@ -74,8 +69,8 @@ def _compiled(pipeline: Any, values: dict[str, Any], where: Path | str, source: 
     # KFP's own head lists dicts in an order that changes from one process to the next
     data = (HEAD.format(source) + "".join(itertools.dropwhile(lambda line: line.startswith("#"), lines))).encode()
     if len(data) > MAX_BYTES:
-        raise UsageError(f"{where}: the pipeline compiles to {len(data)} bytes; Kubernetes takes at most {MAX_BYTES}")
-    return data
+        raise UsageError(f"{out}: the pipeline compiles to {len(data)} bytes; Kubernetes takes at most {MAX_BYTES}")
+    write(out, data)
 
 
 def without_secrets(values: dict[str, Any]) -> dict[str, Any]:
@@ -98,11 +93,11 @@ def check(params: Params, path: Path, compile_: Callable[[Params, Path], None] =
         raise UsageError(f"{path}: cannot read the pipeline: {error}") from None
     with tempfile.TemporaryDirectory(prefix="splatclip-compile-") as folder:
         compile_(params, Path(folder) / path.name)
-        now = documents(Path(folder) / path.name)
-    for pipeline in (there, now):
+        compiled = documents(Path(folder) / path.name)
+    for pipeline in (there, compiled):
         if isinstance(pipeline, dict):
             pipeline.pop("sdkVersion", None)
-    return list(_differences(there, now, ""))
+    return list(_differences(there, compiled, ""))
 
 
 def documents(path: Path) -> Any:
@@ -113,15 +108,15 @@ def documents(path: Path) -> Any:
     return found
 
 
-def _differences(there: Any, now: Any, where: str) -> Iterator[str]:
-    if isinstance(there, dict) and isinstance(now, dict):
-        for name in sorted({*there, *now}, key=str):
-            yield from _differences(there.get(name), now.get(name), f"{where}.{name}" if where else str(name))
-    elif isinstance(there, list) and isinstance(now, list) and len(there) == len(now):
-        for index, (one, other) in enumerate(zip(there, now, strict=True)):
+def _differences(there: Any, compiled: Any, where: str) -> Iterator[str]:
+    if isinstance(there, dict) and isinstance(compiled, dict):
+        for name in sorted({*there, *compiled}, key=str):
+            yield from _differences(there.get(name), compiled.get(name), f"{where}.{name}" if where else str(name))
+    elif isinstance(there, list) and isinstance(compiled, list) and len(there) == len(compiled):
+        for index, (one, other) in enumerate(zip(there, compiled, strict=True)):
             yield from _differences(one, other, f"{where}[{index}]")
-    elif there != now or type(there) is not type(now):
-        yield f"{where}: {_short(there)} there, {_short(now)} from the source"
+    elif there != compiled or type(there) is not type(compiled):
+        yield f"{where}: {_short(there)} there, {_short(compiled)} from the source"
 
 
 def _short(value: Any) -> str:

@@ -262,10 +262,10 @@ def step_names(api: Api, run: Any) -> dict[str, str]:
 
 
 def _tasks(spec: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    groups = [spec.get("root", {}), *spec.get("components", {}).values()]
-    for group in groups:
+    components = spec.get("components", {})
+    for group in (spec.get("root", {}), *components.values()):
         for key, task in group.get("dag", {}).get("tasks", {}).items():
-            if not _NO_STEP.fullmatch(key):
+            if "dag" not in components.get(task.get("componentRef", {}).get("name"), {}):  # no group, no condition
                 yield key, task.get("taskInfo", {}).get("name", key)
 
 

@@ -202,7 +202,7 @@ def at_work(api: Api, one: Any) -> str:
 
 def _delete(api: Api, recurring_id: str) -> None:
     with suppress(NotThereError):  # the answer to an earlier try was lost
-        # Should a run have begun between the look and now: a backend from 2.16 on leaves it alone.
+        # Should a run have begun between the look and now: a backend with kubeflow/pipelines #12574 leaves it alone.
         api.call(api.schedules.recurring_run_service_delete_recurring_run, recurring_id, propagation_policy="ORPHAN")
 
 

@@ -19,7 +19,7 @@ from components.provenance import NONE, git_version
 from pipelines import notes
 from pipelines.api import Api, equals
 from pipelines.api_errors import AlreadyThereError
-from pipelines.client import NOT_ARGUMENTS, compiled
+from pipelines.client import NOT_ARGUMENTS, compile_pipeline
 from pipelines.train_eval import NAME, SUMMARY
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def make_package(params: Params, image: str, *, name: str = NAME, production: bo
     """Compile the graph for an image.
 
     production: also where tracking.environment is prod; then the image must be given by its digest.
-    Raises UsageError for that, for a code whose commit is not known, and as `compiled` does.
+    Raises UsageError for that, for a code whose commit is not known, and as compile_pipeline does.
     """
     if (production or params.tracking.environment == PRODUCTION) and not _DIGEST.fullmatch(image):
         raise UsageError(
@@ -85,7 +85,12 @@ def make_package(params: Params, image: str, *, name: str = NAME, production: bo
     return Package(name, f"{sha}-dirty" if dirty == "true" else sha, image, _compiled(graph, image))
 
 
-_compiled = cache(compiled)  # it takes seconds, and several schedules share one graph
+@cache  # it takes seconds, and several schedules share one graph
+def _compiled(graph: Params, image: str) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="splatclip-compile-") as folder:
+        path = Path(folder) / "pipeline.yaml"
+        compile_pipeline(graph, path, image)
+        return path.read_bytes()
 
 
 @dataclass(frozen=True)

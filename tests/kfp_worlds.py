@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +47,11 @@ def params(*overrides: str) -> Params:
     return load_params(ROOT / "params.yaml", overrides)
 
 
-@cache
-def _compiled(version: str, image: str) -> Package:
+def package(version: str = SHA, image: str = DIGEST) -> Package:
+    """The pipeline of a commit."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPLATCLIP_GIT_SHA", version)
         return make_package(params(), image)
-
-
-def package(version: str = SHA, image: str = DIGEST) -> Package:
-    """The pipeline of a commit."""
-    return _compiled(version, image)
 
 
 def to(state: str, **steps: str) -> Callable[[dict[str, Any]], None]:

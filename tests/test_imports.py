@@ -126,3 +126,18 @@ def test_the_command_loads_nothing_heavy() -> None:
     code = "import components.__main__, sys; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not HEAVY & set(loaded)
+
+
+def test_only_two_modules_of_pipelines_know_kubernetes_and_few_its_api() -> None:
+    found = {path.stem: roots(imports(path)) for path in (ROOT / "pipelines").glob("*.py")}
+    assert {name for name, names in found.items() if "kubernetes" in names} == {"connection", "pods"}
+    assert {name for name, names in found.items() if "kfp_server_api" in names} == {
+        "api", "runs", "schedules", "versions"
+    }  # fmt: skip
+
+
+def test_the_commands_alone_know_pipelines_and_load_them_late() -> None:
+    users = {path.name for path in COMPONENTS.rglob("*.py") if "pipelines" in roots(imports(path))}
+    assert users <= {"commands.py", "pipeline_commands.py"}
+    for name in users:
+        assert "pipelines" not in roots(imports(COMPONENTS / name, top_level=True))

@@ -164,6 +164,8 @@ def test_sqlite_and_back(world: World, scored: Artifact, package: Artifact, trac
     assert report.cached
     assert report.facts == report.facts | {"model": tracked, "version": "1", "alias": "champion"}
     assert Path("runs/mlflow.db").is_file()
+    again = run(PromoteParams(model_name=tracked), **inputs(world, scored), store=str(world.store))
+    assert again.facts["version"] == "1", "a scheduled run that finds nothing new registers nothing"
     version = Registry(tracked).find(alias="champion")
     assert version.source == str(Path(package.url).resolve())
     assert version.tags["package.sha256"] == package.manifest.sha256
