@@ -23,7 +23,8 @@ LOG_QUERIES = {"container", "follow", "timestamps", "sinceSeconds", "tailLines",
 @dataclass
 class Pod:
     """One pod. lines: (time, text); drops: after how many lines, counted from the log's begin, the stream breaks off;
-    code: of its main container once it has ended, None while it runs; torn: the break is in the middle of a line.
+    code: of its main container once it has ended, None while it runs; torn: the break is in the middle of a line
+    ("torn"), and the stream ends as if it were whole ("cleanly"), or it does so at a line's end ("between").
     """
 
     name: str
@@ -32,7 +33,7 @@ class Pod:
     lines: list[tuple[str, str]] = field(default_factory=list)
     code: int | None = None
     drops: list[int] = field(default_factory=list)
-    torn: bool = False
+    torn: str = ""
     waiting: str = ""
     reason: str = ""
 
@@ -137,9 +138,12 @@ def _handler(state: Cluster) -> type[BaseHTTPRequestHandler]:
                 for at, text in pod.lines[sent:]:
                     if pod.drops and sent == pod.drops[0]:
                         pod.drops.pop(0)
-                        if pod.torn:
+                        if pod.torn in ("torn", "cleanly"):
                             self._chunk(f"{at} {text[: len(text) // 2]}")
-                        self.close_connection = True  # without the last chunk
+                        if pod.torn in ("cleanly", "between"):
+                            self.wfile.write(b"0\r\n\r\n")
+                        else:
+                            self.close_connection = True  # without the last chunk
                         return
                     sent += 1
                     age = (datetime.now(UTC) - datetime.fromisoformat(at[:19]).replace(tzinfo=UTC)).total_seconds()

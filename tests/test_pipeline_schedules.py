@@ -118,9 +118,23 @@ def test_a_changed_one_takes_the_formers_place(server: Kubeflow, api: Api) -> No
     assert one["trigger"] == {"periodic_schedule": {"interval_second": "7200"}}
     order = [path.rpartition("/")[2].rpartition(":")[2] for method, path in changes(server) if "recurring" in path]
     assert order[-4:] == ["recurringruns", "disable", "enable", former]
-    for other in (given(more="splat_fit.num_gaussians=9"), given(more="download.num_test=9")):
+    for other in (given(3600), given(), given(more="splat_fit.num_gaussians=9"), given(more="download.num_test=9")):
         assert len(apply(api, other)[1]) > 1
     assert len(server.recurring) == 1
+
+
+def test_of_two_equal_ones_the_enabled_one_stays(server: Kubeflow, api: Api) -> None:
+    """A slow server may do what was asked of it after it was asked again."""
+    apply(api, given())
+    (own,) = server.recurring
+    late = deepcopy(server.recurring[own]) | {
+        "recurring_run_id": "0",
+        "status": "DISABLED",
+        "created_at": "2020-01-01T00:00:00Z",
+    }
+    server.recurring = {"0": late, own: server.recurring[own]}
+    assert apply(api, given()) == (True, [f"{NAME}: deleted: 0"])
+    assert {*server.recurring} == {own}
 
 
 def test_a_run_at_work_keeps_its_schedule(server: Kubeflow, api: Api) -> None:
