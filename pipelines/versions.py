@@ -194,8 +194,8 @@ def _same(there: Any, package: Package) -> Version:
     if BYTES in told:
         equal = told[BYTES] == package.sha256
     else:  # uploaded by hand
-        spec = there.pipeline_spec or {}
-        equal = spec.get("pipeline_spec", spec) == next(yaml.safe_load_all(package.data))
+        graph, *platform = yaml.safe_load_all(package.data)
+        equal = there.pipeline_spec == ({"pipeline_spec": graph, "platform_spec": platform[0]} if platform else graph)
     if not equal:
         raise PermanentError(
             f"version {package.version} of pipeline {package.name} was uploaded with other bytes (another image, or "

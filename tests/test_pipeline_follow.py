@@ -203,7 +203,7 @@ def test_the_logs_so_far_and_of_one_step(server: Kubeflow, pods: Cluster, capsys
     assert main(["pipeline", "logs", run_id, "--step", "splat_fit"]) == 0
     assert capsys.readouterr().out.splitlines() == ["splat_fit | words of splat-fit"]
     assert main(["pipeline", "logs", run_id, "--step", "splat"]) == 2
-    assert "it has download, download_eval" in capsys.readouterr().err
+    assert "download, download_eval" in capsys.readouterr().err
 
 
 def test_the_api_may_be_away_for_a_while(server: Kubeflow, capsys: pytest.CaptureFixture[str]) -> None:
