@@ -95,8 +95,8 @@ def submit(
     given = run_arguments(params, store, package)
     name = experiment_name(params, package.name)
     data = data_version(params) if if_changed else ""
-    tags = {**package.tags, "params.hash": params_hash(params), SUBMIT: secrets.token_hex(8)}
-    tags |= {DATA: data} if data else {}
+    tags = {**package.tags, "params.hash": params_hash(params), SUBMIT: secrets.token_hex(4)}
+    tags = notes.brief(tags | ({DATA: data} if data else {}))
     version = upload(api, package)
     experiment_id = experiment(api, name)
     if if_changed:
@@ -106,7 +106,7 @@ def submit(
             return Submitted(last.run_id, last.display_name, version.name, name, page, new=False)
     body = kfp_server_api.V2beta1Run(
         display_name=run_name(package.version[:7], (data or data_asked_for(params))[:7]),
-        description=notes.written("Submitted by splatclip.", tags),
+        description=notes.written("By splatclip.", tags),
         experiment_id=experiment_id,
         pipeline_version_reference=reference(version),
         runtime_config=kfp_server_api.V2beta1RuntimeConfig(parameters=given),
@@ -176,11 +176,11 @@ def resume(api: Api, ref: str) -> Submitted:
     if run.state not in ENDED:
         raise UsageError(f"run {run.run_id} is {run.state or UNKNOWN}; cancel it or wait for its end, then resume it")
     told = notes.read(run.description)
-    tags = {**told, SUBMIT: secrets.token_hex(8), RESUMES: run.run_id}
+    tags = {**told, SUBMIT: secrets.token_hex(4), RESUMES: run.run_id[:8]}
     stem = _RUN_NAME.fullmatch(run.display_name or "")
     body = kfp_server_api.V2beta1Run(
         display_name=f"{stem[1] if stem else run.display_name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}",
-        description=notes.written(f"Goes on with {run.display_name} ({run.run_id}).", tags),
+        description=notes.written("Resumed.", tags),
         experiment_id=run.experiment_id,
         pipeline_version_reference=run.pipeline_version_reference,
         pipeline_spec=None if run.pipeline_version_reference else run.pipeline_spec,

@@ -65,13 +65,13 @@ class Schedule:
         return self.cron or f"every {self.interval_s} s"
 
     @property
-    def spec_sha256(self) -> str:
-        """Of all that makes it what it is, but whether it is enabled: that can be changed in place."""
+    def spec_hash(self) -> str:
+        """Of all that makes it what it is (32 digits), but whether it is enabled: that can be changed in place."""
         spec = {
             "name": self.full_name, "cron": self.cron, "interval_s": self.interval_s, "arguments": self.arguments,
             "version": self.package.version, "bytes": self.package.sha256, "service_account": self.service_account,
         }  # fmt: skip
-        return sha256_bytes(canonical(spec))
+        return sha256_bytes(canonical(spec))[:32]
 
 
 def read_schedules(path: Path, *, image: str = "", production: bool = False) -> list[Schedule]:

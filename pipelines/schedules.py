@@ -22,7 +22,7 @@ from pipelines.runs import ENDED, UNKNOWN, experiment_name, params_hash, referen
 from pipelines.schedule_files import Schedule
 from pipelines.versions import experiment, upload
 
-SPEC = "spec.sha256"
+SPEC = "spec.hash"
 ENABLED = "ENABLED"
 Tell = Callable[[str], None]
 
@@ -96,7 +96,7 @@ class _Applied:
                     f"{self._name}: a schedule of this name is there that another program made "
                     f"({one.recurring_run_id}); delete it or give yours another name"
                 )
-        same = [one for one in there if notes.read(one.description)[SPEC] == schedule.spec_sha256]
+        same = [one for one in there if notes.read(one.description)[SPEC] == schedule.spec_hash]
         same.sort(key=lambda one: one.status != ENABLED)  # stable: the enabled one, or else the oldest
         former = [one for one in there if one is not (same[0] if same else None)]
         if same:
@@ -130,10 +130,10 @@ class _Applied:
             return ""
         api, package = self._api, schedule.package
         version = upload(api, package)
-        tags = {**package.tags, "params.hash": params_hash(schedule.params), SPEC: schedule.spec_sha256}
+        tags = notes.brief({**package.tags, "params.hash": params_hash(schedule.params), SPEC: schedule.spec_hash})
         body = kfp_server_api.V2beta1RecurringRun(
             display_name=self._name,
-            description=notes.written(f"Made by splatclip from {schedule.name}; change its file instead.", tags),
+            description=notes.written("By splatclip; change its file.", tags),
             experiment_id=experiment(api, experiment_name(schedule.params, package.name)),
             namespace=api.connection.namespace or None,
             pipeline_version_reference=reference(version),
@@ -147,7 +147,7 @@ class _Applied:
 
         def find() -> Any:
             made = _all(api, display_name=self._name)
-            return next((one for one in made if notes.read(one.description).get(SPEC) == schedule.spec_sha256), None)
+            return next((one for one in made if notes.read(one.description).get(SPEC) == schedule.spec_hash), None)
 
         return str(
             api.create(api.schedules.recurring_run_service_create_recurring_run, body, find=find).recurring_run_id

@@ -141,7 +141,7 @@ def upload(api: Api, package: Package) -> Version:
     if there is not None:
         return _same(there, package)
     words = f"{SUMMARY} On {package.image}."
-    about = notes.written(words, {**package.tags, BYTES: package.sha256})
+    about = notes.written(words, {**package.tags, BYTES: package.sha256}, longest=4096)
 
     def find() -> Any:
         return _find_version(api, pipeline_id, package.version)

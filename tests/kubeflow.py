@@ -39,6 +39,12 @@ FILTERS = {
 }
 
 
+NAMESPACED = {
+    "experiments_get", "experiments_post", "pipelines_get", "pipelines_post", "runs_get", "recurringruns_get",
+    "recurringruns_post",
+}  # fmt: skip
+
+
 class Refused(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -162,6 +168,7 @@ class Kubeflow:
     url: str = ""
     token: str = ""
     forbidden: bool = False
+    profile: str = ""  # the one namespace of an installation for several users
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
     experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -213,6 +220,10 @@ class Kubeflow:
             check(given, route.body, route.body)
         elif body and json.loads(body):
             raise Refused(400, f"{path} takes no body")
+        if self.profile and _name(route) in NAMESPACED:
+            where = given if route.body else queries
+            if where.get("namespace") != self.profile and "experiment_id" not in queries:
+                raise Refused(400, "Invalid input error: namespace is required in multi-user mode")
         handler = getattr(self, "_" + _name(route))
         result: dict[str, Any] = handler(*(unquote(part) for part in match.groups()), queries=queries, given=given)
         if route.answer and route.answer != "object":
@@ -295,6 +306,8 @@ class Kubeflow:
         return run
 
     def _check_job(self, given: dict[str, Any]) -> None:
+        if len(given.get("description", "")) > 255:
+            raise Refused(500, "Error 1406: Data too long for column 'Description' at row 1")
         _there(self.experiments, given.get("experiment_id", ""), "experiment")
         named = given.get("pipeline_version_reference", {})
         version = _there(self.versions, named.get("pipeline_version_id", ""), "pipeline version")

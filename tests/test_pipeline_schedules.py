@@ -88,7 +88,7 @@ def test_it_is_made_once(server: Kubeflow, api: Api) -> None:
     )  # fmt: skip
     assert one["trigger"] == {"cron_schedule": {"cron": "0 0 2 * * *"}}
     assert one["runtime_config"]["parameters"]["git_sha"] == SHA
-    assert notes.read(one["description"])["params.hash"] == runs.params_hash(params())
+    assert notes.read(one["description"])["params.hash"] == runs.params_hash(params())[:16]
     before = len(changes(server))
     assert apply(api, given()) == (True, [f"{NAME}: unchanged"])
     assert len(changes(server)) == before
@@ -287,6 +287,21 @@ def test_the_commands(server: Kubeflow, write: Callable[..., Path], capsys: pyte
     assert main(["pipeline", "schedule", "delete", "other"]) == 0
     assert main(["pipeline", "schedule", "delete", "other"]) == 42
     server.recurring.clear()
+
+
+def test_everything_is_asked_for_in_the_namespace_of_ones_profile(server: Kubeflow) -> None:
+    server.profile = "team"
+    with pytest.raises(PermanentError, match="namespace is required"):
+        apply(Api(Connection(server.url)), given())
+    api = Api(Connection(server.url, namespace="team"))
+    apply(api, given())
+    assert apply(api, given(interval_s=7200), prune=True)[0]
+    assert [one.state for one in schedules.listed(api)] == ["ENABLED"]
+    made = runs.submit(api, package(), params(), STORE)
+    server.runs[made.run_id]["state"] = "FAILED"
+    again = runs.resume(api, made.name)
+    assert [run.run_id for run in runs.recent(api, 9)] == [again.run_id, made.run_id]
+    assert len(list(runs.recent(api, 9, experiment_named=made.experiment))) == 2
 
 
 def test_the_committed_example_is_a_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
