@@ -121,15 +121,16 @@ def _follow(args: argparse.Namespace, api: Api, run_id: str, step: str = "") -> 
 def status(args: argparse.Namespace) -> int:
     """A run's steps: states and times."""
     from pipelines import runs
+    from pipelines.steps import UNKNOWN, step_names, step_states
     from pipelines.tables import steps_table
 
     api = _api(args)
     run = runs.find_run(api, args.run)
-    steps = runs.step_states(run, runs.step_names(api, run))
+    steps = step_states(run, step_names(api, run))
     if args.json:
         _print(runs.as_json(run, steps))
         return 0
-    print(f"{run.display_name}  {run.run_id}  {run.state or runs.UNKNOWN}")
+    print(f"{run.display_name}  {run.run_id}  {run.state or UNKNOWN}")
     if run.error is not None and run.error.message:
         print(run.error.message)
     print(steps_table(steps))
@@ -142,10 +143,11 @@ def logs(args: argparse.Namespace) -> int:
     from pipelines import runs
     from pipelines.follow import Screen
     from pipelines.pods import open_logs
+    from pipelines.steps import step_names
 
     api = _api(args)
     run = runs.find_run(api, args.run)
-    names = runs.step_names(api, run)
+    names = step_names(api, run)
     if args.step and names and args.step not in names.values():
         raise UsageError(
             f"run {run.display_name} has no step {args.step!r}; it has {', '.join(sorted(names.values()))}"

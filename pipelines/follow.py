@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from components.errors import Interrupted, PermanentError, SplatClipError, TransientError, UsageError
-from pipelines import runs
+from pipelines import runs, steps
 from pipelines.api import Api
 from pipelines.pods import PodLogs, open_logs
 
@@ -43,7 +43,7 @@ def follow(api: Api, run_id: str, screen: Screen, *, only: str = "", poll_s: flo
     Raises as Api.call does where the API stays away; the run goes on all the same.
     """
     run = api.call(api.runs.run_service_get_run, run_id)
-    names = runs.step_names(api, run)
+    names = steps.step_names(api, run)
     logs = open_logs(api.connection, run_id, names, screen.tell, screen.note, only=only)
     told: dict[str, str] = {}
     try:
@@ -51,8 +51,8 @@ def follow(api: Api, run_id: str, screen: Screen, *, only: str = "", poll_s: flo
             ended = run.state in runs.ENDED
             if not ended and told.get("") != run.state:
                 told[""] = run.state
-                screen.note(f"run {run.display_name}: {run.state or runs.UNKNOWN}")
-            for step in runs.step_states(run, names):
+                screen.note(f"run {run.display_name}: {run.state or steps.UNKNOWN}")
+            for step in steps.step_states(run, names):
                 if told.get(step.name) != step.state:
                     told[step.name] = step.state
                     screen.note(f"{step.name}: {step.state}{f' ({step.error})' if step.error else ''}")

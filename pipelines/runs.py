@@ -1,4 +1,4 @@
-"""Runs of the pipeline on a cluster: submitting, taking up again, finding, listing, and what their steps are at."""
+"""Runs of the pipeline on a cluster: submitting, taking up again, finding, listing."""
 
 from __future__ import annotations
 
@@ -20,19 +20,15 @@ from pipelines import notes
 from pipelines.api import Api, equals
 from pipelines.api_errors import NotThereError
 from pipelines.client import arguments, without_secrets
+from pipelines.steps import UNKNOWN, StepState, time_of
 from pipelines.train_eval import NAME
 from pipelines.versions import Package, Version, experiment, upload
 
 SUCCEEDED, FAILED, CANCELED, SKIPPED = "SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"
 ENDED = {SUCCEEDED, FAILED, CANCELED, SKIPPED}
-UNKNOWN = "UNKNOWN"
 SUBMIT, DATA, RESUMES = "submit.id", "data.version", "resumes"
 _RUN_NAME = re.compile(r"(.+)-\d{8}T\d{6}Z")
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-# What Argo's nodes are called that are no step of the pipeline
-_NO_STEP = re.compile(
-    r"root|(.*-)?executor|.+-driver|(exit-handler|condition|condition-branches|for-loop)-\d+|.*onExit"
-)
 
 
 @dataclass(frozen=True)
@@ -45,17 +41,6 @@ class Submitted:
     experiment: str
     page: str = ""
     new: bool = True
-
-
-@dataclass(frozen=True)
-class StepState:
-    """What a step is at. started, ended: None where it has not yet."""
-
-    name: str
-    state: str
-    started: datetime | None
-    ended: datetime | None
-    error: str = ""
 
 
 def params_hash(params: Params) -> str:
@@ -247,54 +232,6 @@ def recent(api: Api, limit: int, *, experiment_named: str = "", state: str = "")
             return
 
 
-def step_names(api: Api, run: Any) -> dict[str, str]:
-    """The steps' names by the names of their tasks in the graph; empty where the graph cannot be had."""
-    spec = run.pipeline_spec
-    version = run.pipeline_version_reference
-    if not spec and version:
-        try:
-            spec = api.call(
-                api.pipelines.pipeline_service_get_pipeline_version, version.pipeline_id, version.pipeline_version_id
-            ).pipeline_spec
-        except NotThereError:  # deleted since
-            return {}
-    return dict(_tasks((spec or {}).get("pipeline_spec", spec or {})))
-
-
-def _tasks(spec: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    components = spec.get("components", {})
-    for group in (spec.get("root", {}), *components.values()):
-        for key, task in group.get("dag", {}).get("tasks", {}).items():
-            if "dag" not in components.get(task.get("componentRef", {}).get("name"), {}):  # no group, no condition
-                yield key, task.get("taskInfo", {}).get("name", key)
-
-
-def step_states(run: Any, names: Mapping[str, str]) -> list[StepState]:
-    """What the run's steps are at, by when they began; without what is Kubeflow's own."""
-    details = run.run_details.task_details if run.run_details else None
-    found: dict[str, StepState] = {}
-    for task in details or []:
-        key = re.sub(r"\(\d+\)$", "", task.display_name or "")
-        if key not in names and (not key or names or _NO_STEP.fullmatch(key)):
-            continue
-        error = task.error.message if task.error else ""
-        step = StepState(
-            names.get(key, key), task.state or UNKNOWN, _time(task.start_time), _time(task.end_time), error
-        )
-        before = found.get(step.name)
-        if before is None or (step.started or _EARLY) >= (before.started or _EARLY):  # the last of several tries
-            found[step.name] = step
-    return sorted(found.values(), key=lambda step: (step.started or _LATE, step.name))
-
-
-_EARLY, _LATE = datetime(1971, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
-
-
-def _time(value: datetime | None) -> datetime | None:
-    """KFP writes 1970 where nothing has happened yet."""
-    return value if value is not None and value > _EARLY else None
-
-
 def as_json(run: Any, steps: Iterable[StepState] = ()) -> dict[str, Any]:
     """A run for scripts."""
     told = notes.read(run.description)
@@ -303,7 +240,7 @@ def as_json(run: Any, steps: Iterable[StepState] = ()) -> dict[str, Any]:
         "name": run.display_name,
         "state": run.state or UNKNOWN,
         "created": stamp(run.created_at),
-        "finished": stamp(_time(run.finished_at)),
+        "finished": stamp(time_of(run.finished_at)),
         "experiment_id": run.experiment_id,
         "recurring_run_id": run.recurring_run_id,
         "error": run.error.message if run.error else None,

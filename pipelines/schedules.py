@@ -18,8 +18,9 @@ from components.errors import PermanentError, TransientError, UsageError
 from pipelines import notes
 from pipelines.api import Api, equals
 from pipelines.api_errors import NotThereError
-from pipelines.runs import ENDED, UNKNOWN, experiment_name, params_hash, reference
+from pipelines.runs import ENDED, experiment_name, params_hash, reference
 from pipelines.schedule_files import Schedule
+from pipelines.steps import UNKNOWN
 from pipelines.versions import experiment, upload
 
 SPEC = "spec.hash"

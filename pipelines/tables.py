@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from pipelines import notes
 
 if TYPE_CHECKING:
-    from pipelines.runs import StepState
     from pipelines.schedules import Listed
+    from pipelines.steps import StepState
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
