@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kubeflow import Fault, Kubeflow, contract, kubeflow
+from kubeflow import Fault, Kubeflow, kubeflow
+from kubeflow_contract import contract
 
 from components.errors import PermanentError, TransientError, UsageError
 from pipelines import api as api_module

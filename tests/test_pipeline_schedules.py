@@ -12,7 +12,8 @@ import pytest
 import yaml
 from conftest import ROOT
 from kfp_worlds import DIGEST, SHA, STORE, no_cluster, package, params
-from kubeflow import Fault, Kubeflow, cron_fields, kubeflow
+from kubeflow import Fault, Kubeflow, kubeflow
+from kubeflow_contract import cron_fields
 
 from components.__main__ import main
 from components.errors import PermanentError, TransientError, UsageError
