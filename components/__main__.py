@@ -81,7 +81,7 @@ def _add_stage(command: argparse.ArgumentParser, stage: Stage) -> None:
 def _add_shares(command: argparse.ArgumentParser) -> None:
     """Ways to share the fitting out (docs/fleet.md)."""
     ways = command.add_mutually_exclusive_group()
-    ways.add_argument("--processes", type=_whole, metavar="N", help="fit in N processes, which share the threads")
+    ways.add_argument("--processes", type=whole, metavar="N", help="fit in N processes, which share the threads")
     ways.add_argument(
         "--group",
         dest="share",
