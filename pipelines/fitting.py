@@ -5,6 +5,7 @@ All three commit the same bytes under the same key (docs/fleet.md), so the rest 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -16,6 +17,7 @@ from components.splat_fit.component import splat_fit, splat_fit_finalise, splat_
 from pipelines.placing import LAUNCHER, Placing
 
 STAGE = "splat_fit"  # also the name of its first step, which fits what is trained on
+LONGEST_H = 24.0 * 30  # that a Job is waited for, where it has no end of its own
 
 
 def fit(fleet: FleetParams, placing: Placing, step: str, given: Mapping[str, Any], earlier: Iterable[Any]) -> Any:
@@ -24,9 +26,10 @@ def fit(fleet: FleetParams, placing: Placing, step: str, given: Mapping[str, Any
     # of a step that fits nothing: no GPU's node; a manifest of 128,000 shards takes 1.5 GB
     light = replace(placing.asked("finish"), cpu=1, memory="4Gi", timeout_h=asked.timeout_h, retries=asked.retries)
     if fleet.executor == "job":
-        how = {"fleet": asdict(fleet), "resources": asdict(asked), "image": placing.image}
+        how = {"fleet": asdict(fleet), "resources": json.loads(json.dumps(asdict(asked))), "image": placing.image}
         task = splat_fit_job(step=step, **how, **given)
-        return placing.settle(task, step, STAGE, asked=light, role=LAUNCHER).after(*earlier)
+        waits = replace(light, timeout_h=fleet.timeout_h or LONGEST_H)
+        return placing.settle(task, step, STAGE, asked=waits, role=LAUNCHER).after(*earlier)
     if fleet.executor == "task" or step != STAGE:  # no second loop: a run of 56 tasks can outgrow etcd
         return placing.settle(splat_fit(step=step, **given), step, STAGE).after(*earlier)
     needed = {name: value for name, value in given.items() if name in {"store", "params", "images"}}

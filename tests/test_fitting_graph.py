@@ -22,26 +22,21 @@ from pipelines import client
 
 SCRIPT = """
 import sys, json
-from dataclasses import replace
 from kfp import dsl, local
-from components.config import SplatFitParams
+from components.config import Params
 from components.fleet_params import FleetParams
-from components.cluster_params import Resources
 from pipelines import fitting
+from pipelines.placing import Placing
 
 given = json.loads(sys.argv[1])
-
-def settle(task, name, asked):
-    return task.set_display_name(name).set_caching_options(False)
+FITTED = Params(fleet=FleetParams(**given["fleet"]))
+placing = Placing.of(FITTED, "splatclip-python:dev", local=True)
 
 @dsl.pipeline(name="fitting")
 def pipeline(store: str, params: dict, tracking: dict):
     images = dsl.importer(artifact_uri=given["images"], artifact_class=dsl.Dataset, reimport=False).output
     common = {"run_id": "1", "store": store, "tracking": tracking, "params": params, "images": images}
-    fitting.fit(
-        FleetParams(**given["fleet"]), Resources(), "splatclip-python:dev", step="splat_fit", given=common, earlier=[],
-        settle=settle,
-    )
+    fitting.fit(FITTED.fleet, placing, "splat_fit", common, [])
 
 local.init(local.SubprocessRunner(use_venv=False), pipeline_root=given["root"], workspace_root=given["root"] + "w")
 pipeline(store=given["store"], params=given["params"], tracking={})
@@ -76,7 +71,7 @@ def test_whoever_fits_the_bytes_are_the_same(tmp_path: Path, monkeypatch: pytest
 def test_the_graph_of_groups_compiles(tmp_path: Path) -> None:
     params = load_params(ROOT / "params.yaml", ["fleet.executor=groups", "fleet.groups=32", "fleet.parallelism=4"])
     client.compile_pipeline(params, tmp_path / "p.yaml")
-    (text,) = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    text, *_ = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
     tasks = text["components"]["comp-exit-handler-1"]["dag"]["tasks"]
     loops = {name: task for name, task in tasks.items() if "parameterIterator" in task}
     assert len(loops) == 1, "of the set that is trained on"
@@ -91,7 +86,7 @@ def test_the_graph_of_groups_compiles(tmp_path: Path) -> None:
 def test_the_graph_of_a_job_compiles(tmp_path: Path) -> None:
     params = load_params(ROOT / "params.yaml", ["fleet.executor=job", "fleet.queue=fits"])
     client.compile_pipeline(params, tmp_path / "p.yaml", image="registry/splatclip-python@sha256:" + "0" * 64)
-    (text,) = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    text, *_ = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
     task = next(
         task for task in text["components"]["comp-exit-handler-1"]["dag"]["tasks"].values()
         if task["taskInfo"]["name"] == "splat_fit"
