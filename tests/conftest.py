@@ -32,16 +32,26 @@ os.environ["SPLATCLIP_TRACKING"] = (
 
 # The files that take longest, first: else one of them runs by itself at the end, and the other cores wait.
 LONG = (
+    "test_image",
     "test_faults_kill",
+    "test_splat2d_cuda_planted",
+    "test_clip_benchmark",
+    "test_whole_sets",
+    "test_benchmark_gpu",
+    "test_adapter_steps",
     "test_run",
+    "test_kill_resume",
     "test_distributed",
     "test_same_numbers",
+    "test_k8s",
     "test_registry_many",
     "test_pipeline_local",
+    "test_fleet",
     "test_tracking",
     "test_pipeline",
     "test_splat2d_cuda",
     "test_faults_disk",
+    "test_faults_tar",
 )
 
 
