@@ -31,6 +31,7 @@ PLUMBING = {
     "entries",
     "errors",
     "fields",
+    "fleet_params",
     "json_text",
     "manifest",
     "operations",
