@@ -13,11 +13,15 @@ FUZZERS := gs2d shards manifests captions params urls images codec
 FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= 0
 
-.PHONY: demo test test-full e2e-kind system-packages lint format lock clean fuzz $(FUZZERS:%=fuzz-%) clang sbom audit
+.PHONY: demo image test test-full e2e-kind system-packages lint format lock clean fuzz $(FUZZERS:%=fuzz-%) clang sbom audit
 .DELETE_ON_ERROR:
 
 demo: .venv/.installed  ## the whole pipeline on the embedded default, through KFP's local runner, ending with a report
 	$(BIN)/splatclip pipeline run-local --params $(PARAMS) --store $(STORE)
+
+# IMAGE=name TARGET=gpu|cpu, the Dockerfile's arguments and more: .ci/image.sh, docs/image.md
+image:  ## the container image, by docker, podman or buildah
+	@.ci/image.sh
 
 test: .venv/.installed-dev  ## what a laptop can test; no root, no network
 	$(BIN)/python -m pytest $(IN_PARALLEL)
@@ -28,10 +32,11 @@ test-full: .venv/.installed-dev system-packages build/tools/.installed  ## what 
 e2e-kind: .venv/.installed  ## all of it on a real cluster: wants kind, kubectl, Docker, half an hour (docs/untested.md)
 	BIN=$(BIN) tests/e2e/kind.sh
 
-# A real S3 server for the tests. Without root they fail and say what to install.
-SYSTEM_PACKAGES := swift-proxy swift-account swift-container swift-object memcached
+# A real S3 server for the tests, and what builds and runs the image. Without root they fail and say what to install.
+SYSTEM_PACKAGES := swift-proxy swift-account swift-container swift-object memcached podman runc netavark mmdebstrap
 system-packages:
-	@command -v swift-proxy-server swift-object-server memcached >/dev/null || \
+	@(for program in swift-proxy-server swift-object-server memcached podman runc mmdebstrap; do \
+	  command -v $$program >/dev/null || exit 1; done) || \
 	if test "$$(id -u)" = 0; then \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	    apt-get install -qq --yes --no-install-recommends $(SYSTEM_PACKAGES) >/dev/null; \
@@ -98,7 +103,7 @@ format: .venv/.installed-dev
 	touch $@
 
 lock: .venv/.installed-fuzz  ## pin what is installed now
-	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
+	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > requirements.lock
 
 clean:
 	rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache

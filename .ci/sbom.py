@@ -1,4 +1,4 @@
-"""Write a software bill of materials (CycloneDX, JSON) of what .venv holds: `make sbom`.
+"""Write a software bill of materials (CycloneDX, JSON) of what .venv, or an image, holds: `make sbom`.
 
 Every component is one that requirements.lock pins, with its licence as its own metadata declares it.
 """
@@ -10,7 +10,10 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,18 +47,32 @@ def unlicensed(bill: dict[str, Any]) -> list[str]:
     return sorted(plain(one["name"]) for one in bill["components"] if not one.get("licenses"))
 
 
+@contextmanager
+def python_of(site: Path) -> Iterator[Path]:
+    """What says, when it is asked as a Python would be, that it finds its modules in `site`, and runs nothing of it."""
+    with TemporaryDirectory(prefix="splatclip-sbom-") as folder:
+        script = Path(folder, "python")
+        script.write_text(f"#!{sys.executable}\nprint({json.dumps([str(site.resolve())])!r})\n", encoding="utf-8")
+        script.chmod(0o700)
+        yield script
+
+
 def main() -> int:
     """Returns the exit code: 0, or 1 where the environment holds what is not locked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--python", default=str(ROOT / ".venv" / "bin" / "python"), help="of the environment")
+    parser.add_argument("--site", type=Path, help="instead: a folder site-packages, such as an image's")
     parser.add_argument("--lock", type=Path, default=ROOT / "requirements.lock")
     parser.add_argument("--tools", type=Path, default=TOOLS)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "sbom.cdx.json")
     given = parser.parse_args()
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    command = [given.tools / "cyclonedx-py", "environment", given.python, "--pyproject", ROOT / "pyproject.toml"]
+    if given.site and not given.site.is_dir():
+        parser.error(f"--site {given.site}: no such folder")
     options = ["--output-reproducible", "--validate", "--output-format", "JSON", "--output-file", given.out]
-    done = subprocess.run([*command, *options], check=False)
+    with python_of(given.site) if given.site else nullcontext(given.python) as python:
+        command = [given.tools / "cyclonedx-py", "environment", python, "--pyproject", ROOT / "pyproject.toml"]
+        done = subprocess.run([*command, *options], check=False)
     if done.returncode:
         print(f"sbom: cyclonedx-py ended with {done.returncode}", file=sys.stderr)
         return 1

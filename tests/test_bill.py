@@ -48,6 +48,14 @@ def test_a_component_that_is_not_locked_is_named(tmp_path: Path) -> None:
     assert sbom.unlicensed(bill) == ["flask", "flufl-lock", "left-pad", "pip"]
 
 
+def test_an_images_packages_are_read_and_not_run(tmp_path: Path) -> None:
+    with script("sbom").python_of(tmp_path / "it's" / "site-packages") as python:
+        asked = [python, "-c", "import json,sys;json.dump(sys.path,sys.stdout)"]  # as cyclonedx-py does
+        told = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    assert json.loads(told) == [str(tmp_path / "it's" / "site-packages")]
+    assert not python.exists()
+
+
 def test_every_lock_pins_one_version() -> None:
     sbom = script("sbom")
     for name in ("requirements.lock", "requirements-tools.lock"):
