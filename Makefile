@@ -13,7 +13,7 @@ FUZZERS := gs2d shards manifests captions params urls images codec
 FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= 0
 
-.PHONY: demo image test test-full e2e-kind system-packages lint format lock clean fuzz $(FUZZERS:%=fuzz-%) clang sbom audit
+.PHONY: demo image test test-full test-image e2e-kind system-packages image-packages lint format lock clean fuzz $(FUZZERS:%=fuzz-%) clang sbom audit
 .DELETE_ON_ERROR:
 
 demo: .venv/.installed  ## the whole pipeline on the embedded default, through KFP's local runner, ending with a report
@@ -32,11 +32,16 @@ test-full: .venv/.installed-dev system-packages build/tools/.installed  ## what 
 e2e-kind: .venv/.installed  ## all of it on a real cluster: wants kind, kubectl, Docker, half an hour (docs/untested.md)
 	BIN=$(BIN) tests/e2e/kind.sh
 
-# A real S3 server for the tests, and what builds and runs the image. Without root they fail and say what to install.
-SYSTEM_PACKAGES := swift-proxy swift-account swift-container swift-object memcached podman runc netavark mmdebstrap
-system-packages:
-	@(for program in swift-proxy-server swift-object-server memcached podman runc mmdebstrap; do \
-	  command -v $$program >/dev/null || exit 1; done) || \
+test-image: .venv/.installed-dev image-packages  ## both targets of the Dockerfile built, looked through and run: 15 min
+	$(BIN)/python -m pytest -m image
+
+# A real S3 server for the tests; what builds and runs the image. Without root the tests fail and say what to install.
+system-packages: SYSTEM_PACKAGES := swift-proxy swift-account swift-container swift-object memcached
+system-packages: PROGRAMS := swift-proxy-server swift-object-server memcached
+image-packages: SYSTEM_PACKAGES := podman runc netavark mmdebstrap
+image-packages: PROGRAMS := podman runc mmdebstrap
+system-packages image-packages:
+	@(for program in $(PROGRAMS); do command -v $$program >/dev/null || exit 1; done) || \
 	if test "$$(id -u)" = 0; then \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	    apt-get install -qq --yes --no-install-recommends $(SYSTEM_PACKAGES) >/dev/null; \

@@ -19,7 +19,7 @@ from test_bill import script
 
 from components import STAGES
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(3600)]  # from nothing, on cores that others use too
+pytestmark = [pytest.mark.image, pytest.mark.timeout(3600)]  # from nothing, on cores that others use too
 CPU, GPU = IMAGES = ("localhost/splatclip-python:cpu", "localhost/splatclip-python:gpu")
 # What makes an image that is not fit, and how that is told.
 PLANTED = {
