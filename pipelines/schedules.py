@@ -119,7 +119,7 @@ class _Applied:
         return complete
 
     def remove_all(self) -> bool:
-        there = _all(self._api, display_name=self._name)
+        there = list(filter(_ours, _all(self._api, display_name=self._name)))  # others may have made one of this name
         for one in there:
             if one.status == ENABLED:
                 self._disable(one.recurring_run_id, "")

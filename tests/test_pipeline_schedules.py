@@ -267,6 +267,19 @@ def test_others_schedules_are_left_alone(server: Kubeflow, api: Api) -> None:
         schedules.delete(api, "nightly")
 
 
+@pytest.mark.parametrize("prune", [False, True], ids=["delete", "prune"])
+def test_another_programs_schedule_of_the_same_name_outlives_ours(server: Kubeflow, api: Api, prune: bool) -> None:
+    apply(api, given())
+    (own,) = server.recurring
+    by_hand = deepcopy(server.recurring[own]) | {"recurring_run_id": "0", "description": "made by hand"}
+    server.recurring["0"] = by_hand
+    if prune:
+        apply(api, prune=True)
+    else:
+        schedules.delete(api, "nightly")
+    assert [*server.recurring.values()] == [by_hand | {"status": "ENABLED"}]
+
+
 def test_the_commands(server: Kubeflow, write: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     folder = write().parent
     assert main(["pipeline", "schedule", "apply", str(folder)]) == 0
