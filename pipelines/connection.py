@@ -73,8 +73,8 @@ def connect(
 ) -> Connection:
     """The connection that the arguments ask for; what they leave out the environment says, a pod, or a kubeconfig.
 
-    Raises UsageError for an address that is none, a token that would cross a network in the clear, a file that cannot
-    be read; PermanentError where nothing says where the API is.
+    Raises UsageError for an address that is none, a token that would cross a network in the clear or that no header can
+    hold, a file that cannot be read; PermanentError where nothing says where the API is.
     """
     environ = os.environ
     named, variable = _first(environ, HOST)
@@ -88,11 +88,11 @@ def connect(
     given = {
         "namespace": namespace,
         "pods": namespace or system,
-        "cookie": environ.get(COOKIE, "").strip(),
+        "cookie": _sendable(environ.get(COOKIE, "").strip(), COOKIE),
         "ui": _first(environ, UI)[0].rstrip("/"),
         "context": context,
     }
-    secret = _secret(environ.get(TOKEN, "").strip(), token_file)
+    secret = _secret(_sendable(environ.get(TOKEN, "").strip(), TOKEN), token_file)
     if ca_file and not Path(ca_file).is_file():
         raise UsageError(
             f"{ca_file}: no such file; give the PEM file of the authority that signed the API's certificate"
@@ -114,16 +114,26 @@ def connect(
     return found
 
 
+def _sendable(secret: str, where: str) -> str:
+    """The secret, if a header can hold it: http.client would name it in its own error."""
+    if secret.isascii() and secret.isprintable():
+        return secret
+    at = next(n for n, char in enumerate(secret) if not (char.isascii() and char.isprintable()))
+    what = "a line break" if secret[at] in "\r\n" else "no printable ASCII"
+    raise UsageError(f"{where}: character {at + 1} of {len(secret)} is {what}, which no header can hold; copy it anew")
+
+
 def _secret(token: str, token_file: str) -> Callable[[], str]:
     if token or not token_file:
         return lambda: token
 
     def read() -> str:
         try:
-            return Path(token_file).read_text(encoding="utf-8").strip()
+            text = Path(token_file).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not a text"
             raise UsageError(f"{token_file}: cannot read the token: {reason}") from None
+        return _sendable(text, token_file)
 
     return read
 
@@ -178,7 +188,8 @@ def _from_kubeconfig(system: str, context: str, ca_file: str, given: dict[str, s
         ) from None
 
     def secret() -> str:
-        return str(found.get_api_key_with_prefix("authorization") or "").removeprefix("Bearer ")
+        token = str(found.get_api_key_with_prefix("authorization") or "").removeprefix("Bearer ").strip()
+        return _sendable(token, "the kubeconfig's token")
 
     return Connection(
         found.host.rstrip("/") + PROXY_PATH.format(system),

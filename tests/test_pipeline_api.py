@@ -5,7 +5,8 @@ from __future__ import annotations
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,37 @@ def test_the_token_is_sent_and_never_told(server: Kubeflow, tmp_path: Path, monk
     file.unlink()
     with pytest.raises(UsageError, match="cannot read the token: No such file"):
         api.call(api.runs.run_service_list_runs)
+
+
+@pytest.mark.parametrize("secret", ["abc\ndef", "\u201cabcdef\u201d", "abc\x00def", "abc\tdef"])
+def test_a_secret_that_no_header_can_hold_is_refused_and_not_told(
+    server: Kubeflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secret: str
+) -> None:
+    file = tmp_path / "token"
+    file.write_text("good")
+    api = Api(connect(server.url, token_file=str(file)))
+    file.write_text(secret)
+
+    def by_variable(name: str) -> None:
+        monkeypatch.setenv(name, secret)
+        try:
+            list_with(Api(connect(server.url)))
+        finally:
+            monkeypatch.delenv(name)
+
+    def list_with(api: Api) -> None:
+        api.call(api.runs.run_service_list_runs)
+
+    tries: list[tuple[str, Callable[[], None]]] = [(str(file), lambda: list_with(api))]
+    if "\0" not in secret:  # which no variable can hold
+        tries += [(name, partial(by_variable, name)) for name in ("SPLATCLIP_KFP_TOKEN", "SPLATCLIP_KFP_COOKIE")]
+    for where, attempt in tries:
+        with pytest.raises(UsageError) as caught:
+            attempt()
+        said = str(caught.value)
+        assert said.startswith(f"{where}: character ")
+        assert "def" not in said
+    assert not server.requests
 
 
 def test_a_wrong_address_is_said() -> None:
