@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 
 from components.errors import Interrupted, PermanentError, SplatClipError, TransientError, UsageError
@@ -75,19 +75,20 @@ def _ended(run: Any, states: Mapping[str, str], logs: PodLogs | None, screen: Sc
     if run.error is not None and run.error.message:
         screen.note(f"run {run.display_name}: {run.error.message}")
     codes = logs.exit_codes() if logs is not None else {}
-    for step, code in codes.items():
+    for (step, _), code in codes.items():
         screen.note(f"{step}: exit code {code}")
-    return exit_code(run.state, {step: codes[step] for step in codes if states.get(step) in (runs.FAILED, None)})
+    return exit_code(run.state, [code for (step, _), code in codes.items() if states.get(step) in (runs.FAILED, None)])
 
 
-def exit_code(state: str, codes: Mapping[str, int]) -> int:
-    """What a run's end means to a scheduler. codes: of the steps that failed, as far as they are known."""
+def exit_code(state: str, codes: Iterable[int]) -> int:
+    """What a run's end means to a scheduler. codes: of all nodes that failed, as far as they are known."""
+    known = {*codes}
     if state in (runs.SUCCEEDED, runs.SKIPPED):
         return 0
     if state == runs.CANCELED:
         return Interrupted.exit_code
-    if _FINAL & {*codes.values()}:
+    if _FINAL & known:
         return PermanentError.exit_code
-    if codes and {*codes.values()} <= _LATER:
+    if known and known <= _LATER:
         return TransientError.exit_code
     return SplatClipError.exit_code

@@ -24,6 +24,8 @@ BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 10.0
 DRAIN_S = 60.0  # for what is left of the logs when the run has ended
 _STUCK = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError", "CreateContainerError"}
 
+_TRY = re.compile(r"\((\d+)\)(?=\.|$)")  # of a node's name; an iteration's has a colon in it
+
 Tell = Callable[[str, str], None]
 
 
@@ -108,6 +110,7 @@ class PodLogs:
             return
         if begun and name not in self._readers:
             reader = _Reader(self._core, self._namespace, name, step, self._tell, self._note, follow=self._follow)
+            reader.node = pod.metadata.annotations[NODE]
             self._readers[name] = reader
             reader.thread.start()
 
@@ -142,9 +145,15 @@ class PodLogs:
         for reader in self._readers.values():
             reader.stopped.set()
 
-    def exit_codes(self) -> dict[str, int]:
-        """The exit codes of steps that failed, as far as they are known."""
-        return {reader.step: reader.code for reader in self._readers.values() if reader.code}
+    def exit_codes(self) -> dict[tuple[str, str], int]:
+        """The exit codes of what failed, as far as known, by step and Argo's node; a node's last try counts."""
+        last: dict[tuple[str, str], tuple[list[int], int]] = {}
+        for reader in self._readers.values():
+            node = (reader.step, _TRY.sub("", reader.node))
+            tries = [int(number) for number in _TRY.findall(reader.node)]
+            if node not in last or tries > last[node][0]:
+                last[node] = (tries, reader.code)
+        return {node: code for node, (_, code) in last.items() if code}
 
 
 def _main(pod: Any) -> Any:
@@ -160,6 +169,7 @@ class _Reader:
         self._tell, self._note, self._follow = tell, note, follow
         self.stopped = threading.Event()
         self.code = 0
+        self.node = ""
         self._seen = Seen()
         self.thread = threading.Thread(target=self._run, name=f"log of {pod}", daemon=True)
 

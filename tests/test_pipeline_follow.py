@@ -26,6 +26,7 @@ from pipelines.api import Api
 from pipelines.connection import Connection
 from pipelines.follow import exit_code
 from pipelines.pod_log import LONGEST, Seen, lines
+from pipelines.steps import step_states
 
 
 @pytest.fixture
@@ -136,12 +137,65 @@ def test_the_exit_code_says_whether_to_try_again(
 
 
 def test_exit_codes() -> None:
-    assert exit_code("SUCCEEDED", {"a": 75}) == 0
-    assert exit_code("CANCELED", {"a": 42}) == 143
-    assert exit_code("FAILED", {"a": 75, "b": 42}) == 42
-    assert exit_code("FAILED", {"a": 75, "b": 143}) == 75
-    assert exit_code("FAILED", {"a": 75, "b": 1}) == 1
-    assert exit_code("FAILED", {}) == 1
+    assert exit_code("SUCCEEDED", [75]) == 0
+    assert exit_code("CANCELED", [42]) == 143
+    assert exit_code("FAILED", [75, 42]) == 42
+    assert exit_code("FAILED", [75, 143]) == 75
+    assert exit_code("FAILED", [75, 1]) == 1
+    assert exit_code("FAILED", []) == 1
+
+
+@pytest.mark.parametrize("codes", [(42, 75), (75, 42), (42, 0), (0, 42)])
+def test_of_a_loop_no_failure_is_lost(
+    server: Kubeflow, pods: Cluster, capsys: pytest.CaptureFixture[str], codes: tuple[int, int]
+) -> None:
+    """All iterations of a task have its name; the last to begin is not the one that counts."""
+    run_id = submitted(server)
+    tasks = []
+    for at, code in enumerate(codes):
+        node = f"x.root.for-loop-1.iteration({at}:{at}).splat-fit.executor"
+        for again in (0, 1):  # each is tried twice
+            pods.pods.append(Pod(f"p-{at}-{1 - again}", f"{node}({again})", run_id, code=code if again else 75))
+        state = "FAILED" if code else "SUCCEEDED"
+        begun = {"start_time": f"2026-11-29T07:0{at}:00Z", "end_time": f"2026-11-29T08:0{at}:00Z"}
+        tasks.append({"display_name": "splat-fit", "task_id": f"n-{at}", "state": state, **begun})
+
+    def end(run: dict[str, Any]) -> None:
+        to("FAILED")(run)
+        run["run_details"]["task_details"] += tasks
+
+    server.scripts[run_id] = [to("RUNNING"), end, end, end]
+    assert follow(run_id) == 42
+    told = capsys.readouterr().err.splitlines()
+    assert "splat_fit: FAILED" in told
+    assert sorted(line for line in told if "exit code" in line) == sorted(
+        f"splat_fit: exit code {code}" for code in codes if code
+    )
+    assert main(["pipeline", "status", run_id, "--json"]) == 0
+    (step,) = json.loads(capsys.readouterr().out)["steps"]
+    assert (step["state"], step["started"], step["ended"]) == (
+        "FAILED", "2026-11-29T07:00:00Z", "2026-11-29T08:01:00Z"
+    )  # fmt: skip
+
+
+def test_of_several_tries_of_a_node_the_last_counts(server: Kubeflow) -> None:
+    run_id = submitted(server)
+    server.runs[run_id]["run_details"] = {
+        "task_details": [
+            {"display_name": name, "task_id": task_id, "state": state, "start_time": f"2026-11-29T07:0{at}:00Z"}
+            | ({"child_tasks": [{"task_id": f"{task_id}{n}"} for n in (0, 1)]} if "(" not in name else {})
+            for at, (name, task_id, state) in enumerate(
+                [
+                    ("splat-fit", "a", "RUNNING"), ("splat-fit", "b", "SUCCEEDED"), ("splat-fit(0)", "a0", "FAILED"),
+                    ("splat-fit(0)", "b0", "FAILED"), ("splat-fit(1)", "a1", "RUNNING"),
+                    ("splat-fit(1)", "b1", "SUCCEEDED"),
+                ]
+            )
+        ]
+    }  # fmt: skip
+    run = runs.find_run(Api(Connection(server.url)), run_id)
+    (step,) = step_states(run, {"splat-fit": "splat_fit"})
+    assert (step.state, step.ended) == ("RUNNING", None)
 
 
 def test_canceled(server: Kubeflow, capsys: pytest.CaptureFixture[str]) -> None:
