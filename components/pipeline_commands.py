@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-from components.errors import Interrupted
+from components.errors import Interrupted, SplatClipError
 
 if TYPE_CHECKING:
     from components.config import Params
@@ -95,15 +95,15 @@ def _go_on(args: argparse.Namespace, api: Api, made: Submitted) -> int:
         return 0
     print(line, file=sys.stderr, flush=True)
     run, code = _follow(args, api, made.run_id)
-    if run is not None and args.json:
-        _said(args, made, "", state=run.state, exit_code=code)
+    if args.json:
+        _said(args, made, "", state=None if run is None else run.state, exit_code=code)
     return code
 
 
 def _follow(args: argparse.Namespace, api: Api, run_id: str, step: str = "") -> tuple[Any, int]:
-    """The run at its end and its exit code; None and the signal's where following was stopped."""
+    """The run at its end and its exit code; None and the signal's, or 69, where following ended before it."""
     from components.signals import interrupted_by_signals
-    from pipelines.follow import Screen, follow
+    from pipelines.follow import GIVEN_UP, Screen, follow
 
     screen = Screen(out=sys.stderr if getattr(args, "json", False) else sys.stdout)
     goes_on = f"run {run_id} goes on without being followed; `splatclip pipeline logs {run_id} --follow` takes it up"
@@ -116,6 +116,10 @@ def _follow(args: argparse.Namespace, api: Api, run_id: str, step: str = "") -> 
     except Interrupted:
         screen.note(goes_on)
         return None, Interrupted.exit_code
+    except SplatClipError as error:  # none of the run's own: its code would say that the run had failed
+        screen.note(f"splatclip {args.command}: {error}")
+        screen.note(goes_on)
+        return None, GIVEN_UP
 
 
 def status(args: argparse.Namespace) -> int:

@@ -14,6 +14,9 @@ from pipelines.api import Api
 from pipelines.pods import PodLogs, open_logs
 
 POLL_S = 5.0
+AWAY_S = 1800.0  # for so long the API may be away, each request's own tries included
+LONGEST_POLL_S = 60.0  # while it is
+GIVEN_UP = 69  # the exit code where following ended before the run: sysexits' EX_UNAVAILABLE
 _FINAL = {UsageError.exit_code, PermanentError.exit_code}
 _LATER = {TransientError.exit_code, Interrupted.exit_code}
 
@@ -40,9 +43,9 @@ def follow(api: Api, run_id: str, screen: Screen, *, only: str = "", poll_s: flo
     """Follow a run to its end; returns it, and the exit code that says how it ended.
 
     0 succeeded, 143 canceled, 42 or 75 by what the failed steps ended with, 1 where that is not known.
-    Raises as Api.call does where the API stays away; the run goes on all the same.
+    Raises what Api.call does where the API refuses or stays away for AWAY_S; the run goes on all the same.
     """
-    run = api.call(api.runs.run_service_get_run, run_id)
+    run = _run(api, run_id, screen, poll_s)
     names = steps.step_names(api, run)
     logs = open_logs(api.connection, run_id, names, screen.tell, screen.note, only=only)
     told: dict[str, str] = {}
@@ -61,7 +64,7 @@ def follow(api: Api, run_id: str, screen: Screen, *, only: str = "", poll_s: flo
             if logs is not None:
                 logs.update()
             time.sleep(poll_s)
-            run = api.call(api.runs.run_service_get_run, run_id)
+            run = _run(api, run_id, screen, poll_s)
         if logs is not None:
             logs.finish()
     finally:
@@ -69,6 +72,20 @@ def follow(api: Api, run_id: str, screen: Screen, *, only: str = "", poll_s: flo
             logs.stop()
     screen.note(f"run {run.display_name}: {run.state}")
     return run, _ended(run, told, logs, screen)
+
+
+def _run(api: Api, run_id: str, screen: Screen, poll_s: float) -> Any:
+    began, wait = time.monotonic(), poll_s
+    while True:
+        try:
+            return api.call(api.runs.run_service_get_run, run_id)
+        except TransientError as error:
+            if time.monotonic() - began >= AWAY_S:
+                raise
+            if wait == poll_s:
+                screen.note(f"run {run_id} is out of sight, asking again for {AWAY_S / 60:.0f} min: {error}")
+        time.sleep(wait)
+        wait = min(LONGEST_POLL_S, 2 * wait)
 
 
 def _ended(run: Any, states: Mapping[str, str], logs: PodLogs | None, screen: Screen) -> int:

@@ -267,6 +267,42 @@ def test_the_api_may_be_away_for_a_while(server: Kubeflow, capsys: pytest.Captur
     assert "SUCCEEDED" in capsys.readouterr().err
 
 
+def test_the_api_may_be_away_for_longer_than_a_request_may_take(
+    server: Kubeflow, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave(_: Any) -> None:
+        monkeypatch.setenv("SPLATCLIP_KFP_DEADLINE_S", "0.5")
+        server.faults.append(Fault("GET", f"/runs/{run_id}", 503, times=15))  # some three requests with all their tries
+
+    run_id = submitted(server, to("RUNNING"), leave, to("SUCCEEDED"))
+    assert follow(run_id) == 0
+    told = capsys.readouterr().err
+    assert told.count("is out of sight, asking again for 30 min") == 1
+    assert server.faults[0].times == 0
+
+
+@pytest.mark.parametrize("how", [503, 401], ids=["away", "token ran out"])
+def test_a_run_out_of_sight_has_not_failed(
+    server: Kubeflow, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, how: int
+) -> None:
+    """With 75 or 42 a scheduler would submit it again, or tell of a failure, while it is at work."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("pipelines.follow.AWAY_S", 0.3)
+
+    def leave(_: Any) -> None:
+        monkeypatch.setenv("SPLATCLIP_KFP_DEADLINE_S", "0.2")
+        server.faults.append(Fault("GET", "/runs/", how, 10**6))
+
+    server.default_script = [to("RUNNING"), leave]
+    assert main(["pipeline", "submit", "--store", STORE, "--follow", "--poll", "0.02", "--json"]) == 69
+    shown = capsys.readouterr()
+    (run_id,) = server.runs
+    told = json.loads(shown.out)
+    assert (told["run_id"], told["state"], told["exit_code"]) == (run_id, None, 69)
+    assert f"HTTP {how}" in shown.err
+    assert f"`splatclip pipeline logs {run_id} --follow` takes it up" in shown.err
+
+
 def test_submit_and_resume_follow(
     server: Kubeflow, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
