@@ -97,22 +97,21 @@ class _Applied:
                     f"{self._name}: a schedule of this name is there that another program made "
                     f"({one.recurring_run_id}); delete it or give yours another name"
                 )
-        same = [one for one in there if notes.read(one.description)[SPEC] == schedule.spec_hash]
-        same.sort(key=lambda one: one.status != ENABLED)  # stable: the enabled one, or else the oldest
-        former = [one for one in there if one is not (same[0] if same else None)]
-        if same:
-            own, enabled = same[0].recurring_run_id, same[0].status == ENABLED
+        own = _reusable(there, schedule.spec_hash)
+        former = [one for one in there if one is not own]
+        if own is not None:
+            own_id, enabled = str(own.recurring_run_id), own.status == ENABLED
         else:
-            own, enabled = self._create(schedule), False
+            own_id, enabled = self._create(schedule, former), False
         for one in former:
             if one.status == ENABLED:
                 self._disable(one.recurring_run_id, ", the former one")
         if schedule.enabled and not enabled:
             self._done("enabled")
             if not self._dry:
-                self._api.call(self._api.schedules.recurring_run_service_enable_recurring_run, own)
+                self._api.call(self._api.schedules.recurring_run_service_enable_recurring_run, own_id)
         elif enabled and not schedule.enabled:
-            self._disable(own, "")
+            self._disable(own_id, "")
         complete = self._remove(former)
         if not self._changed and complete:
             self._tell("unchanged")
@@ -125,7 +124,7 @@ class _Applied:
                 self._disable(one.recurring_run_id, "")
         return self._remove(there)
 
-    def _create(self, schedule: Schedule) -> str:
+    def _create(self, schedule: Schedule, former: Iterable[Any]) -> str:
         self._done(f"created on version {schedule.package.version[:12]}, {schedule.when}")
         if self._dry:
             return ""
@@ -146,8 +145,10 @@ class _Applied:
             trigger=_trigger(schedule),
         )
 
+        before = {one.recurring_run_id for one in former}
+
         def find() -> Any:
-            made = _all(api, display_name=self._name)
+            made = [one for one in _all(api, display_name=self._name) if one.recurring_run_id not in before]
             return next((one for one in made if notes.read(one.description).get(SPEC) == schedule.spec_hash), None)
 
         return str(
@@ -175,6 +176,25 @@ class _Applied:
     def _done(self, text: str) -> None:
         self._changed = True
         self._tell(text)
+
+
+def _reusable(there: Iterable[Any], spec_hash: str) -> Any:
+    """The one that is as wanted already: the enabled one, or else the newest; None where it has to be made.
+
+    One that was replaced is not taken up again but made anew: the newest is always the current one, which `resume`
+    goes by, as nothing else of a recurring run can carry a mark once it is made.
+    """
+    found = None
+    for one in sorted(there, key=_age):
+        if notes.read(one.description)[SPEC] != spec_hash:
+            found = None
+        elif found is None or found.status != ENABLED:
+            found = one
+    return found
+
+
+def _age(one: Any) -> tuple[Any, str]:
+    return one.created_at, str(one.recurring_run_id)
 
 
 def _trigger(schedule: Schedule) -> Any:
@@ -254,16 +274,23 @@ def pause(api: Api, name: str) -> str:
 
 
 def resume(api: Api, name: str) -> str:
-    """Start runs again; returns a line that says so."""
-    found = _named(api, name)
-    newest = found[-1]
-    for one in found[:-1]:
-        if one.status == ENABLED:  # what an interrupted apply left
-            api.call(api.schedules.recurring_run_service_disable_recurring_run, one.recurring_run_id)
-    if newest.status == ENABLED:
-        return f"{newest.display_name}: enabled already"
+    """Start runs again; returns a line that says so.
+
+    Raises UsageError where two are as new as each other, so that it cannot be told which replaced which.
+    """
+    found = sorted(_named(api, name), key=_age)
+    full, active = found[0].display_name, [one for one in found if one.status == ENABLED]
+    if len(active) == 1:
+        return f"{full}: enabled already"
+    newest = (active or found)[-1]
+    if not active and len(found) > 1 and found[-2].created_at == newest.created_at:
+        raise UsageError(f"{full}: two were made at the same time, {newest.created_at}; `apply` its file instead")
+    for one in active[:-1]:  # what interrupted applies left
+        api.call(api.schedules.recurring_run_service_disable_recurring_run, one.recurring_run_id)
+    if active:
+        return f"{full}: enabled already"
     api.call(api.schedules.recurring_run_service_enable_recurring_run, newest.recurring_run_id)
-    return f"{newest.display_name}: enabled"
+    return f"{full}: enabled"
 
 
 def delete(api: Api, name: str) -> str:

@@ -253,6 +253,40 @@ def test_pause_resume_delete(server: Kubeflow, api: Api) -> None:
             action(api, "nightly")
 
 
+def test_resume_takes_what_apply_chose_last(server: Kubeflow, api: Api) -> None:
+    """Also where that was there before, and both have runs at work."""
+
+    def enabled() -> list[dict[str, Any]]:
+        return [one for one in server.recurring.values() if one["status"] == "ENABLED"]
+
+    for interval_s in (0, 7200, 0):
+        apply(api, given(interval_s=interval_s))
+        server.trigger(enabled()[0]["recurring_run_id"])
+    (current,) = enabled()
+    assert current["trigger"] == {"cron_schedule": {"cron": "0 0 2 * * *"}}
+    before = len(changes(server))
+    assert schedules.resume(api, NAME) == f"{NAME}: enabled already"
+    assert len(changes(server)) == before
+    schedules.pause(api, NAME)
+    assert schedules.resume(api, NAME) == f"{NAME}: enabled"
+    assert enabled() == [current]
+    schedules.pause(api, NAME)
+    for one in server.recurring.values():
+        one["created_at"] = current["created_at"]
+    with pytest.raises(UsageError, match=r"made at the same time.*`apply` its file"):
+        schedules.resume(api, NAME)
+
+
+def test_resume_leaves_the_one_that_is_enabled(server: Kubeflow, api: Api) -> None:
+    """An apply that died before it changed over has left a newer one."""
+    apply(api, given())
+    (own,) = server.recurring
+    late = deepcopy(server.recurring[own]) | {"recurring_run_id": "0", "status": "DISABLED", "created_at": server.now()}
+    server.recurring["0"] = late
+    assert schedules.resume(api, NAME) == f"{NAME}: enabled already"
+    assert [one["status"] for one in server.recurring.values()] == ["ENABLED", "DISABLED"]
+
+
 def test_others_schedules_are_left_alone(server: Kubeflow, api: Api) -> None:
     apply(api, given(), given(name="weekly"))
     (nightly, weekly) = server.recurring.values()
