@@ -65,7 +65,8 @@ def apply(api: Api, schedules: Iterable[Schedule], *, tell: Tell, dry_run: bool 
     """Make the schedules there what these say; whether nothing is left to do.
 
     dry_run: only say what would be done; prune: also remove schedules of this program that are not among these.
-    Raises PermanentError for a schedule of the same name that another program made, and as Api.call does.
+    Raises PermanentError for a schedule of the same name that another program made, TransientError where another apply
+    with other contents took its place at the same time, and as Api.call does.
     """
     wanted = list(schedules)
     complete = True
@@ -109,7 +110,7 @@ class _Applied:
         if schedule.enabled and not enabled:
             self._done("enabled")
             if not self._dry:
-                self._api.call(self._api.schedules.recurring_run_service_enable_recurring_run, own_id)
+                self._enable(own_id, {one.recurring_run_id for one in former}, schedule)
         elif enabled and not schedule.enabled:
             self._disable(own_id, "")
         complete = self._remove(former)
@@ -155,10 +156,40 @@ class _Applied:
             api.create(api.schedules.recurring_run_service_create_recurring_run, body, find=find).recurring_run_id
         )
 
+    def _enable(self, own: str, before: set[str], schedule: Schedule) -> None:
+        """Enable it, unless another apply is about to: of those made at the same time the newest wins.
+
+        Each apply looks before and after, so the one that ends last sees all and leaves one. before: those that were
+        there at the begin, which this apply deals with.
+        """
+        for again in (False, True):
+            mine = [one for one in _all(self._api, display_name=self._name) if _ours(one)]
+            mine = sorted((one for one in mine if one.recurring_run_id not in before), key=_age)
+            if not mine or mine[-1].recurring_run_id != own:
+                self._lost([one for one in mine if one.recurring_run_id == own], mine[-1:], schedule)
+                return
+            for one in mine[:-1]:
+                if one.status == ENABLED:
+                    self._disable(one.recurring_run_id, ", which another apply made")
+            if not again:
+                with suppress(NotThereError):  # the next look tells
+                    self._api.call(self._api.schedules.recurring_run_service_enable_recurring_run, own)
+
+    def _lost(self, own: list[Any], winner: list[Any], schedule: Schedule) -> None:
+        for one in own:
+            self._disable(one.recurring_run_id, ", as another apply made a newer one")
+        self._remove(own)
+        if not winner or notes.read(winner[0].description)[SPEC] != schedule.spec_hash:
+            raise TransientError(
+                f"{self._name}: another apply took its place at the same time with other contents; apply once more if "
+                "these are the ones that shall be"
+            )
+
     def _disable(self, recurring_id: str, which: str) -> None:
         self._done(f"disabled{which}")
         if not self._dry:
-            self._api.call(self._api.schedules.recurring_run_service_disable_recurring_run, recurring_id)
+            with suppress(NotThereError):  # another apply was faster
+                self._api.call(self._api.schedules.recurring_run_service_disable_recurring_run, recurring_id)
 
     def _remove(self, former: Iterable[Any]) -> bool:
         complete = True

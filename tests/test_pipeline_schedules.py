@@ -211,7 +211,38 @@ def test_an_apply_that_dies_at_any_request_is_mended_by_the_next(server: Kubeflo
         assert {*server.recurring} == ({own, former} if busy else {own})
         assert (run in server.runs) == busy
         assert not server.killed
-    assert deaths == 11 + (not busy)
+    assert deaths == 13 + (not busy)
+
+
+@pytest.mark.parametrize("number", range(1, 10))  # the tenth is after it has settled
+@pytest.mark.parametrize("equal", [True, False], ids=["same contents", "other contents"])
+def test_of_two_applies_at_the_same_time_one_wins(server: Kubeflow, number: int, equal: bool) -> None:
+    """The second goes from its begin to its end between any two requests of the first."""
+    apply(Api(Connection(server.url)), given())
+    api, second = Api(Connection(server.url)), given(interval_s=7200 if equal else 3600)
+    rest = api.runs.api_client.rest_client
+    send, count = rest.request, 0
+
+    def request(method: str, *args: Any, **more: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == number:
+            apply(Api(Connection(server.url)), second)
+        return send(method, *args, **more)
+
+    rest.request = request
+    lost = ""
+    try:
+        apply(api, given(interval_s=7200))
+    except TransientError as error:
+        lost = str(error)
+    assert count >= number
+    enabled = [one for one in server.recurring.values() if one["status"] == "ENABLED"]
+    assert [one["trigger"]["periodic_schedule"]["interval_second"] for one in enabled] == ["3600" if lost else "7200"]
+    assert not lost or "apply once more" in lost
+    assert not (equal and lost)
+    assert apply(Api(Connection(server.url)), given(interval_s=7200))[0]
+    assert [one["status"] for one in server.recurring.values()] == ["ENABLED"]
 
 
 @pytest.mark.parametrize("how", ["drop", "lose", 503, 500])
