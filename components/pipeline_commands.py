@@ -66,10 +66,10 @@ def submit(args: argparse.Namespace) -> int:
         api, package, params, args.store, service_account=args.service_account, if_changed=args.if_changed
     )
     if not made.new:
-        _said(
-            args, made, f"nothing has changed since run {made.name} ({made.run_id}), which succeeded; none is started"
-        )
+        _said(args, made, f"none is started: {made.why}")
         return 0
+    if made.why:
+        print(f"{made.why}; this one tries again", file=sys.stderr)
     return _go_on(args, api, made)
 
 

@@ -33,7 +33,10 @@ _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 @dataclass(frozen=True)
 class Submitted:
-    """A run that was made, or with --if-changed the one that makes it needless (new: false)."""
+    """A run that was made, or with --if-changed the one that makes it needless (new: false).
+
+    why: with --if-changed, what became of the newest run of the same data, params, commit and image; "" without one.
+    """
 
     run_id: str
     name: str
@@ -41,6 +44,7 @@ class Submitted:
     experiment: str
     page: str = ""
     new: bool = True
+    why: str = ""
 
 
 def params_hash(params: Params) -> str:
@@ -73,7 +77,8 @@ def submit(
 ) -> Submitted:
     """Upload the version if it is not there, and start a run of it with the params as its arguments.
 
-    if_changed: only where data, parameters, commit or image differ from those of the last run that succeeded.
+    if_changed: only where data, parameters, commit or image differ from those of the last run that succeeded, and of
+    those at work.
     Raises UsageError for a store that pods cannot reach, and as upload, data_version and Api.call do.
     """
     params.require_squares()
@@ -84,11 +89,14 @@ def submit(
     tags = notes.brief(tags | ({DATA: data} if data else {}))
     version = upload(api, package)
     experiment_id = experiment(api, name)
+    why = ""
     if if_changed:
-        last = _last_good(api, experiment_id, tags)
+        last, needless = _same(api, experiment_id, tags)
         if last is not None:
+            why = f"run {last.display_name} ({last.run_id}) of the same data, params, commit and image: {last.state}"
+        if needless:
             page = api.connection.page(last.run_id)
-            return Submitted(last.run_id, last.display_name, version.name, name, page, new=False)
+            return Submitted(last.run_id, last.display_name, version.name, name, page, new=False, why=why)
     body = kfp_server_api.V2beta1Run(
         display_name=run_name(package.version[:7], (data or data_asked_for(params))[:7]),
         description=notes.written("By splatclip.", tags),
@@ -98,7 +106,7 @@ def submit(
         service_account=service_account or None,
     )
     run = _create(api, body, tags[SUBMIT])
-    return Submitted(run.run_id, body.display_name, version.name, name, api.connection.page(run.run_id))
+    return Submitted(run.run_id, body.display_name, version.name, name, api.connection.page(run.run_id), why=why)
 
 
 def run_arguments(params: Params, store: str, package: Package) -> dict[str, Any]:
@@ -140,16 +148,28 @@ def _create(api: Api, body: Any, submit_id: str) -> Any:
     return api.create(api.runs.run_service_create_run, body, find=find)
 
 
-def _last_good(api: Api, experiment_id: str, tags: Mapping[str, str]) -> Any:
-    """The last run that succeeded and said what data it saw, if nothing has changed since."""
+def _same(api: Api, experiment_id: str, tags: Mapping[str, str]) -> tuple[Any, bool]:
+    """The newest run that said the same of itself, None without one, and whether it makes another needless.
+
+    It does at work, and as the last run of all that succeeded. One that failed does not: whether for good only the logs
+    say.
+    """
+    failed = None
     for run in api.pages(
         api.runs.run_service_list_runs, "runs", experiment_id=experiment_id, sort_by="created_at desc"
     ):
         told = notes.read(run.description)
-        if run.state == SUCCEEDED and DATA in told:
-            kept = (DATA, "params.hash", "git.sha", "git.dirty", "image.digest")
-            return run if all(told.get(name) == tags[name] for name in kept) else None
-    return None
+        if DATA not in told:
+            continue
+        kept = (DATA, "params.hash", "git.sha", "git.dirty", "image.digest")
+        same = all(told.get(name) == tags[name] for name in kept)
+        if same and (run.state == SUCCEEDED or run.state not in ENDED):
+            return run, True
+        if run.state == SUCCEEDED:
+            break
+        if same and failed is None:
+            failed = run
+    return failed, False
 
 
 def resume(api: Api, ref: str) -> Submitted:

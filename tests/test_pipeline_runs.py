@@ -137,7 +137,9 @@ def test_what_pods_cannot_reach_is_refused(server: Kubeflow, api: Api) -> None:
     assert not server.runs
 
 
-def test_unchanged_data_start_nothing(server: Kubeflow, api: Api, tmp_path: Path) -> None:
+def test_unchanged_data_start_nothing(
+    server: Kubeflow, api: Api, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from PIL import Image
 
     folder = tmp_path / "pictures" / "red"
@@ -152,7 +154,20 @@ def test_unchanged_data_start_nothing(server: Kubeflow, api: Api, tmp_path: Path
 
     first = submit()
     assert first.new
-    assert submit().new, "the first has not succeeded"
+    for state in ("PENDING", "RUNNING", "CANCELING"):
+        server.runs[first.run_id]["state"] = state
+        again = submit()
+        assert (again.new, again.run_id) == (False, first.run_id), "it is at work"
+        assert again.why.endswith(f"({first.run_id}) of the same data, params, commit and image: {state}")
+    server.runs[first.run_id]["state"] = "FAILED"
+    tried = submit()
+    assert tried.new
+    assert tried.why.endswith(f"({first.run_id}) of the same data, params, commit and image: FAILED")
+    words = ["--set", "download.source=folder", "--set", f"download.path={folder.parent}", "--if-changed"]
+    words += ["--store", STORE, "--image", DIGEST, "--params", str(ROOT / "params.yaml")]
+    assert main(["pipeline", "submit", *words]) == 0
+    assert f"none is started: run {tried.name} ({tried.run_id})" in capsys.readouterr().out
+    server.runs[tried.run_id]["state"] = "CANCELED"
     server.runs[first.run_id]["state"] = "SUCCEEDED"
     assert (submit().new, submit().run_id) == (False, first.run_id)
     assert submit(params("download.source=folder", f"download.path={folder.parent}", "splat_fit.num_gaussians=9")).new
@@ -163,6 +178,9 @@ def test_unchanged_data_start_nothing(server: Kubeflow, api: Api, tmp_path: Path
     server.runs[second.run_id]["state"] = "SUCCEEDED"
     assert not submit().new
     assert len(server.runs) == 4
+    server.runs[first.run_id]["state"] = "RUNNING"
+    server.runs[second.run_id]["state"] = "FAILED"
+    assert submit().new, "what is at work is of other data"
 
 
 def test_a_description_has_room_for_all_of_it() -> None:
