@@ -57,7 +57,11 @@ class PodLogs:
         self.refused = ""
 
     def update(self) -> None:
-        """Look for pods, and read what is new of them. What does not work is said, and tried again at the next call."""
+        """Look for pods, and read what is new of them. What does not work is said, and tried again at the next call.
+
+        Raises BrokenPipeError where nobody listens to what is told any more.
+        """
+        self._heard()
         if self.refused:
             return
         try:
@@ -96,9 +100,13 @@ class PodLogs:
     def _see(self, pod: Any) -> None:
         name = pod.metadata.name
         step, own = self._step(pod)
-        if not step or (self._only and step != self._only):
+        if not step:
             return
         state = _main(pod)
+        if self._only and step != self._only:  # how it failed counts for the exit code, and only that
+            if self._follow and pod.status.phase == "Failed" and state is not None and state.terminated is not None:
+                self._begin(pod, step, lambda *_: None, lambda _: None)
+            return
         waiting = state.waiting if state else None
         if waiting is not None and waiting.reason in _STUCK:
             self._once(f"{step}: its pod {name} cannot start: {waiting.reason}: {waiting.message or ''}")
@@ -108,8 +116,13 @@ class PodLogs:
         begun = state is not None and (state.running is not None or state.terminated is not None)
         if own and pod.status.phase != "Failed":  # Kubeflow's driver: of interest only where it is what failed
             return
-        if begun and name not in self._readers:
-            reader = _Reader(self._core, self._namespace, name, step, self._tell, self._note, follow=self._follow)
+        if begun:
+            self._begin(pod, step, self._tell, self._note)
+
+    def _begin(self, pod: Any, step: str, tell: Tell, note: Callable[[str], None]) -> None:
+        name = pod.metadata.name
+        if name not in self._readers:
+            reader = _Reader(self._core, self._namespace, name, step, tell, note, follow=self._follow)
             reader.node = pod.metadata.annotations[NODE]
             self._readers[name] = reader
             reader.thread.start()
@@ -136,9 +149,14 @@ class PodLogs:
         end = time.monotonic() + DRAIN_S
         for reader in self._readers.values():
             reader.thread.join(max(0.0, end - time.monotonic()))
+            self._heard()
             if reader.thread.is_alive():
                 self._once(f"{reader.step}: the end of its log did not come in {DRAIN_S:.0f} s")
         self.stop()
+
+    def _heard(self) -> None:
+        if any(reader.unheard for reader in self._readers.values()):
+            raise BrokenPipeError
 
     def stop(self) -> None:
         """Read no further."""
@@ -169,7 +187,7 @@ class _Reader:
         self._tell, self._note, self._follow = tell, note, follow
         self.stopped = threading.Event()
         self.code = 0
-        self.node = ""
+        self.node, self.unheard = "", False
         self._seen = Seen()
         self.thread = threading.Thread(target=self._run, name=f"log of {pod}", daemon=True)
 
@@ -230,7 +248,12 @@ class _Reader:
                     return False
                 text = self._seen.new(line)
                 if text is not None:
-                    self._tell(self.step, text)
+                    try:
+                        self._tell(self.step, text)
+                    except BrokenPipeError:  # the main thread ends the command
+                        self.unheard = True
+                        self.stopped.set()
+                        return False
         finally:
             answer.close()
         if self.code and self._seen.exit_status:

@@ -260,6 +260,40 @@ def test_the_logs_so_far_and_of_one_step(server: Kubeflow, pods: Cluster, capsys
     assert "download, download_eval" in capsys.readouterr().err
 
 
+def test_the_exit_code_is_the_runs_whatever_step_is_told(
+    server: Kubeflow, pods: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = submitted(server)
+    for step, code in (("download", 0), ("splat-fit", 1)):
+        pods.pods.append(Pod(f"p-{step}", f"x.root.{step}.executor", run_id, code=code))
+        pods.pods[-1].write(f"words of {step}", "F1129 main.go:49] failed to execute component: exit status 42")
+    server.scripts[run_id] = [to("RUNNING"), *[to("FAILED", download="SUCCEEDED", splat_fit="FAILED")] * 3]
+    assert follow(run_id, "--step", "download") == 42
+    assert "words of splat-fit" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more", [[], ["--follow", "--poll", "0.1"]], ids=["so far", "followed"])
+def test_a_reader_that_goes_away_ends_the_command(server: Kubeflow, pods: Cluster, more: list[str]) -> None:
+    """As with `| head`: without a traceback of a thread, and not after the run."""
+    run_id = submitted(server, *[to("RUNNING", download="RUNNING")] * 10_000)
+    pods.pods = [Pod("p", "x.root.download.executor", run_id)]
+    pods.pods[0].write(*["words"] * 20_000)  # more than a pipe holds
+    command = [sys.executable, "-m", "components", "pipeline", "logs", run_id, *more]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    killer = threading.Timer(60, process.kill)
+    killer.start()
+    assert process.stdout.readline() == "download | words\n"
+    process.stdout.close()
+    told = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 128 + signal.SIGPIPE
+    killer.cancel()
+    assert "Traceback" not in told
+    assert "BrokenPipe" not in told
+
+
 def test_the_api_may_be_away_for_a_while(server: Kubeflow, capsys: pytest.CaptureFixture[str]) -> None:
     run_id = submitted(server, to("RUNNING"), to("SUCCEEDED"))
     server.faults = [Fault("GET", f"/runs/{run_id}", 503, 2), Fault("GET", f"/runs/{run_id}", "lose", 1)]
