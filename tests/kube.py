@@ -139,6 +139,7 @@ class Kube:
         self.env: dict[str, str] = {}  # of the pods
         self.exits: dict[int, list[int]] = {}  # codes that the first pods of an index end with, having done nothing
         self.hold = False  # no pod starts, as where there is no room
+        self.refuse_pods = ""  # what admission says to every pod
         self.kueue_after_s = 0.0
         self.token = "right"
         self.closed = False
@@ -237,7 +238,7 @@ class Kube:
         else:
             busy = {pod.index for pod in state.running}
             for index in range(spec["completions"]):
-                if self.hold or len(state.running) >= spec["parallelism"]:
+                if self.hold or self.refuse_pods or len(state.running) >= spec["parallelism"]:
                     break
                 if index not in busy | state.done | state.failed:
                     self._run(state, index)
@@ -314,7 +315,8 @@ class Kube:
     # the API
 
     def answer(self, verb: str, path: str, query: dict[str, str], body: Any) -> Any:
-        found = re.fullmatch(r"/(?:api/v1|apis/batch/v1)/namespaces/([^/]+)/(jobs|configmaps|pods)(?:/([^/]+))?", path)
+        kinds = "jobs|configmaps|pods|events"
+        found = re.fullmatch(rf"/(?:api/v1|apis/batch/v1)/namespaces/([^/]+)/({kinds})(?:/([^/]+))?", path)
         assert found, f"no such path: {path}"
         namespace, kind, name = found.groups()
         verb = {"POST": "create", "DELETE": "delete"}.get(verb) or (
@@ -330,6 +332,8 @@ class Kube:
                 if name not in self.config_maps:
                     raise Refused(404, "NotFound", f'configmaps "{name}" not found')
                 return {"kind": "ConfigMap", "data": self.config_maps[name]}
+            if kind == "events":
+                return {"items": self._job_events(query["fieldSelector"])}
             if kind == "pods":
                 wanted = query["labelSelector"].partition("=")[2]
                 state = self.jobs.get(wanted)
@@ -358,6 +362,22 @@ class Kube:
         ended = {"terminated": {"exitCode": pod.code, "reason": "Error"}} if pod.code is not None else {"running": {}}
         notes = {"batch.kubernetes.io/job-completion-index": str(pod.index)}
         return {"metadata": {"annotations": notes}, "status": {"containerStatuses": [{"state": ended}]}}
+
+    def _job_events(self, selector: str) -> list[dict[str, Any]]:
+        """Of the Job's controller, whose tries to make a pod are refused; with each try's name, as it has them."""
+        wanted = dict(one.split("=") for one in selector.split(","))
+        assert wanted.keys() == {"involvedObject.uid", "reason"}
+        if not self.refuse_pods or wanted["reason"] != "FailedCreate":
+            return []
+        return [
+            {
+                "lastTimestamp": f"2026-01-01T00:00:0{second}Z",
+                "message": f'Error creating: pods "{name}-0-{second}xyz" is forbidden: {self.refuse_pods}',
+            }
+            for name, state in self.jobs.items()
+            if state.job["metadata"]["uid"] == wanted["involvedObject.uid"]
+            for second in (2, 1)
+        ]
 
     def _held(self, state: State | None) -> list[dict[str, Any]]:
         waiting = {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}

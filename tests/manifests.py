@@ -28,6 +28,7 @@ RIGHTS = {  # all that anybody has: (group, resource) -> verbs
     ("batch", "jobs"): {"create", "get", "list", "watch", "delete"},
     ("", "pods"): {"get", "list"},
     ("", "pods/log"): {"get"},
+    ("", "events"): {"list"},
     ("", "configmaps"): {"get"},
 }
 

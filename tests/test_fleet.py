@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -261,6 +262,41 @@ def test_pods_that_do_not_start_say_why(
     assert found[0] == ["a pod waits: ImagePullBackOff: Back-off pulling image"]
     assert "a pod waits: ImagePullBackOff" in capfd.readouterr().err
     assert fitted(here) == whole
+
+
+@pytest.mark.parametrize(("readable", "after"), [(True, 0), (True, 1), (False, 0)])
+def test_pods_that_cannot_be_created_say_why(
+    images: Artifact, here: Path, kube: Kube, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    readable: bool, after: int,
+) -> None:  # fmt: skip
+    """Refused by admission from the first on, or once an index has ended: the Job has no pod that could say so."""
+    monkeypatch.setattr(fleet, "SLOW_START_S", 0.1)
+    monkeypatch.setattr(fleet, "WATCH_S", 1)
+    kube.forbidden |= set() if readable else {"list events"}
+    if after:
+        kube.exits = {0: [0]}
+        reconcile = kube._reconcile
+
+        def refuse_later(state: Any) -> None:
+            kube.refuse_pods = kube.refuse_pods or ("no account" if state.running or state.done else "")
+            reconcile(state)
+
+        monkeypatch.setattr(kube, "_reconcile", refuse_later)
+    else:
+        kube.refuse_pods = "no account"
+    enough = threading.Timer(
+        4, fleet.cancel, [SECTION], {"images": images.url, "store": str(here), "fleet": FLEET}
+    )  # fmt: skip
+    enough.start()
+    with pytest.raises(PermanentError, match="was deleted while it was at work"):
+        launch(images, here, replace(FLEET, parallelism=1))
+    enough.join()
+    said = capfd.readouterr().err
+    name = kube.created[0]["metadata"]["name"]
+    why = f'no pod could be created: Error creating: pods "{name}-*" is forbidden: no account'
+    if not readable:
+        why = f"no pod could be created, or none runs; see: kubectl describe job {name} --namespace splatclip"
+    assert said.count(why) == 1, "once, however often it is asked"
 
 
 def slow_set(here: Path) -> tuple[Artifact, dict[str, bytes], str]:

@@ -133,7 +133,8 @@ def test_pods_are_restricted_and_ask_for_what_params_say() -> None:
     assert fitter["securityContext"] == {
         "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}
     }  # fmt: skip
-    assert (pod["serviceAccountName"], pod["automountServiceAccountToken"]) == ("splatclip-fitter", False)
+    assert "serviceAccountName" not in pod, "which a namespace need not have"
+    assert pod["automountServiceAccountToken"] is False
     rules = [rule["action"] for rule in made["spec"]["podFailurePolicy"]["rules"]]
     assert rules == ["Ignore", "FailIndex", "FailJob"], (
         "the first that fits decides: an evicted pod may end with any code"
@@ -185,7 +186,7 @@ def test_the_templates_of_k8s_make_jobs(place: str) -> None:
     for name in ("podFailurePolicy", "podReplacementPolicy"):
         assert mine[name] == theirs[name], "the built-in template is of the same shape"
     pods = [spec["template"]["spec"] for spec in (mine, theirs)]
-    for name in ("serviceAccountName", "automountServiceAccountToken", "securityContext", "restartPolicy"):
+    for name in ("automountServiceAccountToken", "securityContext", "restartPolicy"):
         assert pods[0][name] == pods[1][name]
     assert (
         jobs.container(body(FleetParams(), Share(1, (0,))), "")["securityContext"]

@@ -1,13 +1,14 @@
 """Jobs of a Kubernetes cluster: created, watched, deleted; what fails for now is tried again, the rest is said.
 
 Needed rights, in the Job's namespace: jobs (create, get, list, watch, delete), configmaps (get, of the template), pods
-(get, list; only to say why one does not start or failed).
+(get, list) and events (list), only to say why a pod does not start or failed.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
@@ -172,6 +173,28 @@ class Cluster:
         except (PermanentError, TransientError):
             return []
         return sorted({text for pod in pods for text in _complaints(pod)})[:most]
+
+    def why_idle(self, job: Mapping[str, Any]) -> list[str]:
+        """What keeps a Job from running that is not suspended, in words; what its pods say, where it has some."""
+        name = job["metadata"]["name"]
+        said = self.complaints(name)
+        if (job.get("status") or {}).get("active"):
+            return said
+        # Where admission refuses the pods, there is none that could say so: the Job's controller tells it in events.
+        of_job = f"involvedObject.uid={job['metadata']['uid']},reason=FailedCreate"
+        listed = self._core.list_namespaced_event
+        try:
+            events = self._json("list events", listed, self.namespace, field_selector=of_job, limit=100)["items"]
+        except (PermanentError, TransientError):
+            events = []
+        if events:
+            last = max(events, key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or ""))
+            # each try has another pod's name, which would make it another message
+            text = re.sub(rf"{re.escape(name)}-[a-z0-9-]+", f"{name}-*", str(last.get("message", "")))
+            return [f"no pod could be created: {text.rpartition('similar events): ')[2]}"]
+        return said or [
+            f"no pod could be created, or none runs; see: kubectl describe job {name} --namespace {self.namespace}"
+        ]
 
 
 class Exists(PermanentError):

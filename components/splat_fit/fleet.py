@@ -163,23 +163,26 @@ def _end(job: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 @dataclass
 class _Start:
-    """Says why nothing runs, once each."""
+    """Says why nothing runs, once each. since: when something last ran, an index ended or the Job was suspended."""
 
     cluster: Cluster
     since: float
     said: set[str]
+    succeeded: int = 0
 
     def look(self, job: Mapping[str, Any]) -> None:
         status = job.get("status") or {}
         texts: Sequence[str] = ()
+        succeeded = status.get("succeeded") or 0
         if (job.get("spec") or {}).get("suspend"):
             queue = (job["metadata"].get("labels") or {}).get(jobs.QUEUE, "")
             texts = [f"the Job is suspended{f': it waits in queue {queue}' if queue else ''}"]
-        elif status.get("ready") or status.get("succeeded") or not status.get("active"):
             self.since = time.monotonic()
+        elif status.get("ready") or succeeded != self.succeeded:
+            self.since, self.succeeded = time.monotonic(), succeeded
         elif time.monotonic() - self.since > SLOW_START_S:
             self.since = time.monotonic()
-            texts = self.cluster.complaints(job["metadata"]["name"])
+            texts = self.cluster.why_idle(job)
         for text in texts:
             if text not in self.said:
                 self.said.add(text)

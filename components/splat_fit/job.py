@@ -28,7 +28,8 @@ TEMPLATE_KEY = "job.yaml"  # in the ConfigMap
 QUEUE = "kueue.x-k8s.io/queue-name"
 MIN_PARALLELISM = "kueue.x-k8s.io/job-min-parallelism"
 MANY_INDEXES, MOST_FAILED = 100_000, 10_000  # beyond so many completions Kubernetes wants a limit, of at most so many
-# The same names as in k8s/base, where the template of a cluster comes from.
+# Of the same shape as in k8s/base, where the template of a cluster comes from, but under the namespace's own account:
+# without an account that it names, no pod could be created.
 BUILT_IN = """
 apiVersion: batch/v1
 kind: Job
@@ -50,7 +51,6 @@ spec:
         splatclip.io/role: fitter
     spec:
       restartPolicy: Never
-      serviceAccountName: splatclip-fitter
       automountServiceAccountToken: false
       enableServiceLinks: false
       terminationGracePeriodSeconds: 60
