@@ -185,6 +185,9 @@ def test_the_templates_of_k8s_make_jobs(place: str) -> None:
     mine, theirs = body(FleetParams(), Share(2, (0, 1)))["spec"], made["spec"]
     for name in ("podFailurePolicy", "podReplacementPolicy"):
         assert mine[name] == theirs[name], "the built-in template is of the same shape"
+    labels = [spec["template"]["metadata"]["labels"] for spec in (mine, theirs)]
+    assert labels[0] == labels[1]
+    assert labels[0]["sidecar.istio.io/inject"] == "false"
     pods = [spec["template"]["spec"] for spec in (mine, theirs)]
     for name in ("automountServiceAccountToken", "securityContext", "restartPolicy"):
         assert pods[0][name] == pods[1][name]

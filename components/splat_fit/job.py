@@ -48,6 +48,7 @@ spec:
   template:
     metadata:
       labels:
+        sidecar.istio.io/inject: "false"  # a proxy would outlive the work, and policies know no mesh
         splatclip.io/role: fitter
     spec:
       restartPolicy: Never
