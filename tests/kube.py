@@ -140,6 +140,7 @@ class Kube:
         self.exits: dict[int, list[int]] = {}  # codes that the first pods of an index end with, having done nothing
         self.hold = False  # no pod starts, as where there is no room
         self.refuse_pods = ""  # what admission says to every pod
+        self.vanish = False  # a complete Job is deleted before anybody sees it, as by a launcher that was quicker
         self.kueue_after_s = 0.0
         self.token = "right"
         self.closed = False
@@ -233,6 +234,10 @@ class Kube:
         elif len(state.done | state.failed) == spec["completions"]:
             if state.failed:
                 self._end(state, "Failed", "FailedIndexes", "Job has failed indexes")
+            elif self.vanish:
+                del self.jobs[state.job["metadata"]["name"]]
+                self._change("DELETED", state)
+                return
             else:
                 self._end(state, "Complete", "CompletionsReached", "Reached expected number of succeeded pods")
         else:

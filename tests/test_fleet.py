@@ -164,6 +164,20 @@ def test_a_lost_answer_to_create(images: Artifact, whole: dict[str, bytes], here
     assert len(kube.created) == 1
 
 
+def test_another_launcher_may_be_quicker(images: Artifact, whole: dict[str, bytes], here: Path, kube: Kube) -> None:
+    """It finds the Job's end first and deletes it; with all shards done, there is nothing to complain about."""
+    kube.vanish = True
+    launch(images, here)
+    assert fitted(here) == whole
+
+
+def test_a_job_that_is_deleted_before_its_work_is_done(images: Artifact, here: Path, kube: Kube) -> None:
+    kube.vanish = True
+    kube.exits = {1: [0]}
+    with pytest.raises(PermanentError, match="deleted while it was at work; 2 of 4 shards were fitted"):
+        launch(images, here)
+
+
 def test_an_api_that_is_away_for_a_while(images: Artifact, whole: dict[str, bytes], here: Path, kube: Kube) -> None:
     kube.fail_next = [500, 503, 0, 429, 500]
     launch(images, here, ONE)

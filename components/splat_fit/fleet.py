@@ -76,8 +76,9 @@ def fit(
             current = _current(cluster, name, work, fleet, body)
             if current is not None:
                 ended, speeds = _wait(cluster, current, work)
-                _judge(cluster, ended, work)
-                cluster.delete(name, ended["metadata"]["uid"])
+                if ended is not None:
+                    _judge(cluster, ended, work)
+                    cluster.delete(name, ended["metadata"]["uid"])
             report = finalise(params, images=images, store=store, work=work, speeds=speeds)
     except Interrupted as error:
         raise Interrupted(
@@ -189,8 +190,8 @@ class _Start:
                 _say(text)
 
 
-def _wait(cluster: Cluster, job: dict[str, Any], work: Work) -> tuple[dict[str, Any], dict[str, float]]:
-    """The Job as it ended, and how fast it was while it was watched."""
+def _wait(cluster: Cluster, job: dict[str, Any], work: Work) -> tuple[dict[str, Any] | None, dict[str, float]]:
+    """The Job as it ended, and how fast it was while it was watched; None where another launcher has ended it."""
     name = job["metadata"]["name"]
     start = _Start(cluster, time.monotonic(), set())
     pictures = {entry.index: entry.ok for entry in work.shards}
@@ -218,6 +219,9 @@ def _wait(cluster: Cluster, job: dict[str, Any], work: Work) -> tuple[dict[str, 
                 time.sleep(max(0.0, PAUSE_S - (time.monotonic() - begun)))
                 there = cluster.job(name)
                 if there is None:
+                    show(now=True)
+                    if tally.done == len(work.shards) or work.commit.finished() is not None:
+                        return None, {"images_per_s": bar.rate()}
                     raise PermanentError(
                         f"Job {name} in namespace {cluster.namespace} was deleted while it was at work; "
                         f"{tally.done} of {len(work.shards)} shards were fitted: run the same command to go on"
