@@ -139,6 +139,7 @@ class Kube:
         self.env: dict[str, str] = {}  # of the pods
         self.exits: dict[int, list[int]] = {}  # codes that the first pods of an index end with, having done nothing
         self.hold = False  # no pod starts, as where there is no room
+        self.refuse_jobs = ""  # what admission says to every Job
         self.refuse_pods = ""  # what admission says to every pod
         self.vanish = False  # a complete Job is deleted before anybody sees it, as by a launcher that was quicker
         self.kueue_after_s = 0.0
@@ -390,6 +391,8 @@ class Kube:
         return [held] if self.hold and state else []
 
     def _create(self, body: dict[str, Any]) -> dict[str, Any]:
+        if self.refuse_jobs:
+            raise Refused(403, "Forbidden", self.refuse_jobs)
         try:
             check_job(body)
         except AssertionError as error:

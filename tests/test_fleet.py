@@ -204,6 +204,32 @@ def test_a_right_that_is_missing(images: Artifact, here: Path, kube: Kube, right
         launch(images, here, replace(ONE, template="splatclip-fit-job"))
 
 
+@pytest.mark.parametrize(
+    ("answer", "kind", "said"),
+    [
+        (
+            'jobs.batch "x" is forbidden: exceeded quota: jobs, requested: count/jobs.batch=1, used: '
+            "count/jobs.batch=9, limited: count/jobs.batch=9",
+            TransientError,
+            "limited: count/jobs.batch=9; delete Jobs that have ended there, or have the quota raised",
+        ),
+        (
+            'jobs.batch "x" is forbidden: unable to create new content in namespace splatclip because it is being '
+            "terminated",
+            PermanentError,
+            "this namespace is about to be gone: name another, fleet.namespace",
+        ),
+    ],
+)
+def test_what_admission_refuses_is_no_missing_right(
+    images: Artifact, here: Path, kube: Kube, answer: str, kind: type[Exception], said: str
+) -> None:
+    kube.refuse_jobs = answer
+    with pytest.raises(kind, match=re.escape(said)) as caught:
+        launch(images, here)
+    assert "grant" not in str(caught.value)
+
+
 def test_pods_need_not_be_readable(images: Artifact, here: Path, kube: Kube) -> None:
     kube.forbidden.add("list pods")
     kube.exits = {0: [0], 1: [75, 75]}

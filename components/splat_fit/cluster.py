@@ -77,6 +77,10 @@ class Cluster:
         if error.status == 401:
             return PermanentError(f"{text}; the cluster does not accept these credentials: log in anew, or look at the "
                                   "pod's service account and its token")  # fmt: skip
+        if error.status == 403 and "exceeded quota" in text:  # 403 is also what admission says
+            return TransientError(f"{text}; delete Jobs that have ended there, or have the quota raised, and try again")
+        if error.status == 403 and "is being terminated" in text:
+            return PermanentError(f"{text}; this namespace is about to be gone: name another, fleet.namespace")
         if error.status == 403:
             return PermanentError(
                 f"{text}; grant the account this right: a Role with {what}, as the role splatclip-launcher has it "
