@@ -54,6 +54,16 @@ def connections() -> list[tuple[str, Peer, Peer, int, bool]]:
         rows += [(f"{role} of {space}, mysql", pod, named("mysql", "kubeflow"), 3306, False)]
         rows += [(f"{role} of {space}, Kubernetes", pod, API, 6443, at_home or role == "launcher")]
     agent = Pod("splatclip", {"workflows.argoproj.io/workflow": "w", "workflows.argoproj.io/component": "agent"})
+    driver = Pod("splatclip", {"workflows.argoproj.io/workflow": "w", "workflows.argoproj.io/completed": "false"})
+    for what, pod in (("agent", agent), ("driver", driver)):
+        rows += [
+            (f"{what}, Kubeflow", pod, named("ml-pipeline", "kubeflow"), 8887, True),
+            (f"{what}, metadata", pod, METADATA, 8080, True),
+            (f"{what}, names", pod, DNS, 53, True),
+            (f"{what}, Kubernetes", pod, API, 443, True),
+            (f"{what}, public", pod, "8.8.8.8", 443, False),
+            (f"{what}, store", pod, SEAWEEDFS, 8333, False),
+        ]
     rows += [
         ("MLflow, Postgres", MLFLOW, POSTGRES, 5432, True),
         ("MLflow, store", MLFLOW, SEAWEEDFS, 8333, True),
@@ -70,10 +80,6 @@ def connections() -> list[tuple[str, Peer, Peer, int, bool]]:
         ("no role, names", Pod("splatclip", {}), DNS, 53, False),
         ("no role of kubeflow, MLflow", Pod("kubeflow", {"app": "ml-pipeline"}), MLFLOW, 5000, False),
         ("no role of kubeflow, public", Pod("kubeflow", {"app": "ml-pipeline"}), "8.8.8.8", 443, True),  # not ours
-        ("agent, Kubeflow", agent, named("ml-pipeline", "kubeflow"), 8887, True),
-        ("agent, Kubernetes", agent, API, 443, True),
-        ("agent, public", agent, "8.8.8.8", 443, False),
-        ("agent, store", agent, SEAWEEDFS, 8333, False),
     ]
     return rows
 
