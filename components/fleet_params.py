@@ -21,8 +21,8 @@ class FleetParams:
     the share of indexes that may fail for good before the Job gives up. queue: of Kueue, "" as the template says.
     namespace: of the Job, "" for that of the pod or the kubeconfig. template: the ConfigMap that holds the Job's
     template as job.yaml, "" for the built-in one. image: of the Job's pods, "" for the pipeline's where that has a
-    digest, else the template's. timeout_h: hours after which the Job is ended, 0 for never; ttl_h: hours that an ended
-    Job is kept if nobody deletes it.
+    digest, else the template's. timeout_h: hours after which a Job is ended, 0 for never: of one try, the next makes
+    another Job for the rest. ttl_h: hours that an ended Job is kept if nobody deletes it.
     """
 
     executor: str = local("task")

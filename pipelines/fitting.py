@@ -17,7 +17,7 @@ from components.splat_fit.component import splat_fit, splat_fit_finalise, splat_
 from pipelines.placing import LAUNCHER, Placing
 
 STAGE = "splat_fit"  # also the name of its first step, which fits what is trained on
-LONGEST_H = 24.0 * 30  # that a Job is waited for, where it has no end of its own
+LONGEST_H = 24.0 * 30  # that a Job is waited for: not fleet.timeout_h, as this clock starts before the Job's
 
 
 def fit(fleet: FleetParams, placing: Placing, step: str, given: Mapping[str, Any], earlier: Iterable[Any]) -> Any:
@@ -28,7 +28,7 @@ def fit(fleet: FleetParams, placing: Placing, step: str, given: Mapping[str, Any
     if fleet.executor == "job":
         how = {"fleet": asdict(fleet), "resources": json.loads(json.dumps(asdict(asked))), "image": placing.image}
         task = splat_fit_job(step=step, **how, **given)
-        waits = replace(light, timeout_h=fleet.timeout_h or LONGEST_H)
+        waits = replace(light, timeout_h=LONGEST_H)
         return placing.settle(task, step, STAGE, asked=waits, role=LAUNCHER).after(*earlier)
     if fleet.executor == "task" or step != STAGE:  # no second loop: a run of 56 tasks can outgrow etcd
         return placing.settle(splat_fit(step=step, **given), step, STAGE).after(*earlier)

@@ -18,7 +18,7 @@ from kube import a_cluster
 from components.config import SplatFitParams
 from components.params import load_params
 from components.splat_fit import stage
-from pipelines import client
+from pipelines import client, fitting
 
 SCRIPT = """
 import sys, json
@@ -84,7 +84,7 @@ def test_the_graph_of_groups_compiles(tmp_path: Path) -> None:
 
 
 def test_the_graph_of_a_job_compiles(tmp_path: Path) -> None:
-    params = load_params(ROOT / "params.yaml", ["fleet.executor=job", "fleet.queue=fits"])
+    params = load_params(ROOT / "params.yaml", ["fleet.executor=job", "fleet.queue=fits", "fleet.timeout_h=2"])
     client.compile_pipeline(params, tmp_path / "p.yaml", image="registry/splatclip-python@sha256:" + "0" * 64)
     text, *_ = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
     task = next(
@@ -96,3 +96,8 @@ def test_the_graph_of_a_job_compiles(tmp_path: Path) -> None:
     assert given["image"].endswith("0" * 64)
     executor = text["deploymentSpec"]["executors"][text["components"]["comp-splat-fit-job"]["executorLabel"]]
     assert executor["container"]["resources"]["cpuLimit"] == 1.0, "it fits nothing itself"
+    _, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    longest = str(round(3600 * fitting.LONGEST_H))
+    pod = pods[text["components"]["comp-splat-fit-job"]["executorLabel"]]
+    assert pod["activeDeadlineSeconds"] == longest, "it sees the Job's own end"

@@ -129,12 +129,16 @@ def test_an_index_that_fails_for_good(here: Path, kube: Kube) -> None:
     assert fitted(here / "store") == fitted(here / "again"), "no note of the failure stays"
 
 
-def test_what_fails_for_now_too_often(images: Artifact, here: Path, kube: Kube) -> None:
+def test_what_fails_for_now_too_often(
+    images: Artifact, here: Path, kube: Kube, capfd: pytest.CaptureFixture[str]
+) -> None:
     kube.exits = {0: [0], 1: [75, 75]}
     with pytest.raises(PermanentError, match=r"2 shards of .*index 1 failed too often.*exit 75"):
         launch(images, here)
+    capfd.readouterr()
     launch(images, here, ONE)
     assert len(kube.created) == 2, "the failed one has made room"
+    assert "has ended (FailedIndexes); another one does what is left" in capfd.readouterr().err
 
 
 def test_too_many_failed_indexes_end_the_job(images: Artifact, here: Path, kube: Kube) -> None:

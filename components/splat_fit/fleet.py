@@ -140,6 +140,9 @@ def _current(cluster: Cluster, name: str, work: Work, fleet: FleetParams, body: 
         done = work.commit.done()
         todo = pending(work.shards, done, total)
         if there is not None:
+            if todo:
+                end = _end(there) or {}
+                _say(f"Job {name} has ended ({end.get('reason') or end.get('type')}); another one does what is left")
             cluster.delete(name, there["metadata"]["uid"])
         if not todo:
             return None
