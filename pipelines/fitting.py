@@ -20,11 +20,24 @@ STAGE = "splat_fit"  # also the name of its first step, which fits what is train
 LONGEST_H = 24.0 * 30  # that a Job is waited for: not fleet.timeout_h, as this clock starts before the Job's
 
 
-def fit(fleet: FleetParams, placing: Placing, step: str, given: Mapping[str, Any], earlier: Iterable[Any]) -> Any:
-    """The task whose outputs are the step's. given: the component's arguments; earlier: tasks that come first."""
+def fit(
+    fleet: FleetParams,
+    placing: Placing,
+    step: str,
+    given: Mapping[str, Any],
+    earlier: Iterable[Any],
+    *,
+    reader: bool = False,
+) -> Any:
+    """The task whose outputs are the step's.
+
+    given: the component's arguments; earlier: tasks that come first; reader: params name one, as they are compiled.
+    """
     asked = placing.asked(STAGE)
     # of a step that fits nothing: no GPU's node; a manifest of 128,000 shards takes 1.5 GB
     light = replace(placing.asked("finish"), cpu=1, memory="4Gi", timeout_h=asked.timeout_h, retries=asked.retries)
+    if reader:  # but holds the teacher, whose metric it works out
+        light = replace(light, cpu=asked.cpu, memory=asked.memory, scratch=asked.scratch)
     if fleet.executor == "job":
         how = {"fleet": asdict(fleet), "resources": json.loads(json.dumps(asdict(asked))), "image": placing.image}
         task = splat_fit_job(step=step, **how, **given)

@@ -49,7 +49,10 @@ def build(params: Params, image: str = IMAGE, *, one_by_one: bool = False) -> An
                 given |= {argument: sections[name] for argument, name in sections_of(step).items()}
                 earlier = [*tasks.values()][-1:] if one_by_one else [tasks[name] for name in step.after]
                 if step.stage == fitting.STAGE:
-                    tasks[step.name] = fitting.fit(params.fleet, placing, step.name, common | given, earlier)
+                    reader = bool(params.splat_fit.reader)
+                    tasks[step.name] = fitting.fit(
+                        params.fleet, placing, step.name, common | given, earlier, reader=reader
+                    )
                     continue
                 task = COMPONENTS[step.stage](step=step.name, **common, **given)
                 tasks[step.name] = placing.settle(task, step.name, step.stage).after(*earlier)

@@ -83,6 +83,20 @@ def test_the_graph_of_groups_compiles(tmp_path: Path) -> None:
     assert {"splat_fit", "splat_fit_eval", "train_adapter", "zero_shot_eval"} <= names, "the step is called as ever"
 
 
+@pytest.mark.parametrize(("executor", "component"), [("job", "splat-fit-job"), ("groups", "splat-fit-finalise")])
+def test_who_works_out_a_readers_metric_has_room_for_the_teacher(tmp_path: Path, executor: str, component: str) -> None:
+    given = [f"fleet.executor={executor}", "splat_fit.reader=s3://b/train_teacher/x", "splat_fit.reader_weight=1"]
+    asked = ["resources.splat_fit.memory=24Gi", "resources.splat_fit.gpus=1", "resources.splat_fit.scratch=30Gi"]
+    client.compile_pipeline(load_params(ROOT / "params.yaml", given + asked), tmp_path / "p.yaml")
+    text, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    label = text["components"][f"comp-{component}"]["executorLabel"]
+    resources = text["deploymentSpec"]["executors"][label]["container"]["resources"]
+    assert (resources["cpuLimit"], resources["memoryLimit"]) == (8.0, 25.769803776)
+    assert "accelerator" not in resources
+    pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][label]
+    assert [one["sizeLimit"] for one in pod["emptyDirMounts"]] == ["30Gi"]
+
+
 def test_the_graph_of_a_job_compiles(tmp_path: Path) -> None:
     params = load_params(ROOT / "params.yaml", ["fleet.executor=job", "fleet.queue=fits", "fleet.timeout_h=2"])
     client.compile_pipeline(params, tmp_path / "p.yaml", image="registry/splatclip-python@sha256:" + "0" * 64)
