@@ -6,7 +6,7 @@ Part of the pipeline's graph: none of it enters a cache key, and a change of it 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 from components.errors import UsageError
@@ -163,6 +163,18 @@ class ClusterParams:
 def _object_name(name: str, value: str, *, empty: bool) -> None:
     fits = bool(_NAME.fullmatch(value)) and len(value) <= 253
     require(fits or (empty and not value), f"{name} is {value!r}; give the name of a Kubernetes object")
+
+
+def placed(asked: Resources, cluster: ClusterParams) -> Resources:
+    """With what it needs to run on spot nodes, where it may."""
+    if not asked.spot:
+        return asked
+    return replace(
+        asked,
+        spot=False,
+        node_selector=(*asked.node_selector, *cluster.spot_node_selector),
+        tolerations=(*asked.tolerations, *cluster.spot_tolerations),
+    )
 
 
 def check_spot(resources: ResourcesParams, cluster: ClusterParams) -> None:

@@ -6,12 +6,12 @@ No secret is in the pipeline: a pod gets them from Secrets of its namespace, whi
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from kfp import kubernetes
 
-from components.cluster_params import ClusterParams, Resources, ResourcesParams, labels, toleration
+from components.cluster_params import ClusterParams, Resources, ResourcesParams, labels, placed, toleration
 from components.config import Params
 from components.kfp_workers import PROCESSES
 from components.processes import TRAINING
@@ -67,15 +67,7 @@ class Placing:
 
     def asked(self, stage: str) -> Resources:
         """What a stage asks for, with what it needs to run on spot nodes where it may."""
-        asked: Resources = getattr(self.resources, stage)
-        if not asked.spot:
-            return asked
-        return replace(
-            asked,
-            spot=False,
-            node_selector=(*asked.node_selector, *self.cluster.spot_node_selector),
-            tolerations=(*asked.tolerations, *self.cluster.spot_tolerations),
-        )
+        return placed(getattr(self.resources, stage), self.cluster)
 
     def settle(
         self, task: Any, name: str, stage: str, *, asked: Resources | None = None, role: str = "", final: bool = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import functools
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -18,7 +20,9 @@ from components.config import SplatFitParams
 from components.entries import canonical
 from components.errors import PermanentError, UsageError
 from components.fleet_params import FleetParams
+from components.params import params_from_dict
 from components.splat_fit import job as jobs
+from components.splat_fit import ways
 from components.splat_fit.work import (
     JOB_INDEX,
     Share,
@@ -144,6 +148,19 @@ def test_pods_are_restricted_and_ask_for_what_params_say() -> None:
     for labels in (made["metadata"]["labels"], made["spec"]["template"]["metadata"]["labels"]):
         words = {"name", "instance", "version", "component", "part-of", "managed-by"}
         assert {f"app.kubernetes.io/{word}" for word in words} <= {*labels}
+
+
+def test_the_commands_job_may_go_to_spot_nodes_too() -> None:
+    values = {
+        "resources": {"splat_fit": {"spot": True, "tolerations": ["gpu"]}},
+        "cluster": {"spot_node_selector": ["spot=true"], "spot_tolerations": ["spot:NoSchedule"]},
+    }
+    args = argparse.Namespace(processes=0, finalise=False, job=True)
+    work = ways.chosen(args, params_from_dict(values))
+    assert isinstance(work, functools.partial)
+    pod = jobs.built_in(work.keywords["resources"])["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {"spot": "true"}
+    assert [one["key"] for one in pod["tolerations"]] == ["gpu", "spot"]
 
 
 def test_the_template_decides_what_params_do_not() -> None:

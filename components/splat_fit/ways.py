@@ -28,9 +28,11 @@ def chosen(args: argparse.Namespace, params: Params) -> Work | None:
 
         return finalise
     if args.job:
+        from components.cluster_params import placed
         from components.splat_fit.fleet import fit as fit_in_job
 
-        return partial(fit_in_job, fleet=params.fleet, resources=params.resources.splat_fit)
+        resources = placed(params.resources.splat_fit, params.cluster)
+        return partial(fit_in_job, fleet=params.fleet, resources=resources)
     return None
 
 
