@@ -34,7 +34,7 @@ def main() -> None:
         ),
         pipeline_root=about["root"],
     )
-    build(params.resources, about["image"], one_by_one=True)(store=about["store"], **arguments(params))
+    build(params, about["image"], one_by_one=True)(store=about["store"], **arguments(params))
 
 
 if __name__ == "__main__":
