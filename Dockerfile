@@ -20,7 +20,11 @@ COPY LICENSE /
 FROM ${BUILD_IMAGE} AS tools
 ENV PIP_FIND_LINKS=/wheels PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
-COPY pyproject.toml requirements.lock ./
+COPY requirements.lock ./
+
+FROM tools AS pins
+COPY .ci/image/pins.py pyproject.toml ./
+RUN python3 pins.py
 
 # Every stage that installs names pip's settings anew; what holds a password goes into the secret `pip`, a pip.conf.
 # One ARG a line: of several, buildah looks at the first alone when it asks whether a layer is still the same.
@@ -29,12 +33,14 @@ COPY pyproject.toml requirements.lock ./
 # themselves, which a change of Python leaves as they are, then all of it, which finds them compiled.
 FROM tools AS build
 COPY .ci/image/tools.sh .ci/image/wheel.sh .ci/image/settle.sh .ci/image/
+COPY --from=pins /pins/tools.txt ./
 ARG PIP_INDEX_URL=
 ARG PIP_EXTRA_INDEX_URL=
 ARG PIP_NO_INDEX=
 RUN --mount=type=bind,from=wheels,target=/wheels --mount=type=secret,id=pip,target=/etc/pip.conf \
     .ci/image/tools.sh /opt/build
 ENV PATH=/opt/build/bin:$PATH
+COPY --from=pins /pins/pyproject.toml ./
 COPY kernels kernels
 
 FROM build AS build-cpu
@@ -52,10 +58,11 @@ COPY components components
 COPY pipelines pipelines
 RUN --mount=type=bind,from=cuda,target=/mnt .ci/image/wheel.sh all "$CUDA_ARCHITECTURES"
 
-# What the project needs: a layer that changes only with pyproject.toml and requirements.lock.
+# What the project needs: a layer that changes only with requirements.lock and the dependencies in pyproject.toml.
 # TORCH_INDEX_URL: where torch and torchvision come from, if not from where the rest does.
 FROM tools AS needs
 COPY .ci/image/needs.sh .ci/image/settle.sh .ci/image/
+COPY --from=pins /pins/needs.txt ./
 ARG PIP_INDEX_URL=
 ARG PIP_EXTRA_INDEX_URL=
 ARG PIP_NO_INDEX=

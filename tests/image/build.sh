@@ -39,15 +39,15 @@ export BUILDAH_ISOLATION=chroot
 
 wheels() {  # of all that the image installs, from where pip finds them on this machine
   local sum folder=$FOLDER/wheels
-  sum=$(sha256sum pyproject.toml requirements.lock | sha256sum)
-  if [ "$(cat "$folder/.of" 2> /dev/null)" != "$sum" ]; then
-    rm -rf "$folder"
-    "$PYTHON" -c '
+  "$PYTHON" -c '
 import tomllib
 with open("pyproject.toml", "rb") as file:
     about = tomllib.load(file)
 print(*about["project"]["dependencies"], *about["build-system"]["requires"], "cmake", "ninja", sep="\n")
 ' > "$FOLDER/needs.txt"
+  sum=$(sha256sum "$FOLDER/needs.txt" requirements.lock | sha256sum)
+  if [ "$(cat "$folder/.of" 2> /dev/null)" != "$sum" ]; then
+    rm -rf "$folder"
     "$PYTHON" -m pip wheel --quiet --disable-pip-version-check --constraint requirements.lock \
       --requirement "$FOLDER/needs.txt" --wheel-dir "$folder" 2> "$FOLDER/wheels.log" \
       || fail "$(tail -5 "$FOLDER/wheels.log")"
