@@ -393,7 +393,7 @@ def test_tables_are_read_forwards_alone(tmp_path: Path, monkeypatch: pytest.Monk
     found = open_artifact(report.url, open_store(report.url))
     lines = []
     for entry in found.manifest.shards:
-        (name,) = (file.name for file in entry.files if file.name.endswith(".parquet"))
+        (name,) = (file.stored for file in entry.files if file.name.endswith(".parquet"))
         lines += parquet.read_table(found.store.root / name).to_pylist()
     for line in lines:
         number = int(line["key"])
