@@ -289,7 +289,7 @@ def test_the_unpaired_are_left_out_and_counted(tmp_path: Path, images: Artifact)
         f"s{i:04d}" for i in (1, 2, 5, *range(10, 17))
     ]
     assert data.missing == {"image": 1, "splats": 7 + 13}
-    fewer = commit(tmp_path, "splat_fit", groups([[1, 2, 5], range(10, 17)], splat_sample))
+    fewer = commit(tmp_path / "fewer", "splat_fit", groups([[1, 2, 5], range(10, 17)], splat_sample))
     for room in (CACHED, STREAMED):
         assert ImageSet(images, "train", splats=fewer, max_cached_bytes=room).missing == {"image": 0, "splats": 7 + 13}
     with pytest.raises(PermanentError, match="the splats are of other pictures"):

@@ -59,14 +59,14 @@ def test_what_fails_for_now_is_tried_again(server: Kubeflow, how: int | str) -> 
 
 
 def test_it_is_not_tried_for_ever(server: Kubeflow, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPLATCLIP_KFP_DEADLINE_S", "0.5")
+    monkeypatch.setenv("SPLATCLIP_KFP_DEADLINE_S", "2")
     server.faults = [Fault("GET", "/runs", 503, times=10**6)]
     began = time.monotonic()
     with pytest.raises(
         TransientError, match=r"cannot answer now \(HTTP 503\): fault 503; try again later \(tried \d+ ti"
     ):
         listed(server)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     monkeypatch.setenv("SPLATCLIP_KFP_DEADLINE_S", "soon")
     with pytest.raises(UsageError, match="SPLATCLIP_KFP_DEADLINE_S='soon'"):
         listed(server)
@@ -80,7 +80,7 @@ def test_a_server_that_is_slow_is_not_waited_for(server: Kubeflow, monkeypatch: 
     began = time.monotonic()
     with pytest.raises(TransientError, match="no answer in time"):
         listed(server)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize(
