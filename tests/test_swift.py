@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import minio.api
 import pytest
@@ -15,6 +17,7 @@ from s3 import new_bucket, s3_environment
 from swift import ACCESS, SECRET, missing, swift_server
 
 import components.store_s3
+from components import s3_errors
 from components.__main__ import main
 from components.config import DownloadParams
 from components.download import stage
@@ -87,6 +90,7 @@ def test_what_is_wrong_is_one_line_and_exit_code_42(
     monkeypatch.setattr(
         minio.api.time, "utcnow", lambda: datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=behind_min)
     )
+    monkeypatch.setattr(s3_errors, "time", SimpleNamespace(time=lambda: time.time() - 60 * behind_min))
     with s3_environment(swift, access, secret):
         assert main(stage if command == "download" else [command, store]) == 42
     *_, line = capsys.readouterr().err.strip().splitlines()
