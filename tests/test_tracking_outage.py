@@ -67,7 +67,7 @@ def test_a_run_through_an_outage_has_every_point_once(tmp_path: Path) -> None:
         runs = {name: ids[0] for name, ids in names(client).items() if len(ids) == 1}
         assert len(runs) == len(names(client)) == 9
         for step, phase in (("train_teacher", "train_teacher"), ("train_adapter", "control_lr0.001")):
-            path = next((tmp_path / "store" / step).glob("*/curve.csv"))
+            path = next((tmp_path / "store" / step).glob("*/curve-*.csv"))
             rows = [row for row in csv.DictReader(path.read_text().splitlines()) if row["phase"] == phase]
             points = client.get_metric_history(runs[step], f"{phase}/loss")
             assert sorted((p.step, p.value) for p in points) == [(int(row["step"]), float(row["loss"])) for row in rows]
