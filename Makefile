@@ -1,7 +1,8 @@
 # Everything runs in .venv, which make itself creates and keeps up to date; requirements.lock pins every version.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
+# Modules are compiled when they are first imported: most never are.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint requirements.lock
 NATIVE := $(shell find kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name CMakeLists.txt)
 STORE ?= runs/store
 PARAMS ?= params.yaml
@@ -99,9 +100,9 @@ format: .venv/.installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable .
 	touch $@
 
-.venv/.installed-dev: .venv/.installed
+.venv/.installed-dev: .venv/.tools pyproject.toml $(NATIVE)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable '.[dev]'
-	touch $@
+	touch .venv/.installed $@
 
 .venv/.installed-fuzz: .venv/.installed-dev
 	$(PIP) atheris  # the extra `fuzz`, without building the kernels anew

@@ -1,4 +1,4 @@
-"""What the tests run in one process and in two: `python distributed_work.py NAME JSON`; started as torchrun would.
+"""What the tests run in one process and in two, started as torchrun would.
 
 Losses and weights are compared in float32, as bfloat16 rounds differently for slices of other sizes.
 """
@@ -8,49 +8,33 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from forks import Forked
+
 UNLIKE = 100  # sample numbers from here on draw captions of their own
 LONGEST_S = 400  # on a machine that does much else
 
 
-def start(name: str, arguments: dict[str, Any], processes: int) -> list[subprocess.Popen[str]]:
+def start(name: str, arguments: dict[str, Any], processes: int) -> list[Forked]:
     """The work in so many processes that know of each other."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, str(Path(__file__).resolve()), name, json.dumps(arguments)]
     shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    shared["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     started = []
     for rank in range(processes):
         numbers = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)} if processes > 1 else {}
-        started.append(
-            subprocess.Popen(
-                command, cwd=ROOT, env={**shared, **numbers}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-            )
-        )
+        started.append(Forked(work, name, json.dumps(arguments), env={**shared, **numbers}))
     return started
 
 
-def ended(started: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+def ended(started: list[Forked]) -> list[tuple[int, str]]:
     """Exit code and stderr of each, by rank."""
-    found = []
-    try:
-        for process in started:
-            _, err = process.communicate(timeout=LONGEST_S)
-            found.append((process.returncode, err))
-    finally:
-        for process in started:
-            if process.poll() is None:
-                process.kill()
-                process.communicate()
-    return found
+    return [process.ended(LONGEST_S) for process in started]
 
 
 def run(name: str, arguments: dict[str, Any], processes: int) -> None:
@@ -201,11 +185,13 @@ def lossless(at: int, parts: int) -> None:
 
 WORK: dict[str, Callable[..., None]] = {"loss": loss, "lossless": lossless, "stages": stages, "texts": texts}
 
-if __name__ == "__main__":
+
+def work(name: str, arguments: str) -> None:
+    """What each process does; it ends as the command does."""
     from components.errors import SplatClipError
 
     try:
-        WORK[sys.argv[1]](**json.loads(sys.argv[2]))
+        WORK[name](**json.loads(arguments))
     except SplatClipError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -16,7 +16,9 @@ from typing import Any
 import distributed_work as work
 import pytest
 import torch
+from conftest import ROOT
 from flows import PARAMS, make_flow
+from forks import Forked
 from safetensors.torch import load_file
 from test_train_teacher import TINY, commit_images, sample
 from torch import Tensor
@@ -165,7 +167,7 @@ def test_captions_of_validation_do_not_mix_with_those_drawn_together(most: int, 
         assert "PermanentError: the processes do not lack the same texts' features" in err
 
 
-def saved(store: Path, pattern: str, started: list[subprocess.Popen[str]]) -> None:
+def saved(store: Path, pattern: str, started: list[Forked]) -> None:
     """Wait until a checkpoint is there."""
     deadline = time.monotonic() + work.LONGEST_S
     while not list(store.rglob(f"_checkpoint/{pattern}.safetensors")):
@@ -227,7 +229,7 @@ def command(inputs: dict[str, Any], folder: Path, *changes: str) -> list[str]:
 @pytest.mark.full
 def test_torchrun_and_its_exit_codes(inputs: dict[str, Any], tmp_path: Path) -> None:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    how: dict[str, Any] = {"cwd": work.ROOT, "env": env, "capture_output": True, "text": True, "timeout": 120}
+    how: dict[str, Any] = {"cwd": ROOT, "env": env, "capture_output": True, "text": True, "timeout": 120}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "components"]
     done = subprocess.run([*torchrun, *command(inputs, tmp_path)], check=False, **how)
     assert done.returncode == 0, done.stderr
@@ -241,7 +243,7 @@ def test_torchrun_and_its_exit_codes(inputs: dict[str, Any], tmp_path: Path) -> 
     assert "a batch of 1 cannot be dealt to 2 processes" in refused.stderr
 
     long = command(inputs, tmp_path, "--set", "train_adapter.stage1_cls_epochs=500")
-    process = subprocess.Popen([*ours, *long], cwd=work.ROOT, env=env, text=True, stderr=subprocess.PIPE)
+    process = subprocess.Popen([*ours, *long], cwd=ROOT, env=env, text=True, stderr=subprocess.PIPE)
     saved(tmp_path / "store", "stage1_cls", [])
     process.terminate()
     _, err = process.communicate(timeout=60)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import forks
 import gates
 import pytest
 from mlflow_server import MlflowServer
@@ -17,8 +16,6 @@ from components.registry_calls import CHALLENGER, CHAMPION, Registry
 
 # SQLAlchemy 2.1 on what MLflow 3.17 asks of it; seen where a test's own process opens the database
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["gates", "mlflow", "mlflow.tracking", "components.registry", "sqlalchemy"])
 MEET_S = 600.0  # for all gates to be ready; if one is not, the others fail and the test with them
 
 
@@ -39,20 +36,14 @@ def model(server: MlflowServer, monkeypatch: pytest.MonkeyPatch, request: pytest
     return name
 
 
-def start(target: Callable[..., None], *args: Any) -> Any:
-    process = CONTEXT.Process(target=target, args=args, daemon=True)
-    process.start()
-    return process
-
-
 def champion_score(model: str) -> float:
     state = Registry(model).state()
     return next(one.score for one in state.versions if one.number == state.aliases[CHAMPION])
 
 
 def at_once(uri: str, folder: Path, model: str, values: list[float]) -> None:
-    barrier = CONTEXT.Barrier(len(values), timeout=MEET_S)
-    processes = [start(gates.gate, uri, str(folder), model, value, barrier) for value in values]
+    barrier = forks.CONTEXT.Barrier(len(values), timeout=MEET_S)
+    processes = [forks.process(gates.gate, uri, str(folder), model, value, barrier) for value in values]
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * len(values)
@@ -86,7 +77,7 @@ def test_one_package_is_one_version_also_at_once(server: MlflowServer, tmp_path:
 def test_the_next_gate_mends_one_killed_before_its_alias(server: MlflowServer, tmp_path: Path, model: str) -> None:
     store = str(tmp_path / "store")
     gates.promote(store, 0.5)
-    killed = start(gates.gate_killed_before_alias, server.uri, str(tmp_path), model, 0.7)
+    killed = forks.process(gates.gate_killed_before_alias, server.uri, str(tmp_path), model, 0.7)
     killed.join()
     assert killed.exitcode == -9
     assert len(Registry(model).state().versions) == 2
@@ -110,12 +101,12 @@ def test_gates_killed_anywhere_leave_nothing_that_the_next_does_not_mend(
     server: MlflowServer, tmp_path: Path, model: str
 ) -> None:
     values = shuffled(40)
-    barrier = CONTEXT.Barrier(len(values), timeout=MEET_S)
+    barrier = forks.CONTEXT.Barrier(len(values), timeout=MEET_S)
     rng = random.Random(0)
     # by the number of requests, not by the clock: a slow machine kills at the same places
     places = [(rng.randint(1, 40), rng.choice([0.0, 0.05, 0.2])) for _ in values]
     processes = [
-        start(gates.gate_killed_at, server.uri, str(tmp_path), model, value, *place, barrier)
+        forks.process(gates.gate_killed_at, server.uri, str(tmp_path), model, value, *place, barrier)
         for value, place in zip(values, places, strict=True)
     ]
     for process in processes:

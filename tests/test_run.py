@@ -19,6 +19,7 @@ from conftest import ROOT
 from PIL import Image
 
 from components import FLOW, STAGES
+from components.__main__ import main
 
 TINY = ROOT / "tests/tiny.yaml"
 STEPS = [step.name for step in FLOW]
@@ -58,6 +59,13 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, result.stdout
 
 
+def in_process(folder: Path, out: str, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[str, str]:
+    """`splatclip run` once more on the same store, without a process of its own; what it prints."""
+    capsys.readouterr()
+    assert main(["run", "--params", str(TINY), "--store", f"{folder}/store", "--out", f"{folder}/{out}", *more]) == 0
+    return capsys.readouterr()
+
+
 def test_a_run_ends_with_something_to_look_at(first: tuple[Path, str]) -> None:
     folder, table = first
     scores = json.loads((folder / "out/scores.json").read_text())
@@ -72,16 +80,16 @@ def test_a_run_ends_with_something_to_look_at(first: tuple[Path, str]) -> None:
     assert f"report: {page}" in table.splitlines()[-1]
 
 
-def test_the_same_work_is_found_under_any_name(first: tuple[Path, str]) -> None:
+def test_the_same_work_is_found_under_any_name(first: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
     folder, table = first
-    again = run("splatclip", "run", "--params", str(TINY), "--store", f"{folder}/store", "--out", f"{folder}/other")
-    assert again.stderr.count("found, nothing to do") == len(STEPS)
+    _, log = in_process(folder, "other", capsys)
+    assert log.count("found, nothing to do") == len(STEPS)
     assert (folder / "other/scores.json").read_bytes() == (folder / "out/scores.json").read_bytes()
     for name in STEPS:
         manifests = [(folder / out / "manifests" / f"{name}.json").read_bytes() for out in ("out", "other")]
         assert manifests[0] == manifests[1]
-    shown = run("splatclip", "show", f"{folder}/out")
-    assert shown.stdout.splitlines()[:4] == table.splitlines()[:4]
+    assert main(["show", f"{folder}/out"]) == 0
+    assert capsys.readouterr().out.splitlines()[:4] == table.splitlines()[:4]
 
 
 def test_the_evaluation_set_is_the_training_sets_own_test_split_unless_said_otherwise(first: tuple[Path, str]) -> None:
@@ -92,13 +100,12 @@ def test_the_evaluation_set_is_the_training_sets_own_test_split_unless_said_othe
     assert len(list((folder / "store/download").iterdir())) == len(list((folder / "store/splat_fit").iterdir())) == 1
 
 
-def test_another_evaluation_set_trains_nothing_again(first: tuple[Path, str]) -> None:
+def test_another_evaluation_set_trains_nothing_again(
+    first: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, _ = first
-    evaluation = ("--set", "download_eval.seed=1", "--set", "download_eval.num_train=-1")
-    result = run(
-        "splatclip", "run", "--params", str(TINY), "--store", f"{folder}/store", "--out", f"{folder}/e", *evaluation
-    )
-    assert found(result.stderr) == ["download", "train_teacher", "splat_fit", "train_adapter"]
+    _, log = in_process(folder, "e", capsys, "--set", "download_eval.seed=1", "--set", "download_eval.num_train=-1")
+    assert found(log) == ["download", "train_teacher", "splat_fit", "train_adapter"]
     mine, other = (json.loads((folder / out / "scores.json").read_text()) for out in ("out", "e"))
     assert mine["num_pictures"] == other["num_pictures"] == 32
     assert mine["splats"]["psnr_db_mean"] != other["splats"]["psnr_db_mean"], "other pictures"
@@ -115,16 +122,26 @@ def test_nothing_found_out_later_is_in_a_manifest(first: tuple[Path, str]) -> No
         assert str(folder) not in path.read_text()
 
 
-def test_a_parameter_changes_only_what_follows(first: tuple[Path, str]) -> None:
+CHANGED = {"splat_fit": {"num_gaussians": 9}, "train_adapter": {"control_with_stage1": False}}
+
+
+@pytest.fixture(scope="module")
+def changed(first: tuple[Path, str]) -> tuple[Path, str]:
+    """Another run into a folder that holds the first run's results, and its log."""
     folder, _ = first
-    changed = ("--set", "splat_fit.num_gaussians=9", "--set", "train_adapter.control_with_stage1=false")
+    words = ["--params", str(TINY), "--store", f"{folder}/store", "--out", f"{folder}/9"]
+    for section, values in CHANGED.items():
+        for name, value in values.items():
+            words += ["--set", f"{section}.{name}={json.dumps(value)}"]
     shutil.copytree(folder / "out", folder / "9")
-    result = run(
-        "splatclip", "run", "--params", str(TINY), "--store", f"{folder}/store", "--out", f"{folder}/9", *changed
-    )
+    return folder, run("splatclip", "run", *words).stderr
+
+
+def test_a_parameter_changes_only_what_follows(changed: tuple[Path, str]) -> None:
+    folder, log = changed
     before, after = ({path.name for path in (folder / out / "benchmark").iterdir()} for out in ("out", "9"))
     assert before - after == {name for name in before if "control_stage1" in name} != set()
-    assert found(result.stderr) == ["download", "download_eval", "train_teacher", "splat_fit_eval"]
+    assert found(log) == ["download", "download_eval", "train_teacher", "splat_fit_eval"]
     manifest = json.loads((folder / "9/manifests/splat_fit.json").read_text())
     assert manifest["params"]["num_gaussians"] == 9
     assert {shard["params_hash"] for shard in manifest["shards"]} == {manifest["params_hash"]}
@@ -132,13 +149,13 @@ def test_a_parameter_changes_only_what_follows(first: tuple[Path, str]) -> None:
 
 @pytest.fixture
 def workspace(tmp_path: Path, first: tuple[Path, str]) -> Path:
-    """A checkout of its own, with tiny parameters and the first run's teacher and data already in the store."""
+    """A checkout of its own, with tiny parameters and all that the runs have made in the store: what DVC starts is
+    what counts here, and a step that finds its work is as good as one that does it."""
     for name in run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").stdout.split("\0"):
         if name.startswith(("components/", "kernels/", ".dvc", "dvc.yaml", ".gitignore")) and (ROOT / name).is_file():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, tmp_path / name)
-    shutil.copytree(first[0] / "store/download", tmp_path / "runs/store/download")
-    shutil.copytree(first[0] / "store/train_teacher", tmp_path / "runs/store/train_teacher")
+    shutil.copytree(first[0] / "store", tmp_path / "runs/store")
     shutil.copy(TINY, tmp_path / "params.yaml")
     run("git", "init", "-q", cwd=tmp_path)
     return tmp_path
@@ -148,14 +165,17 @@ def stages_run(output: str) -> list[str]:
     return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
 
 
-def test_dvc_runs_only_what_changed(workspace: Path, first: tuple[Path, str]) -> None:
+@pytest.mark.full
+@pytest.mark.usefixtures("changed")
+def test_dvc_runs_only_what_changed(first: tuple[Path, str], workspace: Path) -> None:
     assert sorted(stages_run(run("dvc", "repro", cwd=workspace).stdout)) == sorted(STEPS)
     for name in STEPS:
         manifests = (first[0] / "out/manifests" / f"{name}.json", workspace / "runs/dvc" / f"{name}.json")
         assert len({path.read_bytes() for path in manifests}) == 1, f"{name}: not what the command made"
     assert stages_run(run("dvc", "repro", cwd=workspace).stdout) == []
     params = yaml.safe_load((workspace / "params.yaml").read_text())
-    params["splat_fit"]["num_gaussians"] = 9
+    for section, values in CHANGED.items():
+        params[section] |= values
     (workspace / "params.yaml").write_text(yaml.safe_dump(params))
     follow = {"splat_fit", "splat_fit_eval", "train_adapter", "zero_shot_eval", "promote"}
     assert set(stages_run(run("dvc", "repro", cwd=workspace).stdout)) == follow
@@ -197,6 +217,7 @@ def modules_of(path: Path) -> set[str]:
 
 @pytest.mark.full
 def test_dvc_goes_on_where_it_was_killed(workspace: Path) -> None:
+    shutil.rmtree(workspace / "runs/store/splat_fit")
     params = yaml.safe_load((workspace / "params.yaml").read_text())
     params["splat_fit"] |= {"num_iters": 20000, "threads": 1}
     (workspace / "params.yaml").write_text(yaml.safe_dump(params))
