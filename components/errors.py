@@ -27,6 +27,13 @@ class PermanentError(SplatClipError):
     exit_code = 42
 
 
+class AccessError(PermanentError):
+    """No way to a place, or no right there: credentials, a clock, a name, a mount (exit 42).
+
+    It says nothing of what lies there: another machine, or this one with newer credentials, may get at it.
+    """
+
+
 class TransientError(SplatClipError):
     """Something outside failed for now: a store, a network; try again (exit 75)."""
 

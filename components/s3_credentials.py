@@ -24,7 +24,7 @@ from minio.credentials.providers import (
 )
 from urllib3.exceptions import HTTPError
 
-from components.errors import PermanentError, TransientError, UsageError
+from components.errors import AccessError, TransientError, UsageError
 from components.redaction import redacted
 from components.s3_errors import PASSING
 
@@ -45,13 +45,13 @@ class Watched(Provider):
         self.source, self._provider = source, provider
 
     def retrieve(self) -> Credentials:
-        """The credentials, renewed where they are about to expire. Raises PermanentError or TransientError."""
+        """The credentials, renewed where they are about to expire. Raises AccessError or TransientError."""
         try:
             return self._provider.retrieve()
         except _FAILURES as error:  # some of their texts hold the token
             status = re.search(r"HTTP status code (4\d\d)", str(error))
             if status and int(status[1]) not in PASSING:
-                raise PermanentError(
+                raise AccessError(
                     f"credentials from {self.source} are refused (HTTP {status[1]}); check AWS_ROLE_ARN, the role's "
                     "trust in this service account, and AWS_ENDPOINT_URL_STS where the service is not AWS"
                 ) from None

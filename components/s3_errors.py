@@ -22,7 +22,7 @@ from urllib3.exceptions import (
     SSLError,
 )
 
-from components.errors import PermanentError, SplatClipError, TransientError
+from components.errors import AccessError, PermanentError, SplatClipError, TransientError
 from components.s3_checks import DamagedError, NotS3Error
 from components.s3_deadline import DEADLINE_ENV
 
@@ -93,13 +93,13 @@ def s3_error(url: str, error: Exception, source: str = "", effort: str = "") -> 
     return found
 
 
-def _no_s3(url: str, what: str) -> PermanentError:
-    return PermanentError(f"{url}: the endpoint's answer ({what}) is not S3's; check AWS_ENDPOINT_URL")
+def _no_s3(url: str, what: str) -> AccessError:
+    return AccessError(f"{url}: the endpoint's answer ({what}) is not S3's; check AWS_ENDPOINT_URL")
 
 
 def _by_status(url: str, status: int, body: str) -> SplatClipError:
     if "https server" in body.lower() or "https port" in body.lower():
-        return PermanentError(f"{url}: the endpoint speaks https; write https:// in AWS_ENDPOINT_URL")
+        return AccessError(f"{url}: the endpoint speaks https; write https:// in AWS_ENDPOINT_URL")
     if status >= 500 or status in PASSING:
         return TransientError(f"{url}: the S3 service failed (HTTP {status}); try again later")
     return _no_s3(url, f"HTTP {status}")
@@ -118,7 +118,7 @@ def _answered(url: str, error: S3Error, source: str) -> SplatClipError:
     code, status = error.code or "unknown", getattr(error.response, "status", 0)
     whose = f" (credentials from {source})" if source else ""
     if code == "NoSuchBucket":
-        return PermanentError(f"{url}: there is no such bucket; create it, or correct the address")
+        return AccessError(f"{url}: there is no such bucket; create it, or correct the address")
     difference = clock_difference_s(error.response.headers.get("Date")) if status in {400, 403} else None
     agree = difference is not None and abs(difference) <= CLOCK_TOLERANCE_S
     if code == "RequestTimeTooSkewed" and agree:
@@ -128,21 +128,20 @@ def _answered(url: str, error: S3Error, source: str) -> SplatClipError:
         )
     if code == "RequestTimeTooSkewed" or (difference is not None and not agree):
         told = "the clocks differ" if difference is None else clock_text(difference)
-        return PermanentError(f"{url}: the service refuses the request's time ({code}): {told}; set the clock")
+        return AccessError(f"{url}: the service refuses the request's time ({code}): {told}; set the clock")
     elsewhere = code in {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
     if elsewhere or status == 301 or (status == 400 and _other_region(error)):
         region = _other_region(error)
         remedy = f"set AWS_REGION={region}" if region else "set AWS_REGION to the bucket's region"
-        return PermanentError(f"{url}: the bucket is in another region ({code}); {remedy}, and check AWS_ENDPOINT_URL")
+        return AccessError(f"{url}: the bucket is in another region ({code}); {remedy}, and check AWS_ENDPOINT_URL")
     if code in _BAD_KEYS:
-        return PermanentError(f"{url}: the service refuses the credentials ({code}): {_BAD_KEYS[code]}{whose}")
+        return AccessError(f"{url}: the service refuses the credentials ({code}): {_BAD_KEYS[code]}{whose}")
     if code in _DENIED:
-        return PermanentError(
-            f"{url}: access denied; give this access key the right to list, read and write there{whose}"
-        )
+        return AccessError(f"{url}: access denied; give this access key the right to list, read and write there{whose}")
     if code in _TRANSIENT or status >= 500 or status in PASSING:
         return TransientError(f"{url}: the S3 service is not able to answer now ({code}); try again later")
-    return PermanentError(f"{url}: the S3 service answered {code} (HTTP {status}): {error.message}")
+    kind = AccessError if status in {401, 403} else PermanentError
+    return kind(f"{url}: the S3 service answered {code} (HTTP {status}): {error.message}")
 
 
 def _cause(error: HTTPError) -> Any:
@@ -156,16 +155,16 @@ def _unanswered(url: str, error: HTTPError) -> SplatClipError:
     cause = _cause(error)
     if isinstance(error, SSLError):
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return PermanentError(
+            return AccessError(
                 f"{url}: the endpoint's certificate is not trusted ({cause.verify_message}); name the file with its "
                 "authority in AWS_CA_BUNDLE, or correct the host in AWS_ENDPOINT_URL"
             )
         if "WRONG_VERSION_NUMBER" in str(cause):
-            return PermanentError(f"{url}: the endpoint speaks http, not https; write http:// in AWS_ENDPOINT_URL")
+            return AccessError(f"{url}: the endpoint speaks http, not https; write http:// in AWS_ENDPOINT_URL")
         return TransientError(f"{url}: no TLS with the endpoint ({cause}); check AWS_ENDPOINT_URL or try again")
     if isinstance(error, NameResolutionError):
         unknown = isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME
-        kind = PermanentError if unknown else TransientError
+        kind = AccessError if unknown else TransientError
         what = "does not exist" if unknown else "cannot be looked up now"
         return kind(f"{url}: no answer from the S3 endpoint: the host's name {what}; check AWS_ENDPOINT_URL and DNS")
     if isinstance(error, NewConnectionError):
@@ -179,7 +178,7 @@ def _unanswered(url: str, error: HTTPError) -> SplatClipError:
             f"{url}: no answer from the S3 endpoint in time; try again, or give it longer ({DEADLINE_ENV})"
         )
     if isinstance(error, ProtocolError) and "\\x15\\x03" in repr(cause):  # a TLS alert, read as if it were HTTP
-        return PermanentError(f"{url}: the endpoint speaks https; write https:// in AWS_ENDPOINT_URL")
+        return AccessError(f"{url}: the endpoint speaks https; write https:// in AWS_ENDPOINT_URL")
     if isinstance(error, ProtocolError):
         return TransientError(
             f"{url}: no whole answer from the S3 endpoint ({type(cause or error).__name__}); try again, and check "

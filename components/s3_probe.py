@@ -9,7 +9,7 @@ import urllib3
 from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError
 
-from components.errors import PermanentError
+from components.errors import AccessError
 from components.s3_connection import endpoint_url, trusted_file
 from components.s3_deadline import LimitedPool
 from components.s3_errors import CLOCK_TOLERANCE_S, clock_difference_s, clock_text, s3_error
@@ -67,7 +67,7 @@ def answers() -> str:
     endpoint, response = endpoint_url().geturl(), _head()
     text = response.data[:4000].decode(errors="replace").lower()
     if "https server" in text or "https port" in text:
-        raise PermanentError(f"{endpoint}: the endpoint speaks https; write https:// in AWS_ENDPOINT_URL")
+        raise AccessError(f"{endpoint}: the endpoint speaks https; write https:// in AWS_ENDPOINT_URL")
     return f"HTTP {response.status}{f', {server}' if (server := response.headers.get('Server')) else ''}"
 
 
@@ -77,7 +77,7 @@ def clock() -> str:
     if difference is None:
         return "the service's answers have no date; not compared"
     if abs(difference) > CLOCK_TOLERANCE_S:
-        raise PermanentError(f"{endpoint_url().geturl()}: {clock_text(difference)}; set the clock (is NTP on?)")
+        raise AccessError(f"{endpoint_url().geturl()}: {clock_text(difference)}; set the clock (is NTP on?)")
     return f"{abs(difference):.0f} s of difference"
 
 
@@ -85,7 +85,7 @@ class ProbedStore(S3Store):
     """An S3 store that also says what only a check wants to know."""
 
     def credentials(self) -> str:
-        """Where they are from; asks for them. Raises PermanentError or TransientError."""
+        """Where they are from; asks for them. Raises AccessError or TransientError."""
         self._call(self._connection.credentials.provider.retrieve)
         return self._connection.credentials.source
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from components.errors import PermanentError, TransientError, UsageError
+from components.errors import AccessError, PermanentError, TransientError, UsageError
 
 TEMP_PREFIX = ".tmp-"  # of the last part of a name; never listed, never a name of the caller's
 CHUNK = 1 << 20
@@ -182,9 +182,7 @@ def os_error(where: Path, error: OSError) -> PermanentError | TransientError:
     if error.errno in FULL:
         return TransientError(f"{where}: {reason}; free some space and run the same command again")
     if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-        return PermanentError(
-            f"{where}: {reason}; choose a folder that you may read and write, or change its permissions"
-        )
+        return AccessError(f"{where}: {reason}; choose a folder that you may read and write, or change its permissions")
     if error.errno in {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}:
         return PermanentError(
             f"{where}: {reason}; a file and a folder are in each other's place or the name is too long"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import components.s3_credentials
-from components.errors import PermanentError, SplatClipError, TransientError, UsageError
+from components.errors import AccessError, SplatClipError, TransientError, UsageError
 from components.s3_connection import open_connection
 from components.store_s3 import open_s3
 
@@ -206,10 +206,10 @@ def test_what_expires_is_asked_for_again(server: Server, tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("status", "code", "kind"),
     [
-        (400, "InvalidIdentityToken", PermanentError),
+        (400, "InvalidIdentityToken", AccessError),
         (400, "Throttling", TransientError),
         (400, "IDPCommunicationError", TransientError),
-        (403, "AccessDenied", PermanentError),
+        (403, "AccessDenied", AccessError),
         (408, "", TransientError),
         (429, "TooManyRequests", TransientError),
         (503, "", TransientError),

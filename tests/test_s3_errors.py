@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from s3 import s3_environment
 
 import components.s3_retry
-from components.errors import PermanentError, SplatClipError, TransientError
+from components.errors import AccessError, PermanentError, SplatClipError, TransientError
 from components.s3_deadline import DEADLINE_ENV
 from components.s3_errors import clock_difference_s, clock_text
 from components.store import open_store
@@ -142,6 +142,7 @@ ANSWERS = [
         r"another region .*set AWS_REGION=eu-north-1",
     ),
     ("PermanentRedirect", 301, "", {}, r"set AWS_REGION to the bucket's region"),
+    ("SomethingNew", 403, "", {}, r"answered SomethingNew \(HTTP 403\): why"),
     ("SomethingNew", 400, "", {}, r"answered SomethingNew \(HTTP 400\): why"),
 ]
 
@@ -156,6 +157,7 @@ def test_what_the_service_says(
         server.headers["Date"] = ago(minutes=minutes)
     error = failure(f"http://127.0.0.1:{server.server_port}")
     assert isinstance(error, PermanentError)
+    assert isinstance(error, AccessError) == ((code, status) != ("SomethingNew", 400)), "no word about what was put"
     assert re.search(says, str(error)), str(error)
     if "credentials" in str(error) or "denied" in str(error):
         assert "(credentials from the environment (AWS_ACCESS_KEY_ID))" in str(error)
@@ -198,7 +200,7 @@ def test_a_request_that_came_too_late_while_the_clocks_agree(server: Server, min
 def test_an_endpoint_that_is_not_s3(server: Server, status: int, body: bytes) -> None:
     server.status, server.body, server.headers = status, body, {"Content-Type": "text/html"}
     error = failure(f"http://127.0.0.1:{server.server_port}")
-    assert isinstance(error, PermanentError)
+    assert isinstance(error, AccessError)
     assert "is not S3's; check AWS_ENDPOINT_URL" in str(error)
 
 
@@ -235,7 +237,7 @@ def test_tls_that_is_not_trusted_and_is(server: Server, tmp_path: Path, monkeypa
     file, server.tls = certificate(tmp_path)
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     error = failure(f"https://127.0.0.1:{server.server_port}")
-    assert isinstance(error, PermanentError)
+    assert isinstance(error, AccessError)
     assert "certificate is not trusted (self-signed certificate); name the file" in str(error)
     assert "AWS_CA_BUNDLE" in str(error)
     monkeypatch.setenv("AWS_CA_BUNDLE", str(file))
@@ -270,7 +272,7 @@ def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"{components.s3_retry.RETRIES_UNREACHABLE + 1} requests in" in str(error)
 
 
-@pytest.mark.parametrize(("code", "kind"), [(socket.EAI_NONAME, PermanentError), (socket.EAI_AGAIN, TransientError)])
+@pytest.mark.parametrize(("code", "kind"), [(socket.EAI_NONAME, AccessError), (socket.EAI_AGAIN, TransientError)])
 def test_a_name_that_is_not_known(code: int, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*args: object, **more: object) -> None:
         raise socket.gaierror(code, "no")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -17,11 +18,13 @@ import pytest
 from fleets import PARAMS, fitted, picture_set, profile, run, start
 from picture_sets import commit_images, png_samples
 
+from components.__main__ import main
 from components.config import SplatFitParams
 from components.errors import PermanentError, TransientError, UsageError
 from components.manifest import Artifact
 from components.splat_fit import pool, stage
-from components.splat_fit.work import Share
+from components.splat_fit.work import JOB_INDEX, Share
+from components.store import FolderStore, os_error
 
 SECTION = SplatFitParams(**PARAMS)
 
@@ -111,6 +114,31 @@ def test_a_shard_that_cannot_be_fitted_is_noted_and_the_others_are_fitted(tmp_pa
     stage.run(SECTION, **store)
     stage.run(SECTION, images=images.url, store=str(tmp_path / "other"))
     assert fitted(tmp_path / "store") == fitted(tmp_path / "other"), "the note is gone"
+
+
+@pytest.mark.parametrize(("index", "code"), [("", 42), ("0", 75)])
+def test_a_store_that_takes_nothing_is_not_the_shards_fault(
+    images: Artifact,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    index: str,
+    code: int,
+) -> None:
+    """The first refusal ends the call and is noted for no shard; a Job's index is left to another pod, and not lost."""
+    puts: list[str] = []
+
+    def refuse(self: FolderStore, name: str, path: Path) -> None:
+        puts.append(name)
+        raise os_error(Path(name), OSError(errno.EROFS, os.strerror(errno.EROFS)))
+
+    monkeypatch.setattr(FolderStore, "put_file", refuse)
+    monkeypatch.setenv(JOB_INDEX, index)
+    command = ["splat-fit", "--params", profile(), "--images", images.url, "--store", str(tmp_path), "--group", "0/1"]
+    assert main(command) == code
+    assert len(puts) == 1
+    assert fitted(tmp_path) == {}
+    assert "Read-only file system; choose a folder that you may read and write" in capsys.readouterr().err
 
 
 def test_a_pool_leaves_what_one_process_leaves(

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import splat2d
 
 from components.config import SplatFitParams, semantic
-from components.errors import PermanentError, SplatClipError, TransientError, UsageError
+from components.errors import AccessError, PermanentError, SplatClipError, TransientError, UsageError
 from components.manifest import Artifact, Commit, FileEntry, ShardEntry, open_artifact
 from components.progress import Bar, progress
 from components.report import Report
@@ -148,9 +148,9 @@ def fit_group(params: SplatFitParams, *, images: str, store: str, share: Share, 
     """Fit the shards of some groups and commit each, but write no manifest; those committed before are kept.
 
     A shard that cannot be fitted is noted beside the entries, and the others of the share are fitted nevertheless;
-    PermanentError names these in the end. Other errors, of `run`, end the call at once. Any number of calls may have
-    the same share at the same time. output: the <stage>/<key> that the caller waits for; UsageError if this one's is
-    another, as another version's may be.
+    PermanentError names these in the end. Other errors, of `run`, and AccessError end the call at once. Any number of
+    calls may have the same share at the same time. output: the <stage>/<key> that the caller waits for; UsageError if
+    this one's is another, as another version's may be.
     """
     work = open_work(params, images, store)
     if output not in {"", work.commit.path}:
@@ -178,6 +178,8 @@ def fit_group(params: SplatFitParams, *, images: str, store: str, share: Share, 
             fitter = ShardFitter(params, device, _ticker(stop, bar), metric)
             try:
                 done[entry.index] = _fit_shard(entry, fitter, work)
+            except AccessError:  # the store's, not the shard's: the next one would meet it too
+                raise
             except PermanentError as error:
                 failed[entry.name] = str(error)
                 print(f"{label}: {entry.name}: {error}", file=sys.stderr, flush=True)
