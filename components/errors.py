@@ -21,6 +21,10 @@ class UsageError(SplatClipError):
     exit_code = 2
 
 
+class MachineError(UsageError):
+    """This machine lacks what the call names: a device, credentials (exit 2). The same call may work on another."""
+
+
 class PermanentError(SplatClipError):
     """The input is bad and will be bad again; trying again does not help (exit 42)."""
 

@@ -24,7 +24,7 @@ from minio.credentials.providers import (
 )
 from urllib3.exceptions import HTTPError
 
-from components.errors import AccessError, TransientError, UsageError
+from components.errors import AccessError, MachineError, TransientError
 from components.redaction import redacted
 from components.s3_errors import PASSING
 
@@ -34,7 +34,7 @@ _IDENTITY = {
     "AWS_CONTAINER_CREDENTIALS_FULL_URI": "the pod's identity (the container's credentials)",
 }
 METADATA_ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
-METADATA_TIMEOUT_S = 1.0  # it is one hop away, or it is not there
+METADATA_TIMEOUTS_S = (1.0, 1.0, 2.0)  # of each try; it is one hop away, but asked by all pods of a node at once
 _FAILURES = (ValueError, KeyError, TypeError, AttributeError, OSError, HTTPError, ParseError, configparser.Error)
 
 
@@ -86,42 +86,46 @@ def _file_of(name: str, default: str) -> str:
 
 
 def _given(provider: Provider, where: str) -> bool:
-    """Whether a file has what is looked for; UsageError if it is no such file."""
+    """Whether a file has what is looked for; MachineError if it is no such file."""
     try:
         provider.retrieve()
     except ValueError:
         return False
     except (configparser.Error, UnicodeError, AttributeError, TypeError) as error:
-        raise UsageError(f"{where}: not a file of credentials ({type(error).__name__}); mend or remove it") from None
+        raise MachineError(f"{where}: not a file of credentials ({type(error).__name__}); mend or remove it") from None
     return True
 
 
 def _metadata(http: urllib3.PoolManager) -> Provider | None:
-    """The machine's own role on EC2 and what is like it; None if nobody answers at once, or has none to give."""
+    """The machine's own role on EC2 and what is like it; None if nobody answers soon, or has none to give."""
     if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
         return None
     endpoint = os.environ.get(METADATA_ENDPOINT, "").rstrip("/") or None
-    timeout = urllib3.Timeout(total=METADATA_TIMEOUT_S)
-    with urllib3.PoolManager(timeout=timeout, retries=False) as once:
-        try:
-            IamAwsProvider(custom_endpoint=endpoint, http_client=once).retrieve()
-        except _FAILURES as error:
-            if not re.search(r"HTTP status code (408|429|5\d\d)", str(error)):  # it is there, and busy
-                return None
-    return IamAwsProvider(custom_endpoint=endpoint, http_client=http)
+    for seconds in METADATA_TIMEOUTS_S:
+        with urllib3.PoolManager(timeout=urllib3.Timeout(total=seconds), retries=False) as once:
+            try:
+                IamAwsProvider(custom_endpoint=endpoint, http_client=once).retrieve()
+            except _FAILURES as error:
+                status = re.search(r"HTTP status code (\d+)", str(error))
+                if status is None:
+                    continue
+                if int(status[1]) < 500 and int(status[1]) not in PASSING:
+                    return None
+            return IamAwsProvider(custom_endpoint=endpoint, http_client=http)  # it is there, if perhaps busy
+    return None
 
 
 def find_credentials(http: urllib3.PoolManager) -> Found:
-    """The first of environment, file and pod's identity that is there; UsageError naming all three if none is.
+    """The first of environment, file and pod's identity that is there; MachineError naming all three if none is.
 
     `http` carries the requests for an identity, which is asked only when it is used. Only a machine that gives no
-    hint at all is asked for its role here, for a second.
+    hint at all is asked for its role here, for some seconds.
     """
     access = os.environ.get("AWS_ACCESS_KEY_ID") or os.environ.get("AWS_ACCESS_KEY")
     secret = os.environ.get("AWS_SECRET_ACCESS_KEY") or os.environ.get("AWS_SECRET_KEY")
     if bool(access) != bool(secret):
         lacks = "AWS_SECRET_ACCESS_KEY" if access else "AWS_ACCESS_KEY_ID"
-        raise UsageError(f"{lacks} is missing from the environment, while its other half is set; set both or none")
+        raise MachineError(f"{lacks} is missing from the environment, while its other half is set; set both or none")
     if access:
         return _found("the environment (AWS_ACCESS_KEY_ID)", EnvAWSProvider())
     path = _file_of("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials")
@@ -138,7 +142,7 @@ def find_credentials(http: urllib3.PoolManager) -> Found:
             return _found(source, IamAwsProvider(custom_endpoint=sts, http_client=http))
     if role := _metadata(http):
         return _found("the machine's role (its metadata service)", role)
-    raise UsageError(
+    raise MachineError(
         "no credentials for the s3:// address. Give one of: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the "
         f"environment; profile {profile!r} in {path} (AWS_SHARED_CREDENTIALS_FILE, AWS_PROFILE name others) or alias "
         f"{alias!r} in {client_path}; a pod's identity (AWS_WEB_IDENTITY_TOKEN_FILE and AWS_ROLE_ARN, or a role of "

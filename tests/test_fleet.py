@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import threading
@@ -151,6 +152,18 @@ def test_wrong_usage_ends_the_job_at_once(images: Artifact, here: Path, kube: Ku
     kube.exits = {0: [2]}
     with pytest.raises(PermanentError, match="PodFailurePolicy"):
         launch(images, here)
+
+
+def test_pods_that_get_a_gpu_do_not_fall_back_to_the_cpu(images: Artifact, here: Path, kube: Kube) -> None:
+    section = replace(SECTION, device="auto")
+    for gpus, device in ((1, "cuda"), (0, "auto")):
+        kube.exits = {0: [0]}
+        with pytest.raises(TransientError, match="not fitted yet"):
+            fleet.fit(
+                section, images=images.url, store=str(here / device), fleet=ONE, resources=Resources(gpus=gpus)
+            )  # fmt: skip
+        given = jobs.container(kube.created[-1], "")["args"]
+        assert json.loads(given[given.index("--params") + 1])["splat_fit"]["device"] == device
 
 
 @pytest.mark.full

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,8 +15,10 @@ from pathlib import Path
 import pytest
 
 import components.s3_credentials
+from components.__main__ import main
 from components.errors import AccessError, SplatClipError, TransientError, UsageError
 from components.s3_connection import open_connection
+from components.splat_fit.work import JOB_INDEX
 from components.store_s3 import open_s3
 
 SECRET, JWT = "s3cr3t-value", "eyJ-a-token"
@@ -46,8 +49,12 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.status, self.life_s, self.asked, self.tokens = 200, 3600.0, 0, list[str | None]()
+        self.waits = list[float]()  # before the next answers
         self.error = ""  # the body where status is none of success
         self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, *args: object) -> None:
+        """A client that waits no longer is the point."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -77,6 +84,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _reply(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        time.sleep(self.server.waits.pop() if self.server.waits else 0)
         status, body = (200 if self.path.startswith("/bucket") else self.server.status), self._body().encode()
         body = body if status == 200 else self.server.error.encode()
         self.send_response(status)
@@ -175,6 +183,17 @@ def test_what_is_nowhere_names_all_three_ways(server: Server, tmp_path: Path) ->
         assert way in str(caught.value)
 
 
+@pytest.mark.parametrize(("index", "code"), [("", 2), ("0", 75)])
+def test_a_pod_of_a_job_without_credentials_is_tried_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], index: str, code: int
+) -> None:
+    """Exit 2 would end the Job for all of its pods, when one node's metadata service is away."""
+    monkeypatch.setenv(JOB_INDEX, index)
+    given = ["--params", "{}", "--images", "s3://bucket/p/download/x", "--store", "s3://bucket/p", "--group", "0/1"]
+    assert main(["splat-fit", *given]) == code
+    assert "no credentials for the s3:// address" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
 def test_half_of_a_pair_is_no_credential(
     name: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -246,6 +265,16 @@ def test_a_metadata_service_that_is_busy_is_one(
         store.list()
     server.status = 200
     assert store.list() == []
+
+
+@pytest.mark.parametrize("slow", [1, 2])
+def test_a_metadata_service_that_is_slow_is_one(
+    slow: int, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give("machine", tmp_path, server, monkeypatch)
+    monkeypatch.setattr(components.s3_credentials, "METADATA_TIMEOUTS_S", (0.05, 0.05, 5.0))
+    server.waits = [0.3] * slow
+    assert "the machine's role" in open_connection().credentials.source
 
 
 def test_a_token_file_that_went_away(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import splat2d
 from fleets import PARAMS, fitted, picture_set, profile, run, start
 from picture_sets import commit_images, png_samples
 
@@ -139,6 +140,17 @@ def test_a_store_that_takes_nothing_is_not_the_shards_fault(
     assert len(puts) == 1
     assert fitted(tmp_path) == {}
     assert "Read-only file system; choose a folder that you may read and write" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("index", "code"), [("", 2), ("0", 75)])
+def test_a_machine_without_its_gpu_is_not_the_calls_fault(
+    images: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: str, code: int
+) -> None:
+    """A driver that broke on one node must not end the Job of all."""
+    monkeypatch.setattr(splat2d, "has_cuda", lambda: False)
+    monkeypatch.setenv(JOB_INDEX, index)
+    given = ["--params", profile(device="cuda"), "--images", images.url, "--store", str(tmp_path), "--group", "0/1"]
+    assert main(["splat-fit", *given]) == code
 
 
 def test_a_pool_leaves_what_one_process_leaves(

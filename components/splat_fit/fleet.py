@@ -21,7 +21,7 @@ from components.progress import progress
 from components.report import Report
 from components.signals import interrupted_by_signals
 from components.splat_fit import job as jobs
-from components.splat_fit.stage import Work, cannot_be_fitted, finalise, open_work
+from components.splat_fit.stage import Work, cannot_be_fitted, cuda_takes, finalise, open_work
 from components.splat_fit.tally import Tally
 from components.splat_fit.work import Share, cut, num_groups, pending, read_numbers
 
@@ -67,10 +67,11 @@ def fit(
         with interrupted_by_signals():
             work.metric()  # once, here, and not by each index
             template = _template(cluster, fleet, resources or Resources())
+            pods = _for_pods(params, template)
 
             def body(share: Share) -> dict[str, Any]:
                 source = _address(work.source.url)
-                args = jobs.arguments(params, share, images=source, store=place, output=work.commit.path)
+                args = jobs.arguments(pods, share, images=source, store=place, output=work.commit.path)
                 return jobs.job_body(template, fleet, share, name=name, args=args, image=image)
 
             current = _current(cluster, name, work, fleet, body)
@@ -105,6 +106,13 @@ def cancel(params: SplatFitParams, *, images: str, store: str, fleet: FleetParam
 
 def _address(place: str) -> str:
     return place if "://" in place else os.path.abspath(os.path.expanduser(place))
+
+
+def _for_pods(params: SplatFitParams, template: Mapping[str, Any]) -> SplatFitParams:
+    """The parameters as the pods of the Job take them: those that ask for a GPU fit there, or fail for now."""
+    if params.device == "auto" and cuda_takes(params) and jobs.asks_for_gpu(template):
+        return replace(params, device="cuda")
+    return params
 
 
 def _say(text: str) -> None:

@@ -27,6 +27,7 @@ CONTAINER = "splat-fit"
 TEMPLATE_KEY = "job.yaml"  # in the ConfigMap
 QUEUE = "kueue.x-k8s.io/queue-name"
 MIN_PARALLELISM = "kueue.x-k8s.io/job-min-parallelism"
+GPUS = "nvidia.com/"  # how the names begin by which a pod asks for a GPU with CUDA, or a slice of one
 MANY_INDEXES, MOST_FAILED = 100_000, 10_000  # beyond so many completions Kubernetes wants a limit, of at most so many
 # Of the same shape as in k8s/base, where the template of a cluster comes from, but under the namespace's own account:
 # without an account that it names, no pod could be created.
@@ -125,6 +126,13 @@ def container(body: Mapping[str, Any], where: str) -> dict[str, Any]:
             f"{where}: expected a container named {CONTAINER!r} at spec.template.spec.containers"
         ) from None
     return found
+
+
+def asks_for_gpu(body: Mapping[str, Any]) -> bool:
+    """Whether the pods of a Job get a GPU."""
+    asked = container(body, "the Job").get("resources") or {}
+    amounts = [(name, amount) for kind in ("requests", "limits") for name, amount in (asked.get(kind) or {}).items()]
+    return any(name.startswith(GPUS) and str(amount) != "0" for name, amount in amounts)
 
 
 def arguments(params: SplatFitParams, share: Share, *, images: str, store: str, output: str) -> list[str]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import splat2d
 
 from components.config import SplatFitParams, semantic
-from components.errors import AccessError, PermanentError, SplatClipError, TransientError, UsageError
+from components.errors import AccessError, MachineError, PermanentError, SplatClipError, TransientError, UsageError
 from components.manifest import Artifact, Commit, FileEntry, ShardEntry, open_artifact
 from components.progress import Bar, progress
 from components.report import Report
@@ -237,12 +237,17 @@ def _emit(entry: ShardEntry, bar: Bar) -> None:
         emit(STAGE, bar.done, {"psnr_db": entry.metrics["psnr_db_sum"] / entry.ok, "images_per_s": bar.rate()})
 
 
+def cuda_takes(params: SplatFitParams) -> bool:
+    """Whether a GPU can fit by these parameters."""
+    return not params.target_psnr and not params.reader
+
+
 def device_of(params: SplatFitParams) -> str:
-    """Where this process fits: "cpu" or "cuda"; UsageError for a device that is not there."""
+    """Where this process fits: "cpu" or "cuda"; MachineError for a device that is not there."""
     if params.device == "auto":
-        return "cuda" if splat2d.has_cuda() and not params.target_psnr and not params.reader else "cpu"
+        return "cuda" if splat2d.has_cuda() and cuda_takes(params) else "cpu"
     if params.device == "cuda" and not splat2d.has_cuda():
-        raise UsageError(
+        raise MachineError(
             "splat_fit.device is 'cuda', but splat2d sees no CUDA device or was built without CUDA; "
             "set splat_fit.device to cpu, or install it where nvcc and a GPU are"
         )

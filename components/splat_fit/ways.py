@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from components.errors import AccessError, TransientError, UsageError
+from components.errors import AccessError, MachineError, TransientError, UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -64,13 +64,13 @@ def fit_share(params: Mapping[str, Any], share: str, *, store: str, images: str)
 def _pods_trouble_passes() -> Iterator[None]:
     """In a pod of an Indexed Job: what another pod, on another node or with newer credentials, may be spared.
 
-    It fails for now, as the Job takes 42 for the index's end.
+    It fails for now, as the Job takes 42 for the index's end, and 2 for its own.
     """
     from components.splat_fit.work import JOB_INDEX
 
     try:
         yield
-    except AccessError as error:
+    except (AccessError, MachineError) as error:
         if not os.environ.get(JOB_INDEX):
             raise
         raise TransientError(f"{error} (index {os.environ[JOB_INDEX]}: left to another pod)") from None
