@@ -22,7 +22,7 @@ class UsageError(SplatClipError):
 
 
 class MachineError(UsageError):
-    """This machine lacks what the call names: a device, credentials (exit 2). The same call may work on another."""
+    """Not here what the call names, a device or credentials; the same call may work on another machine (exit 2)."""
 
 
 class PermanentError(SplatClipError):

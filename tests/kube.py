@@ -30,6 +30,7 @@ from conftest import ROOT
 from kubernetes import client
 
 LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+MIN_PARALLELISM = "kueue.x-k8s.io/job-min-parallelism"
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
@@ -79,7 +80,7 @@ def check_job(body: dict[str, Any]) -> None:
         assert spec["maxFailedIndexes"] <= 10_000
         assert spec["parallelism"] <= 10_000
     assert len(json.dumps(body)) < 1_500_000, "larger than etcd takes"
-    least = body["metadata"].get("annotations", {}).get("kueue.x-k8s.io/job-min-parallelism")
+    least = body["metadata"].get("annotations", {}).get(MIN_PARALLELISM)
     assert least is None or 0 <= int(least) < spec["parallelism"], "Kueue's webhook"
     containers = {one["name"] for one in pods["spec"]["containers"]}
     for rule in spec["podFailurePolicy"]["rules"]:
@@ -143,6 +144,7 @@ class Kube:
         self.refuse_pods = ""  # what admission says to every pod
         self.vanish = False  # a complete Job is deleted before anybody sees it, as by a launcher that was quicker
         self.kueue_after_s = 0.0
+        self.kueue_quota = 1000  # pods; a Job that allows it begins with fewer than it asks for, and stays so
         self.token = "right"
         self.closed = False
         self.scratch = Path(tempfile.mkdtemp(prefix="kube-"))
@@ -220,9 +222,11 @@ class Kube:
         if any(one["type"] in {"Complete", "Failed"} for one in status["conditions"]):
             return
         if spec.get("suspend"):
-            label = "kueue.x-k8s.io/queue-name" in state.job["metadata"]["labels"]
-            if label and time.monotonic() - state.job["metadata"]["_made"] > self.kueue_after_s:
-                spec["suspend"] = False
+            about = state.job["metadata"]
+            label = "kueue.x-k8s.io/queue-name" in about["labels"]
+            least = int(about.get("annotations", {}).get(MIN_PARALLELISM, spec["parallelism"]))
+            if label and time.monotonic() - about["_made"] > self.kueue_after_s and self.kueue_quota >= least:
+                spec |= {"suspend": False, "parallelism": min(spec["parallelism"], self.kueue_quota)}
                 self._change("MODIFIED", state)
             return
         if len(state.failed) > spec["maxFailedIndexes"]:

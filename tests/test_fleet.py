@@ -91,6 +91,18 @@ def test_its_life(
     assert len(kube.requests) == before, "what is finished asks nobody"
 
 
+def test_a_job_that_kueue_admits_in_part_says_so(
+    images: Artifact, here: Path, kube: Kube, capfd: pytest.CaptureFixture[str]
+) -> None:
+    template = jobs.built_in(Resources())
+    template["metadata"] = {"annotations": {jobs.MIN_PARALLELISM: "1"}}
+    kube.config_maps["partly"] = {"job.yaml": yaml.safe_dump(template)}
+    kube.exits, kube.kueue_quota = {0: [42], 1: [42]}, 1
+    with pytest.raises(PermanentError):
+        launch(images, here, replace(FLEET, template="partly", queue="fits"))
+    assert capfd.readouterr().err.count("the Job runs 1 pod at once, and 2 were asked for: as Kueue admitted it") == 1
+
+
 @pytest.mark.full
 def test_only_what_is_pending_gets_an_index(images: Artifact, whole: dict[str, bytes], here: Path, kube: Kube) -> None:
     stage.fit_group(SECTION, images=images.url, store=str(here), share=stage.Share(4, (1, 3)))

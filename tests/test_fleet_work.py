@@ -108,7 +108,7 @@ def test_a_cluster_takes_the_job(completions: int) -> None:
     assert spec["parallelism"] == min(32, completions)
     assert (spec["suspend"], spec["activeDeadlineSeconds"], spec["ttlSecondsAfterFinished"]) == (True, 7200, 86400)
     assert made["metadata"]["labels"][jobs.QUEUE] == "fits"
-    assert made["metadata"]["annotations"] == ({jobs.MIN_PARALLELISM: "1"} if completions > 1 else {})
+    assert made["metadata"]["annotations"] == {}, "with a least parallelism Kueue may hold it there to its end"
     assert jobs.share_of(jobs.container(made, "")["args"]) == share
     assert len(json.dumps(made)) < 5000, "ranges, not numbers"
 
@@ -169,6 +169,11 @@ def test_the_template_decides_what_params_do_not() -> None:
     template["spec"]["template"]["spec"]["nodeSelector"] = {"zone": "a"}
     fitter = jobs.container(template, "")
     fitter["image"], fitter["args"] = "registry/theirs@sha256:1", ["--help"]
+    template["metadata"]["annotations"] = {jobs.MIN_PARALLELISM: "4", "note": "a"}
+    for parallelism, notes in ((4, {"note": "a"}), (5, {"note": "a", jobs.MIN_PARALLELISM: "4"})):
+        made = body(FleetParams(parallelism=parallelism), Share(9, tuple(range(9))), template)
+        check_job(made)
+        assert made["metadata"]["annotations"] == notes, "what Kueue would refuse is left out"
     made = body(FleetParams(), Share(1, (0,)), template)
     check_job(made)
     assert made["metadata"]["name"] == NAME

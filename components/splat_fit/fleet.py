@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +76,7 @@ def fit(
 
             current = _current(cluster, name, work, fleet, body)
             if current is not None:
-                ended, speeds = _wait(cluster, current, work)
+                ended, speeds = _wait(cluster, current, work, fleet.parallelism)
                 if ended is not None:
                     _judge(cluster, ended, work)
                     cluster.delete(name, ended["metadata"]["uid"])
@@ -175,36 +175,48 @@ def _end(job: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 @dataclass
 class _Start:
-    """Says why nothing runs, once each. since: when something last ran, an index ended or the Job was suspended."""
+    """Says why nothing runs, or less than asked for, once each.
+
+    asked: pods at once; since: when something last ran, an index ended or the Job was suspended.
+    """
 
     cluster: Cluster
+    asked: int
     since: float
     said: set[str]
     succeeded: int = 0
 
     def look(self, job: Mapping[str, Any]) -> None:
-        status = job.get("status") or {}
-        texts: Sequence[str] = ()
-        succeeded = status.get("succeeded") or 0
-        if (job.get("spec") or {}).get("suspend"):
+        spec, status = job.get("spec") or {}, job.get("status") or {}
+        texts: list[str] = []
+        succeeded, at_once = status.get("succeeded") or 0, spec.get("parallelism", self.asked)
+        if at_once < self.asked and not spec.get("suspend"):  # Kueue's partial admission is for the Job's whole life
+            texts.append(
+                f"the Job runs {at_once} pod{'s' * (at_once > 1)} at once, and {self.asked} were asked for: as Kueue "
+                "admitted it, or as another call made it; it stays so to its end, or till --cancel and the "
+                "same command make another"
+            )
+        if spec.get("suspend"):
             queue = (job["metadata"].get("labels") or {}).get(jobs.QUEUE, "")
-            texts = [f"the Job is suspended{f': it waits in queue {queue}' if queue else ''}"]
+            texts += [f"the Job is suspended{f': it waits in queue {queue}' if queue else ''}"]
             self.since = time.monotonic()
         elif status.get("ready") or succeeded != self.succeeded:
             self.since, self.succeeded = time.monotonic(), succeeded
         elif time.monotonic() - self.since > SLOW_START_S:
             self.since = time.monotonic()
-            texts = self.cluster.why_idle(job)
+            texts += self.cluster.why_idle(job)
         for text in texts:
             if text not in self.said:
                 self.said.add(text)
                 _say(text)
 
 
-def _wait(cluster: Cluster, job: dict[str, Any], work: Work) -> tuple[dict[str, Any] | None, dict[str, float]]:
+def _wait(
+    cluster: Cluster, job: dict[str, Any], work: Work, parallelism: int
+) -> tuple[dict[str, Any] | None, dict[str, float]]:
     """The Job as it ended, and how fast it was while it was watched; None where another launcher has ended it."""
     name = job["metadata"]["name"]
-    start = _Start(cluster, time.monotonic(), set())
+    start = _Start(cluster, min(parallelism, job["spec"]["completions"]), time.monotonic(), set())
     pictures = {entry.index: entry.ok for entry in work.shards}
     first = sum(pictures.get(index, 0) for index in work.commit.done_indexes())
     with progress("splat-fit", total=sum(pictures.values()), unit="pictures", start=first) as bar:

@@ -169,8 +169,9 @@ def job_body(
     if fleet.queue:
         labels[QUEUE] = fleet.queue
     at_once = min(fleet.parallelism, number)
-    if QUEUE in labels and at_once > 1:  # Kueue refuses a least number that is not below the parallelism
-        notes.setdefault(MIN_PARALLELISM, "1")  # begin with what quota there is
+    least = str(notes.get(MIN_PARALLELISM, ""))
+    if least.isdecimal() and int(least) >= at_once:  # which Kueue refuses
+        del notes[MIN_PARALLELISM]
     body["metadata"] = {"name": name, "labels": labels, "annotations": notes}
     body.pop("status", None)
     spec = body["spec"]
