@@ -14,6 +14,7 @@ from flows import put_teacher
 from picture_sets import picture, sample
 from safetensors.numpy import load, save
 
+from components import openclip
 from components.config import DownloadParams, SplatFitParams
 from components.download.stage import run as download
 from components.entries import sha256_bytes, stored_name
@@ -106,9 +107,11 @@ def test_a_later_call_fits_under_the_same_metric(flow: dict[str, str], monkeypat
         raise AssertionError("it is there")
 
     monkeypatch.setattr(reader_module, "_estimated", never)
+    monkeypatch.setattr(openclip, "load_teacher", never)
     assert run(wanted, images=flow["images"], store=flow["store"]).manifest_sha256 == first.manifest_sha256
     (root / "manifest.json").unlink()
-    for junk in (b"junk", save({"rows": np.zeros((2, 48), np.float32)}), save({"rows": np.ones((2, 7), np.float32)})):
+    made = [np.zeros((2, 48)), np.ones((2, 7)), np.ones((2, 0)), np.ones(48), np.ones((2, 3 * 5**2))]  # the last: of 16
+    for junk in (b"junk", save({"rows": np.ones((2, 48))}), *(save({"rows": one.astype(np.float32)}) for one in made)):
         [place] = (root / "reader").iterdir()
         place.write_bytes(junk)
         with pytest.raises(PermanentError, match=f"{place.name}: damaged: its name has another sum; delete it"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +11,6 @@ from components.entries import stored_name
 from components.errors import PermanentError, UsageError
 from components.manifest import Artifact, Commit, FileEntry, open_artifact, sha256_bytes
 from components.store import Store, StoreNotFound, open_store
-
-if TYPE_CHECKING:
-    from components.openclip import LoadedTeacher
 
 FILE, TENSOR = "reader/metric.safetensors", "rows"  # in a folder of its own, which is listed before the shards are
 NUM_PICTURES = 300  # the estimate's spread over other pictures is then well below what the metric gains
@@ -40,11 +36,45 @@ def reader_metric(reader: Artifact, commit: Commit, side: int) -> tuple[Rows, Fi
     """Rows [K, 3 P^2] for `splat2d.fit(metric=)` (components/patch_metric.py), and their file's entry.
 
     side: of the pictures to be fitted, in pixels. Estimated on the first pictures that the teacher was trained on,
-    whatever set is fitted. What lies under the prefix is used, whoever put it there (the first by name): what goes on
-    later, or beside, fits under the same metric. UsageError for a teacher that reads other pictures, PermanentError
-    for a damaged file.
+    whatever set is fitted. What lies under the prefix is used, whoever put it there (the first by name), and the
+    teacher not even loaded: what goes on later, or beside, fits under the same metric. UsageError for a teacher that
+    reads other pictures, PermanentError for a damaged file.
     """
-    from components.openclip import load_teacher
+    folder = f"{FILE.partition('/')[0]}/"
+    if not commit.store.list(folder):
+        from safetensors.numpy import save
+
+        commit.put_file(FILE, save({TENSOR: _estimated(reader, commit.root, side)}))
+    place = commit.store.list(folder)[0]
+    data = commit.store.get_bytes(place)
+    entry = FileEntry(name=FILE, sha256=sha256_bytes(data), bytes=len(data), stored=place)
+    if place != stored_name(FILE, entry.sha256):
+        raise PermanentError(f"{commit.url}/{place}: damaged: its name has another sum; delete it and run again")
+    return _rows(data, side, f"{commit.url}/{place}"), entry
+
+
+def _rows(data: bytes, side: int, where: str) -> Rows:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        rows: Rows = load(data)[TENSOR]
+    except (SafetensorError, KeyError) as error:
+        raise PermanentError(f"{where}: not a reader's metric ({error!r}); delete it and run again") from error
+    patch = math.isqrt(rows.shape[-1] // 3) if rows.ndim == 2 else 0
+    tiles = patch > 0 and rows.shape[-1] == 3 * patch**2 and side % patch == 0
+    if rows.dtype != np.float32 or not tiles or not 0 < np.square(rows).sum() < math.inf:
+        raise PermanentError(
+            f"{where}: not a reader's metric: expected float32 [K, 3 P^2], finite and not all zero, of patches that "
+            f"tile {side} x {side} pixels, got {rows.dtype} {list(rows.shape)}; delete this prefix and run again"
+        )
+    return rows
+
+
+def _estimated(reader: Artifact, root: Store, side: int) -> Rows:
+    from components.loader import ImageSet
+    from components.openclip import load_teacher, normalize_images
+    from components.patch_metric import patch_metric
 
     teacher = load_teacher(reader)
     patch = int(teacher.model.visual.conv1.kernel_size[0])
@@ -54,41 +84,6 @@ def reader_metric(reader: Artifact, commit: Commit, side: int) -> tuple[Rows, Fi
             f"{patch}, but those to be fitted have a side of {side}; set download.image_size to match, or fit without "
             "a reader"
         )
-    folder = f"{FILE.partition('/')[0]}/"
-    if not commit.store.list(folder):
-        from safetensors.numpy import save
-
-        commit.put_file(FILE, save({TENSOR: _estimated(teacher, reader, commit.root)}))
-    place = commit.store.list(folder)[0]
-    data = commit.store.get_bytes(place)
-    entry = FileEntry(name=FILE, sha256=sha256_bytes(data), bytes=len(data), stored=place)
-    if place != stored_name(FILE, entry.sha256):
-        raise PermanentError(f"{commit.url}/{place}: damaged: its name has another sum; delete it and run again")
-    return _rows(data, patch, f"{commit.url}/{place}"), entry
-
-
-def _rows(data: bytes, patch: int, where: str) -> Rows:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    try:
-        rows: Rows = load(data)[TENSOR]
-    except (SafetensorError, KeyError) as error:
-        raise PermanentError(f"{where}: not a reader's metric ({error!r}); delete it and run again") from error
-    width = 3 * patch**2
-    if rows.dtype != np.float32 or rows.ndim != 2 or rows.shape[1] != width or not 0 < np.square(rows).sum() < math.inf:
-        raise PermanentError(
-            f"{where}: not a reader's metric: expected float32 [K, {width}], finite and not all zero, got {rows.dtype} "
-            f"{list(rows.shape)}; delete this prefix and run again"
-        )
-    return rows
-
-
-def _estimated(teacher: LoadedTeacher, reader: Artifact, root: Store) -> Rows:
-    from components.loader import ImageSet
-    from components.openclip import normalize_images
-    from components.patch_metric import patch_metric
-
     teacher.model.requires_grad_(False)
     pictures = ImageSet(_pictures(reader, root), "train", limit=NUM_PICTURES, image_size=teacher.image_size)
     (batch,) = pictures.batches(len(pictures), shuffle=False)
