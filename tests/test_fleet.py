@@ -12,18 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from fleets import PARAMS, fitted, picture_set, profile, run, start
 from kube import Kube, a_cluster
+from safetensors.numpy import save
 
 from components.cluster_params import Resources
 from components.config import SplatFitParams
 from components.errors import PermanentError, TransientError, UsageError
 from components.fleet_params import FleetParams
-from components.manifest import Artifact
-from components.splat_fit import cluster, fleet, stage
+from components.manifest import Artifact, Commit
+from components.splat_fit import cluster, fleet, reader, stage
 from components.splat_fit import job as jobs
+from components.store import FolderStore
 
 SECTION = SplatFitParams(**PARAMS)
 FLEET = FleetParams(shards_per_index=2, parallelism=2, backoff=1, max_failed=0.5, template="")
@@ -164,6 +167,22 @@ def test_wrong_usage_ends_the_job_at_once(images: Artifact, here: Path, kube: Ku
     kube.exits = {0: [2]}
     with pytest.raises(PermanentError, match="PodFailurePolicy"):
         launch(images, here)
+
+
+def test_pods_get_a_reader_that_they_reach(images: Artifact, here: Path, kube: Kube) -> None:
+    """Given as a copy of its manifest, which lies on the launcher's machine alone."""
+    teacher = Commit(FolderStore(str(here / "store")), stage="train_teacher", version=1, params={}, inputs={})
+    made = teacher.finalise(shards=[], files=[teacher.put_file("config.json", b"{}")], metrics={})
+    copy = here / "teacher.json"
+    copy.write_bytes(made.manifest.to_bytes())
+    section = replace(SECTION, reader=str(copy), reader_weight=1.0)
+    rows = save({"rows": np.ones((1, 48), np.float32)})
+    stage.open_work(section, images.url, str(here / "store")).commit.put_file(reader.FILE, rows)
+    kube.exits = {0: [0]}
+    with pytest.raises(TransientError, match="not fitted yet"):
+        launch(images, here / "store", ONE, section)
+    given = jobs.container(kube.created[0], "")["args"]
+    assert json.loads(given[given.index("--params") + 1])["splat_fit"]["reader"] == made.url
 
 
 def test_pods_that_get_a_gpu_do_not_fall_back_to_the_cpu(images: Artifact, here: Path, kube: Kube) -> None:

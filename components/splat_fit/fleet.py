@@ -67,7 +67,7 @@ def fit(
         with interrupted_by_signals():
             work.metric()  # once, here, and not by each index
             template = _template(cluster, fleet, resources or Resources())
-            pods = _for_pods(params, template)
+            pods = _for_pods(params, work, template)
 
             def body(share: Share) -> dict[str, Any]:
                 source = _address(work.source.url)
@@ -108,10 +108,15 @@ def _address(place: str) -> str:
     return place if "://" in place else os.path.abspath(os.path.expanduser(place))
 
 
-def _for_pods(params: SplatFitParams, template: Mapping[str, Any]) -> SplatFitParams:
-    """The parameters as the pods of the Job take them: those that ask for a GPU fit there, or fail for now."""
+def _for_pods(params: SplatFitParams, work: Work, template: Mapping[str, Any]) -> SplatFitParams:
+    """The parameters as the pods of the Job take them: a reader that lies where they reach it, and not here alone.
+
+    Pods that ask for a GPU fit there, or fail for now.
+    """
+    if work.reader is not None:
+        params = replace(params, reader=_address(work.reader.url))
     if params.device == "auto" and cuda_takes(params) and jobs.asks_for_gpu(template):
-        return replace(params, device="cuda")
+        params = replace(params, device="cuda")
     return params
 
 
