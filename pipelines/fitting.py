@@ -39,8 +39,9 @@ def fit(
     if reader:  # but holds the teacher, whose metric it works out
         light = replace(light, cpu=asked.cpu, memory=asked.memory, scratch=asked.scratch)
     if fleet.executor == "job":
-        how = {"fleet": asdict(fleet), "resources": json.loads(json.dumps(asdict(asked))), "image": placing.image}
-        task = splat_fit_job(step=step, **how, **given)
+        sections: dict[str, Any] = {"fleet": fleet, "resources": asked, "cluster": placing.cluster}
+        how = {name: json.loads(json.dumps(asdict(section))) for name, section in sections.items()}
+        task = splat_fit_job(step=step, image=placing.image, **how, **given)
         waits = replace(light, timeout_h=LONGEST_H)
         return placing.settle(task, step, STAGE, asked=waits, role=LAUNCHER).after(*earlier)
     if fleet.executor == "task" or step != STAGE:  # no second loop: a run of 56 tasks can outgrow etcd

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ from kube import a_cluster
 
 from components.config import SplatFitParams
 from components.params import load_params
-from components.splat_fit import stage
+from components.splat_fit import stage, ways
 from pipelines import client, fitting
 
 SCRIPT = """
@@ -98,7 +99,8 @@ def test_who_works_out_a_readers_metric_has_room_for_the_teacher(tmp_path: Path,
 
 
 def test_the_graph_of_a_job_compiles(tmp_path: Path) -> None:
-    params = load_params(ROOT / "params.yaml", ["fleet.executor=job", "fleet.queue=fits", "fleet.timeout_h=2"])
+    chosen = ["fleet.executor=job", "fleet.queue=fits", "fleet.timeout_h=2", "cluster.store_secret=theirs"]
+    params = load_params(ROOT / "params.yaml", [*chosen, "cluster.image_pull_secrets=[registry]"])
     client.compile_pipeline(params, tmp_path / "p.yaml", image="registry/splatclip-python@sha256:" + "0" * 64)
     text, *_ = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
     task = next(
@@ -108,6 +110,9 @@ def test_the_graph_of_a_job_compiles(tmp_path: Path) -> None:
     given = {name: one.get("runtimeValue", {}).get("constant") for name, one in task["inputs"]["parameters"].items()}
     assert given["fleet"]["queue"] == "fits"
     assert given["image"].endswith("0" * 64)
+    work = ways.in_job(*(given[name] for name in ("fleet", "resources", "cluster", "image")))
+    assert isinstance(work, functools.partial)
+    assert work.keywords["pods_have"] == params.cluster
     executor = text["deploymentSpec"]["executors"][text["components"]["comp-splat-fit-job"]["executorLabel"]]
     assert executor["container"]["resources"]["cpuLimit"] == 1.0, "it fits nothing itself"
     _, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())

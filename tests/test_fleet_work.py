@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kube import check_job, numbers
 
-from components.cluster_params import Resources
+from components.cluster_params import ClusterParams, Resources
 from components.config import SplatFitParams
 from components.entries import canonical
 from components.errors import PermanentError, UsageError
@@ -150,17 +150,34 @@ def test_pods_are_restricted_and_ask_for_what_params_say() -> None:
         assert {f"app.kubernetes.io/{word}" for word in words} <= {*labels}
 
 
-def test_the_commands_job_may_go_to_spot_nodes_too() -> None:
+def test_the_commands_job_has_what_a_pipelines_steps_have() -> None:
     values = {
         "resources": {"splat_fit": {"spot": True, "tolerations": ["gpu"]}},
-        "cluster": {"spot_node_selector": ["spot=true"], "spot_tolerations": ["spot:NoSchedule"]},
+        "cluster": {
+            "spot_node_selector": ["spot=true"],
+            "spot_tolerations": ["spot:NoSchedule"],
+            "store_secret": "theirs",
+            "image_pull_policy": "Always",
+            "image_pull_secrets": ["registry"],
+            "run_as_user": 1001,
+            "run_as_group": 1002,
+        },
     }
     args = argparse.Namespace(processes=0, finalise=False, job=True)
     work = ways.chosen(args, params_from_dict(values))
     assert isinstance(work, functools.partial)
-    pod = jobs.built_in(work.keywords["resources"])["spec"]["template"]["spec"]
+    template = jobs.built_in(work.keywords["resources"], work.keywords["pods_have"])
+    check_job(body(FleetParams(), Share(1, (0,)), template))
+    pod = template["spec"]["template"]["spec"]
     assert pod["nodeSelector"] == {"spot": "true"}
     assert [one["key"] for one in pod["tolerations"]] == ["gpu", "spot"]
+    (fitter,) = pod["containers"]
+    assert fitter["envFrom"] == [{"secretRef": {"name": "theirs", "optional": True}}]
+    assert (fitter["imagePullPolicy"], pod["imagePullSecrets"]) == ("Always", [{"name": "registry"}])
+    assert (pod["securityContext"]["runAsUser"], pod["securityContext"]["runAsGroup"]) == (1001, 1002)
+    plain = jobs.built_in(Resources(), ClusterParams(store_secret=""))["spec"]["template"]["spec"]
+    assert not {"envFrom", "imagePullPolicy"} & {*plain["containers"][0]}
+    assert {*plain["securityContext"]} == {"runAsNonRoot", "seccompProfile"}
 
 
 def test_the_template_decides_what_params_do_not() -> None:

@@ -34,6 +34,7 @@ def splat_fit_job(
     params: dict,
     fleet: dict,
     resources: dict,
+    cluster: dict,
     image: str,
     images: Input[Dataset],
     splats: Output[Dataset],
@@ -43,7 +44,7 @@ def splat_fit_job(
     from components.kfp_base import log, run
     from components.splat_fit.ways import in_job
 
-    work = in_job(fleet, resources, image)
+    work = in_job(fleet, resources, cluster, image)
     done = run(step, params, store=store, tracking=tracking, run_id=run_id, work=work, images=images)
     log(done, splats, metrics)
 

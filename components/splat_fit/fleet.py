@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from components.cluster_params import Resources
+from components.cluster_params import ClusterParams, Resources
 from components.config import SplatFitParams
 from components.errors import Interrupted, PermanentError, TransientError, UsageError
 from components.fleet_params import FleetParams
@@ -42,11 +42,13 @@ def fit(
     store: str,
     fleet: FleetParams,
     resources: Resources | None = None,
+    pods_have: ClusterParams | None = None,
     image: str = "",
 ) -> Report:
     """As the stage's run, by an Indexed Job.
 
-    resources: of a pod where the cluster has no template; image: the pipeline's, for the pods.
+    resources: of a pod where the cluster has no template, and pods_have what all have in common; image: the
+    pipeline's, for the pods.
     A Job that does this work already is waited for, whoever made it; UsageError if it does so with another image or
     other arguments. SIGTERM and Ctrl-C end the waiting (Interrupted) and leave the Job at work. PermanentError where
     indexes failed for good: it names their shards and the reasons; what is done is kept. TransientError where the
@@ -66,7 +68,7 @@ def fit(
     try:
         with interrupted_by_signals():
             work.metric()  # once, here, and not by each index
-            template = _template(cluster, fleet, resources or Resources())
+            template = _template(cluster, fleet) or jobs.built_in(resources or Resources(), pods_have)
             pods = _for_pods(params, work, template)
 
             def body(share: Share) -> dict[str, Any]:
@@ -124,14 +126,15 @@ def _say(text: str) -> None:
     print(f"splat-fit: {text}", file=sys.stderr, flush=True)
 
 
-def _template(cluster: Cluster, fleet: FleetParams, resources: Resources) -> dict[str, Any]:
+def _template(cluster: Cluster, fleet: FleetParams) -> dict[str, Any] | None:
+    """The cluster's; None where it has none."""
     if fleet.template:
         text = cluster.template(fleet.template, jobs.TEMPLATE_KEY)
         where = f"ConfigMap {fleet.template} in namespace {cluster.namespace}"
         if text is not None:
             return jobs.read_template(text, f"{where}, {jobs.TEMPLATE_KEY}")
         _say(f"there is no {where}; the built-in template is used")
-    return jobs.built_in(resources)
+    return None
 
 
 def _current(cluster: Cluster, name: str, work: Work, fleet: FleetParams, body: Any) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from typing import Any
 
 from components import yaml_text
-from components.cluster_params import Resources, labels, toleration
+from components.cluster_params import ClusterParams, Resources, labels, toleration
 from components.config import SplatFitParams
 from components.errors import PermanentError, UsageError
 from components.fleet_params import FleetParams
@@ -65,8 +65,6 @@ spec:
         command: [splatclip]
         env:
         - {name: HOME, value: /tmp}
-        envFrom:
-        - secretRef: {name: splatclip-store, optional: true}
         securityContext:
           allowPrivilegeEscalation: false
           readOnlyRootFilesystem: true
@@ -81,8 +79,12 @@ def job_name(output: str, store: str) -> str:
     return f"{CONTAINER}-{output.rpartition('/')[2]}-{sha256_bytes(store.encode())[:6]}"
 
 
-def built_in(resources: Resources) -> dict[str, Any]:
-    """The template where the cluster has none: its pods ask for what params say, and go where those send them."""
+def built_in(resources: Resources, cluster: ClusterParams | None = None) -> dict[str, Any]:
+    """The template where the cluster has none: its pods ask for what params say, and go where those send them.
+
+    cluster: what they have in common with a pipeline's steps; their defaults where it is not given.
+    """
+    known = cluster or ClusterParams()
     template: dict[str, Any] = yaml_text.parse(BUILT_IN, "the built-in template")
     asked = {
         "cpu": f"{round(resources.cpu * 1000)}m",
@@ -90,8 +92,16 @@ def built_in(resources: Resources) -> dict[str, Any]:
         "ephemeral-storage": resources.scratch,
     }
     gpus = {resources.accelerator: str(resources.gpus)} if resources.gpus else {}
-    container(template, "the built-in template")["resources"] = {"requests": asked | gpus, "limits": asked | gpus}
-    pod = template["spec"]["template"]["spec"]
+    fitter, pod = container(template, "the built-in template"), template["spec"]["template"]["spec"]
+    fitter["resources"] = {"requests": asked | gpus, "limits": asked | gpus}
+    if known.store_secret:
+        fitter["envFrom"] = [{"secretRef": {"name": known.store_secret, "optional": True}}]
+    if known.image_pull_policy:
+        fitter["imagePullPolicy"] = known.image_pull_policy
+    if known.image_pull_secrets:
+        pod["imagePullSecrets"] = [{"name": name} for name in known.image_pull_secrets]
+    numbers = {"runAsUser": known.run_as_user, "runAsGroup": known.run_as_group}
+    pod["securityContext"] |= {name: number for name, number in numbers.items() if number}
     pod["volumes"] = [{"name": "scratch", "emptyDir": {"sizeLimit": resources.scratch}}]
     pod["nodeSelector"] = labels(resources.node_selector, "resources.splat_fit.node_selector")
     pod["tolerations"] = [_toleration(text) for text in resources.tolerations]

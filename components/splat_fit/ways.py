@@ -34,19 +34,24 @@ def chosen(args: argparse.Namespace, params: Params) -> Work | None:
         from components.splat_fit.fleet import fit as fit_in_job
 
         resources = placed(params.resources.splat_fit, params.cluster)
-        return partial(fit_in_job, fleet=params.fleet, resources=resources)
+        return partial(fit_in_job, fleet=params.fleet, resources=resources, pods_have=params.cluster)
     return None
 
 
-def in_job(fleet: Mapping[str, Any], resources: Mapping[str, Any], image: str) -> Work:
+def in_job(fleet: Mapping[str, Any], resources: Mapping[str, Any], cluster: Mapping[str, Any], image: str) -> Work:
     """The Indexed Job as what stands in for the stage's run; all as the pipeline gives it."""
-    from components.cluster_params import Resources
+    from components.cluster_params import ClusterParams, Resources
     from components.fleet_params import FleetParams
     from components.params import section_from_dict
     from components.splat_fit.fleet import fit
 
-    section = section_from_dict(FleetParams, fleet, "fleet")
-    return partial(fit, fleet=section, resources=section_from_dict(Resources, resources, "resources"), image=image)
+    return partial(
+        fit,
+        fleet=section_from_dict(FleetParams, fleet, "fleet"),
+        resources=section_from_dict(Resources, resources, "resources"),
+        pods_have=section_from_dict(ClusterParams, cluster, "cluster"),
+        image=image,
+    )
 
 
 def fit_share(params: Mapping[str, Any], share: str, *, store: str, images: str) -> str:
