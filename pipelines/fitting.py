@@ -12,6 +12,7 @@ from typing import Any
 
 from kfp import dsl
 
+from components.errors import UsageError
 from components.fleet_params import FleetParams
 from components.splat_fit.component import splat_fit, splat_fit_finalise, splat_fit_group, splat_fit_job
 from pipelines.placing import LAUNCHER, Placing
@@ -32,6 +33,7 @@ def fit(
     """The task whose outputs are the step's.
 
     given: the component's arguments; earlier: tasks that come first; reader: params name one, as they are compiled.
+    Raises UsageError for groups on spot nodes, of which the first pod that is lost would end the run.
     """
     asked = placing.asked(STAGE)
     # of a step that fits nothing: no GPU's node; a manifest of 128,000 shards takes 1.5 GB
@@ -46,6 +48,11 @@ def fit(
         return placing.settle(task, step, STAGE, asked=waits, role=LAUNCHER).after(*earlier)
     if fleet.executor == "task" or step != STAGE:  # no second loop: a run of 56 tasks can outgrow etcd
         return placing.settle(splat_fit(step=step, **given), step, STAGE).after(*earlier)
+    if placing.resources.splat_fit.spot and not placing.local:
+        raise UsageError(
+            "resources.splat_fit.spot is true and fleet.executor 'groups': Kubeflow does not replace the pods of a "
+            "loop, so that the first one that is preempted ends the run; choose executor job or task, or spot false"
+        )
     needed = {name: value for name, value in given.items() if name in {"store", "params", "images"}}
     at_once = 1 if placing.local else min(fleet.parallelism, fleet.groups)
     shares = [f"{number}/{fleet.groups}" for number in range(fleet.groups)]

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from conftest import ROOT
 from fleets import PARAMS, fitted, picture_set
 from kube import a_cluster
 
+from components.cluster_params import ClusterParams, Resources
 from components.config import SplatFitParams
+from components.errors import UsageError
 from components.params import load_params
 from components.splat_fit import stage, ways
 from pipelines import client, fitting
 
+SPOT = ClusterParams(spot_node_selector=("spot=true",))
 SCRIPT = """
 import sys, json
 from kfp import dsl, local
@@ -81,6 +85,9 @@ def test_the_graph_of_groups_compiles(tmp_path: Path) -> None:
         items = json.loads(loop["parameterIterator"]["items"]["raw"])
         assert items == [f"{i}/32" for i in range(32)]
     names = {task["taskInfo"]["name"] for task in tasks.values()}
+    spot = replace(params, resources=replace(params.resources, splat_fit=Resources(spot=True)), cluster=SPOT)
+    with pytest.raises(UsageError, match=r"resources\.splat_fit\.spot is true and fleet\.executor 'groups'"):
+        client.compile_pipeline(spot, tmp_path / "p.yaml")
     assert {"splat_fit", "splat_fit_eval", "train_adapter", "zero_shot_eval"} <= names, "the step is called as ever"
 
 
