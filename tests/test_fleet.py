@@ -297,6 +297,18 @@ def test_no_cluster(images: Artifact, here: Path, monkeypatch: pytest.MonkeyPatc
         launch(images, here)
 
 
+def test_a_kubeconfig_that_is_named_comes_before_the_pods_own_account(
+    images: Artifact, here: Path, kube: Kube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "192.0.2.1")
+    assert "there is no Job" in fleet.cancel(SECTION, images=images.url, store=str(here), fleet=FLEET)
+    monkeypatch.delenv("KUBECONFIG")
+    with pytest.raises(
+        UsageError, match=r"no way to a cluster: this pod's service account: .*kubeconfig in KUBECONFIG"
+    ):
+        fleet.cancel(SECTION, images=images.url, store=str(here), fleet=FLEET)
+
+
 def test_a_template_that_a_cluster_refuses(images: Artifact, here: Path, kube: Kube) -> None:
     template = jobs.built_in(Resources())
     template["spec"]["template"]["spec"]["restartPolicy"] = "OnFailure"

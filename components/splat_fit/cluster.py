@@ -35,13 +35,13 @@ class Cluster:
     def __init__(self, namespace: str = "") -> None:
         settings = client.Configuration()
         settings.retries = False  # tried again here, where it is counted
-        inside = bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
+        file = os.environ.get("KUBECONFIG") or None  # the client itself looks when it is imported
+        inside = file is None and bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
         try:
             if inside:
                 config.load_incluster_config(client_configuration=settings)
                 found = NAMESPACE_FILE.read_text(encoding="utf-8").strip() if not namespace else ""
             else:
-                file = os.environ.get("KUBECONFIG") or None  # the client looks when it is imported
                 config.load_kube_config(file, client_configuration=settings)
                 found = config.list_kube_config_contexts(file)[1]["context"].get("namespace", "")
         except (ConfigException, OSError) as error:
