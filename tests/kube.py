@@ -143,6 +143,7 @@ class Kube:
         self.refuse_jobs = ""  # what admission says to every Job
         self.refuse_pods = ""  # what admission says to every pod
         self.vanish = False  # a complete Job is deleted before anybody sees it, as by a launcher that was quicker
+        self.finalizer = ""  # of somebody who never takes it away: what is deleted stays
         self.kueue_after_s = 0.0
         self.kueue_quota = 1000  # pods; a Job that allows it begins with fewer than it asks for, and stays so
         self.token = "right"
@@ -361,6 +362,11 @@ class Kube:
                 if uid not in {None, state.job["metadata"]["uid"]}:
                     raise Refused(409, "Conflict", "the UID in the precondition does not match")
                 assert body["propagationPolicy"] == "Background", "else its pods stay"
+                if self.finalizer:
+                    about = {"finalizers": [self.finalizer], "deletionTimestamp": "2026-01-01T00:00:00Z"}
+                    state.job["metadata"] |= about
+                    self._change("MODIFIED", state)
+                    return self._shown(state.job)
                 del self.jobs[name]
                 for pod in state.running:
                     pod.process.send_signal(signal.SIGTERM)

@@ -111,15 +111,15 @@ class Cluster:
         made: dict[str, Any] = self._json("create jobs", self._jobs.create_namespaced_job, self.namespace, dict(body))
         return made
 
-    def delete(self, name: str, uid: str) -> None:
-        """Delete a Job and its pods, and wait until it is gone. uid: that very one, and no later one of its name."""
+    def delete(self, name: str, uid: str, *, wait: bool = True) -> None:
+        """Delete a Job and its pods. uid: that very one, and no later one of its name; wait: until it is gone."""
         options = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
         with suppress(Exists):  # another one by now
             self._json(
                 "delete jobs", self._jobs.delete_namespaced_job, name, self.namespace, body=options, missing=True
             )
         until = time.monotonic() + GONE_S
-        while (there := self.job(name)) is not None and there["metadata"]["uid"] == uid:
+        while wait and (there := self.job(name)) is not None and there["metadata"]["uid"] == uid:
             if time.monotonic() > until:
                 raise TransientError(
                     f"Kubernetes: Job {name} was deleted {GONE_S:.0f} s ago and is still there, with finalizers "

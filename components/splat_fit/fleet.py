@@ -81,8 +81,8 @@ def fit(
                 ended, speeds = _wait(cluster, current, work, fleet.parallelism)
                 if ended is not None:
                     _judge(cluster, ended, work)
-                    cluster.delete(name, ended["metadata"]["uid"])
             report = finalise(params, images=images, store=store, work=work, speeds=speeds)
+            _clear(cluster, name)
     except Interrupted as error:
         raise Interrupted(
             f"{str(error).partition(';')[0]}; Job {name} in namespace {cluster.namespace} goes on by itself: "
@@ -138,7 +138,7 @@ def _template(cluster: Cluster, fleet: FleetParams) -> dict[str, Any] | None:
 
 
 def _current(cluster: Cluster, name: str, work: Work, fleet: FleetParams, body: Any) -> dict[str, Any] | None:
-    """The Job at work, found or made; None where nothing is left to fit. One that has ended makes room for the rest."""
+    """The Job at work, found or made; None where nothing is left to fit. One that has ended makes room for another."""
     from components.splat_fit.cluster import Exists
 
     total = num_groups(len(work.shards), fleet.shards_per_index)
@@ -155,13 +155,12 @@ def _current(cluster: Cluster, name: str, work: Work, fleet: FleetParams, body: 
             return there
         done = work.commit.done()
         todo = pending(work.shards, done, total)
-        if there is not None:
-            if todo:
-                end = _end(there) or {}
-                _say(f"Job {name} has ended ({end.get('reason') or end.get('type')}); another one does what is left")
-            cluster.delete(name, there["metadata"]["uid"])
         if not todo:
             return None
+        if there is not None:
+            end = _end(there) or {}
+            _say(f"Job {name} has ended ({end.get('reason') or end.get('type')}); another one does what is left")
+            cluster.delete(name, there["metadata"]["uid"])
         try:
             made = cluster.create(body(Share(total, tuple(todo))))
         except Exists:  # by another launcher, or by this one's request whose answer was lost
@@ -172,6 +171,16 @@ def _current(cluster: Cluster, name: str, work: Work, fleet: FleetParams, body: 
         )
         return made
     raise TransientError(f"Job {name} in namespace {cluster.namespace} is made and ended by others again and again")
+
+
+def _clear(cluster: Cluster, name: str) -> None:
+    """Delete the Job that has ended: its work is finished, so that nothing waits for it to be gone, nor fails by it."""
+    try:
+        there = cluster.job(name)
+        if there is not None and _end(there) is not None:
+            cluster.delete(name, there["metadata"]["uid"], wait=False)
+    except (PermanentError, TransientError) as error:
+        _say(f"Job {name} in namespace {cluster.namespace} has done its work and stays for a while: {error}")
 
 
 def _end(job: Mapping[str, Any]) -> Mapping[str, Any] | None:
