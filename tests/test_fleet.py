@@ -344,6 +344,19 @@ def test_a_template_that_a_cluster_refuses(images: Artifact, here: Path, kube: K
         launch(images, here, replace(FLEET, template="theirs"))
 
 
+def test_a_store_has_one_job_however_it_is_written(
+    images: Artifact, here: Path, kube: Kube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):  # nobody is asked
+        monkeypatch.setenv(name, "test")
+    said = {
+        fleet.cancel(SECTION, images=images.url, store=store, fleet=FLEET)
+        for store in ("s3://bucket/p", "s3://bucket/p/", "s3://bucket//p")
+    }
+    assert len(said) == 1
+    assert said.pop().startswith("there is no Job splat-fit-")
+
+
 @pytest.mark.full
 def test_a_job_of_another_image_is_not_taken_over(images: Artifact, here: Path, kube: Kube) -> None:
     kube.hold = True

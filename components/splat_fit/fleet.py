@@ -62,7 +62,7 @@ def fit(
     if finished is not None:
         return work.report(finished, started, cached=True)
     cluster = Cluster(fleet.namespace)
-    place = _address(store)
+    place = _place(work)
     name = jobs.job_name(work.commit.path, place)
     speeds: dict[str, float] = {}
     try:
@@ -97,7 +97,7 @@ def cancel(params: SplatFitParams, *, images: str, store: str, fleet: FleetParam
 
     work = open_work(params, images, store)
     cluster = Cluster(fleet.namespace)
-    name = jobs.job_name(work.commit.path, _address(store))
+    name = jobs.job_name(work.commit.path, _place(work))
     there = cluster.job(name)
     if there is None:
         return f"there is no Job {name} in namespace {cluster.namespace}"
@@ -108,6 +108,11 @@ def cancel(params: SplatFitParams, *, images: str, store: str, fleet: FleetParam
 
 def _address(place: str) -> str:
     return place if "://" in place else os.path.abspath(os.path.expanduser(place))
+
+
+def _place(work: Work) -> str:
+    """The store's address as the store itself writes it: however it was typed, one output has one Job."""
+    return _address(work.commit.root.url)
 
 
 def _for_pods(params: SplatFitParams, work: Work, template: Mapping[str, Any]) -> SplatFitParams:
