@@ -104,6 +104,7 @@ class Pod:
     index: int
     process: subprocess.Popen[bytes]
     log: Path
+    tells: bool  # its log's end, where it fails
     disrupted: bool = False
     code: int | None = None
 
@@ -281,7 +282,8 @@ class Kube:
                 [sys.executable, *command],
                 cwd=ROOT, env=env, stdout=out, stderr=out, start_new_session=True,
             )  # fmt: skip
-        state.running.append(Pod(index, process, log))
+        tells = container.get("terminationMessagePolicy") == "FallbackToLogsOnError"
+        state.running.append(Pod(index, process, log, tells))
 
     def _ended(self, state: State, pod: Pod) -> None:
         if pod.code == 0:
@@ -375,7 +377,9 @@ class Kube:
             return self._shown(state.job)
 
     def _pod(self, pod: Pod) -> dict[str, Any]:
-        ended = {"terminated": {"exitCode": pod.code, "reason": "Error"}} if pod.code is not None else {"running": {}}
+        said = pod.log.read_text()[-2048:] if pod.tells else ""
+        end = {"exitCode": pod.code, "reason": "Error", "message": said}
+        ended = {"terminated": end} if pod.code is not None else {"running": {}}
         notes = {"batch.kubernetes.io/job-completion-index": str(pod.index)}
         return {"metadata": {"annotations": notes}, "status": {"containerStatuses": [{"state": ended}]}}
 

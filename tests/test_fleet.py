@@ -182,6 +182,16 @@ def test_what_fails_for_now_too_often(
     assert "has ended (FailedIndexes); another one does what is left" in capfd.readouterr().err
 
 
+def test_a_node_without_its_gpu_ends_no_job(images: Artifact, here: Path, kube: Kube) -> None:
+    """Nor an index at once; why it failed in the end, its pods' last words tell."""
+    kube.env = {"CUDA_VISIBLE_DEVICES": ""}
+    with pytest.raises(PermanentError) as caught:
+        launch(images, here, ONE, replace(SECTION, device="cuda"))
+    assert "index 0 failed too often" in str(caught.value)
+    assert "(index 0: exit 75, splat_fit.device is 'cuda', but splat2d sees no CUDA device" in str(caught.value)
+    assert kube.logs().count("left to another pod") == 1 + ONE.backoff
+
+
 def test_too_many_failed_indexes_end_the_job(images: Artifact, here: Path, kube: Kube) -> None:
     kube.exits = {0: [42], 1: [42]}
     with pytest.raises(PermanentError, match="MaxFailedIndexesExceeded"):

@@ -25,6 +25,7 @@ from components.errors import PermanentError, TransientError, UsageError
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 TRIES, FIRST_WAIT_S, LONGEST_WAIT_S = 8, 1.0, 30.0  # some two minutes: a control plane that restarts
 ANSWER_S = 30.0  # that the API has for an answer
+MOST_SAID = 500  # letters of a pod's last words
 GONE_S = 120.0  # that a deleted Job has to be gone
 T = TypeVar("T")
 
@@ -231,4 +232,5 @@ def _complaints(pod: Mapping[str, Any]) -> Iterator[str]:
         if waiting.get("reason") not in {None, "ContainerCreating", "PodInitializing"}:
             yield f"a pod waits: {waiting['reason']}: {waiting.get('message', '')}".rstrip(": ")
         if ended.get("exitCode"):
-            yield f"index {index}: exit {ended['exitCode']}, {ended.get('reason', '')}".rstrip(", ")
+            last = str(ended.get("message") or "").strip().rpartition("\n")[2].removeprefix("splatclip splat-fit: ")
+            yield f"index {index}: exit {ended['exitCode']}, {last[:MOST_SAID] or ended.get('reason', '')}".rstrip(", ")

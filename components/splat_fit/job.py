@@ -63,6 +63,7 @@ spec:
       - name: splat-fit
         image: splatclip-python:dev
         command: [splatclip]
+        terminationMessagePolicy: FallbackToLogsOnError  # so that the launcher can say why
         env:
         - {name: HOME, value: /tmp}
         securityContext:
