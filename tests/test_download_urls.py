@@ -32,7 +32,7 @@ from components.download.http import Fetched, Fetcher, Job
 from components.download.request import check_url, forbids, retry_after
 from components.errors import Interrupted, PermanentError, TransientError, UsageError
 from components.images import ImageError
-from components.manifest import open_artifact
+from components.manifest import Commit, ShardEntry, open_artifact
 from components.params import params_from_dict
 from components.shards import read_shard
 from components.store import open_store
@@ -289,7 +289,15 @@ def test_a_signal_is_heard_while_nothing_comes(tmp_path: Path) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "splatclip-fetch"]
 
 
-def test_shards_that_were_written_are_not_fetched_again(tmp_path: Path) -> None:
+def test_shards_that_were_written_are_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where another worker commits, right after this one has looked, the one that it is about to fetch."""
+    look = Commit.done
+
+    def done(commit: Commit) -> dict[int, ShardEntry]:
+        found = look(commit)
+        place.put_bytes(gone, entry)
+        return found
+
     with web_server(PICTURES) as web:
         path = table(tmp_path / "list.csv", [f"{web.url}/ok/{number % 36}" for number in range(40)])
         whole = stage.run(params(path), store=str(tmp_path / "whole"))
@@ -299,8 +307,10 @@ def test_shards_that_were_written_are_not_fetched_again(tmp_path: Path) -> None:
         place = open_store(first.url)
         place.delete("manifest.json")
         gone = max(place.list("_done/"))
+        entry = place.get_bytes(gone)
         place.delete(gone)
         web.requests.clear()
+        monkeypatch.setattr(Commit, "done", done)
         again = stage.run(params(path), store=str(tmp_path / "again"))
     assert again.manifest_sha256 == whole.manifest_sha256
     assert sum(web.requests.values()) < 15  # one shard of at most ten and robots.txt

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -132,9 +132,16 @@ Read = Callable[[ShardPlan], Iterator[Made]]
 
 @contextmanager
 def _reader(
-    source: Source, params: DownloadParams, commit: Commit, todo: list[ShardPlan], check: Callable[[], None]
+    source: Source,
+    params: DownloadParams,
+    todo: list[ShardPlan],
+    seen: Callable[[], set[str]],
+    check: Callable[[], None],
 ) -> Iterator[Read]:
-    """How the samples of a shard are read that is still to be written; `todo` are all of these."""
+    """How the samples of a shard are read that is still to be written; `todo` are all of these.
+
+    seen: the pictures of the others alone, or a shard that another worker commits meanwhile repeats itself.
+    """
     with ThreadPoolExecutor(max_workers=_WORKERS) as pool:
         if not isinstance(source, StreamingSource):
             yield lambda shard: _samples(shard, source, params, pool)
@@ -144,17 +151,17 @@ def _reader(
             todo,
             lambda ref, raw: make_sample(ref, raw, source, params),
             pool,
-            seen=_pictures_of(commit) if params.urls.dedup else None,
+            seen=seen() if params.urls.dedup else None,
             check=check,
             workers=_WORKERS,
         ) as stream:
             yield stream.samples
 
 
-def _pictures_of(commit: Commit) -> set[str]:
-    """sha256 sums of the pictures, as they came, of the shards that are committed."""
+def _pictures_of(commit: Commit, entries: Iterable[ShardEntry]) -> set[str]:
+    """sha256 sums of the pictures, as they came, of committed shards."""
     found: set[str] = set()
-    for entry in commit.done().values():
+    for entry in entries:
         table = next(file for file in entry.files if file.name.endswith(TABLE_SUFFIX))
         with commit.store.local(table.place, table.sha256) as path:
             found |= sums_of(path)
@@ -249,7 +256,8 @@ def run(params: DownloadParams, *, store: str) -> Report:
             def check() -> None:
                 stop.check(f"{len(entries)} of {len(shards)} shards are kept; run the same command again to go on")
 
-            with _reader(source, params, commit, [one for one in shards if one.index not in done], check) as read:
+            todo = [shard for shard in shards if shard.index not in done]
+            with _reader(source, params, todo, lambda: _pictures_of(commit, done.values()), check) as read:
                 for shard in shards:
                     check()
                     if (entry := done.get(shard.index)) is None:
