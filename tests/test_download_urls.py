@@ -343,6 +343,33 @@ def test_a_host_that_comes_back_is_asked_again() -> None:
     assert len(good) > 100, "a probe found it up again"
 
 
+def test_a_row_that_comes_when_its_host_is_down_already_is_the_fiftieth_too() -> None:
+    """Each of these was counted twice, when it came and when its turn had come, and the fiftieth was never tried."""
+    heard = [threading.Event(), threading.Event()]
+
+    def jobs() -> Iterator[Job[int] | None]:
+        yield from (Job(f"{web.url}/hang/{row}", row) for row in range(4))
+        yield None
+        heard[0].wait(10)
+        yield from (Job(f"{web.url}/ok/{row % 40}", row) for row in range(4, 64))
+        yield None
+        heard[1].wait(10)
+        yield from (Job(f"{web.url}/ok/{row % 40}", row) for row in range(64, 94))
+
+    found: dict[int, Any] = {}
+    with (
+        web_server(PICTURES) as web,
+        Fetcher(UrlParams(allow_networks=HERE, timeout_s=0.2, retries=0, per_host=2), max_bytes=1 << 20) as fetcher,
+    ):
+        for job, outcome in filter(None, fetcher.fetch(jobs())):
+            found[job.payload] = outcome
+            if len(found) in {4, 64}:
+                heard[len(found) // 64].set()
+    good = [row for row in sorted(found) if isinstance(found[row], Fetched)]
+    assert good == [4 + 49, *range(64, 94)], "one of the first fifty, and all that came after it"
+    assert {found[row].reason for row in range(4, 64) if row != 53} == {"host_down"}
+
+
 def test_robots_that_are_away_for_a_moment_do_not_lose_the_host(tmp_path: Path) -> None:
     with web_server(PICTURES, "503 once") as web:
         path = table(tmp_path / "list.csv", [f"{web.url}/ok/{row}" for row in range(20)])

@@ -176,14 +176,12 @@ class Fetcher:
             for job in taken:
                 if job.outcome is not None:
                     self._hand_out(job, job.outcome)
-                elif down(host_of(job.url)):
-                    self._hand_out(job, _down(in_vain[host_of(job.url)]))
                 else:
                     waiting.setdefault(host_of(job.url), deque()).append(job)
                     num_waiting += 1
 
         def down(host: str) -> bool:
-            """Whether a job of this host is to fail without a request."""
+            """Whether a job of this host is to fail without a request; asked once of each, when its turn has come."""
             if in_vain[host] < 2 * params.per_host:
                 return False
             spared[host] += 1
@@ -193,12 +191,12 @@ class Fetcher:
             nonlocal num_waiting
             for host in list(waiting):
                 queued = waiting.pop(host)
-                while queued and in_vain[host] >= 2 * params.per_host and down(host):
-                    num_waiting -= 1
-                    self._hand_out(queued.popleft(), _down(in_vain[host]))
                 while queued and active[host] < params.per_host and len(running) < params.concurrency:
                     job = queued.popleft()
                     num_waiting -= 1
+                    if down(host):
+                        self._hand_out(job, _down(in_vain[host]))
+                        continue
                     active[host] += 1
                     retries = params.retries if in_vain[host] < params.per_host else 0
                     running[asyncio.create_task(client.get(job.url, retries=retries))] = (job, host)
