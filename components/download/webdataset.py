@@ -46,18 +46,31 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def text_files(tree: Tree, names: list[str]) -> dict[str, str]:
+def own_manifest(tree: Tree, names: list[str]) -> Manifest | None:
+    """The manifest of a tree that is an output of this stage; None where there is none, or somebody else's."""
+    if MANIFEST in names:
+        with suppress(PermanentError):
+            return Manifest.from_bytes(tree.read(MANIFEST), f"{tree.url}/{MANIFEST}")
+    return None
+
+
+def text_files(names: list[str], manifest: Manifest | None) -> dict[str, str]:
     """Where class names, templates and the kind of a set lie, of those that it has: under these names, or, in an output
     of this stage, under those that its manifest says.
     """
     texts = (CLASSNAMES, TEMPLATES, DATASET_TYPE)
-    found = {name: name for name in texts if name in names}
-    if MANIFEST in names:
-        with suppress(PermanentError):  # somebody else's
-            manifest = Manifest.from_bytes(tree.read(MANIFEST), f"{tree.url}/{MANIFEST}")
-            listed = {entry.name: entry.place for entry in manifest.files if entry.place in names}
-            found = {name: listed[name] for name in texts if name in listed} | found
-    return found
+    entries = manifest.files if manifest is not None else []
+    listed = {entry.name: entry.place for entry in entries if entry.place in names}
+    return {name: listed[name] for name in texts if name in listed} | {name: name for name in texts if name in names}
+
+
+def shard_files(names: list[str], manifest: Manifest | None) -> list[str]:
+    """The tars, in their numbers' order; of an output of this stage those that its manifest lists: others are orphans,
+    such as a second worker's of the same samples.
+    """
+    tars = sorted((name for name in names if name.endswith(".tar")), key=_natural)
+    listed = {shard.place for shard in manifest.shards} if manifest is not None else set()
+    return [name for name in tars if name in listed] or tars
 
 
 def class_files(tree: Tree, lie: Mapping[str, str]) -> tuple[list[str], list[str]]:
@@ -98,7 +111,8 @@ class WebdatasetSource(Source):
         self._tree = tree
         self._limits = Limits(max_bytes=params.max_bytes)
         names = tree.names()
-        self._tars = sorted((name for name in names if name.endswith(".tar")), key=_natural)
+        manifest = own_manifest(tree, names)
+        self._tars = shard_files(names, manifest)
         in_splits = [name for name in self._tars if name.split("/")[0] in SPLITS and "/" in name]
         self._has_splits = bool(in_splits)
         if in_splits:  # the layout of splits; other folders' tars are not part of it
@@ -108,7 +122,7 @@ class WebdatasetSource(Source):
             raise PermanentError(
                 f"download.path {tree.url!r}: no .tar files there; expected *.tar, or train/ and test/ with tars"
             )
-        lie = text_files(tree, names)
+        lie = text_files(names, manifest)
         if DATASET_TYPE in lie:
             self.kind = parse_kind(tree.read(lie[DATASET_TYPE]), f"{tree.url}/{lie[DATASET_TYPE]}")
         if self.kind != "retrieval":
