@@ -83,6 +83,8 @@ def test_webdataset_flat_with_odd_samples(tmp_path: Path) -> None:
             Sample("cut", {"jpg": good[:200], "txt": b"x"}),
             Sample("bad-json", {"jpg": good, "txt": b"x", "json": b"{"}),
             Sample("list", {"jpg": good, "txt": b"x", "json": b"[]"}),
+            Sample("latin-1", {"jpg": good, "txt": "Café".encode("latin-1"), "json": b'{"caption": "y"}'}),
+            Sample("marked", {"jpg": good, "txt": "\ufeffCafé".encode()}),
             Sample("from-json", {"png": encode(photo(2), "png"), "json": b'{"caption": " y "}'}),
         ],
     )
@@ -92,10 +94,13 @@ def test_webdataset_flat_with_odd_samples(tmp_path: Path) -> None:
         "no-picture": ("failed", "missing"),
         "cut": ("failed", "truncated"),
         "bad-json": ("skipped", "bad_json"),
+        "latin-1": ("skipped", "bad_caption"),
     }
+    assert notes(report)["latin-1"].detail.startswith("a text that is not UTF-8")
     by_key = {sample.key: json.loads(sample.fields["json"]) for sample in samples(report)}
     assert by_key["000003"]["captions"] == ["one of 3", "two of 3"]
     assert by_key["from-json"]["caption"] == "y"
+    assert by_key["marked"]["captions"] == ["Café"]
     assert report.metrics["num_classes"] == 0
 
 

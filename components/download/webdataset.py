@@ -188,10 +188,17 @@ class WebdatasetSource(Source):
         return Raw(b"", origin=f"{self._tars[ref.group]}/{self._shard(ref.group).keys[ref.position]}")
 
     def _texts(self, shard: IndexedShard, position: int) -> tuple[str, ...]:
-        """Captions: in a retrieval set a line each, as CLIP_benchmark has them; else the text and those of the json."""
+        """Captions: in a retrieval set a line each, as CLIP_benchmark has them; else the text and those of the json.
+
+        Skip where the text is not UTF-8: what it says can only be guessed.
+        """
         text = ""
         if shard.has(position, "txt"):
-            text = bytes(shard.field(position, "txt")).decode("utf-8", "replace").strip()
+            try:
+                text = bytes(shard.field(position, "txt")).decode("utf-8-sig").strip()
+            except UnicodeDecodeError as error:
+                told = f"a text that is not UTF-8 ({error.reason} at byte {error.start})"
+                raise Skip("bad_caption", told) from None
         if self.kind == "retrieval":
             return tuple(line for line in text.splitlines() if line.strip())
         captions = _captions(self._meta(shard, position))
