@@ -93,22 +93,25 @@ def test_folder_is_known_by_its_content_not_its_place(tmp_path: Path) -> None:
     assert three.manifest.key != two.manifest.key
 
 
+SPACES = "\u2028\u2029\x85"  # which end a line in a text for people, and none in JSON
+
+
 def test_folder_with_jsonl(tmp_path: Path) -> None:
     source = tmp_path / "pictures"
     rows = []
     for i in range(6):
         saved(photo(i), source / f"{i}.webp", lossless=True)
-        rows.append(
-            {"image": f"{i}.webp", "captions": [f"one of {i}", f"two of {i}"], "class": "cat" if i % 2 else "dog"}
-        )
-    (source / "captions.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+        texts = [f"one of {i}", f"two{SPACES}of {i}"]
+        rows.append({"image": f"{i}.webp", "captions": texts, "class": "cat" if i % 2 else "dog"})
+    lines = (json.dumps(row, ensure_ascii=False) for row in rows)
+    (source / "captions.jsonl").write_bytes("\r\n".join(lines).encode())
     report = download(tmp_path / "store", source="folder", path=str(source), num_val=1, num_test=1)
     assert numbers(report) == {"train": 4, "val": 1, "test": 1}
     assert committed(report.url, "classnames.txt") == b"cat\ndog\n"
     for sample in samples(report):
         meta = json.loads(sample.fields["json"])
         assert meta["class_name"] == ("cat" if int(sample.key) % 2 else "dog")
-        assert meta["captions"] == [f"one of {sample.key}", f"two of {sample.key}"]
+        assert meta["captions"] == [f"one of {sample.key}", f"two{SPACES}of {sample.key}"]
 
 
 def test_null_is_no_class(tmp_path: Path) -> None:

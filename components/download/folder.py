@@ -80,7 +80,7 @@ def _check_width(row: dict[str | Any, str | Any], where: str, columns: list[str]
 
 
 def _jsonl_rows(text: str, where: str) -> Iterator[tuple[str, list[str], str]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(io.StringIO(text, newline=None), 1):  # U+2028 and its like may be in a caption
         if not line.strip():
             continue
         try:
