@@ -64,9 +64,10 @@ def test_what_is_not_behind_http(tmp_path: Path) -> None:
             download(tmp_path / "store", source="webdataset", path=url)
         with pytest.raises(PermanentError, match=r"00000\.tar.*HTTP 404"):
             download(tmp_path / "store", source="webdataset", path=f"{url}/00000.tar")
-        (tmp_path / "data/train/nshards.txt").write_text("many")
-        with pytest.raises(PermanentError, match="expected the number of tars"):
-            download(tmp_path / "store", source="webdataset", path=url)
+        for number in ("many", "9" * 5000, "100001", "-1", ""):
+            (tmp_path / "data/train/nshards.txt").write_text(number)
+            with pytest.raises(PermanentError, match=r"nshards\.txt holds .*number of tars, 100000 at most"):
+                download(tmp_path / "store", source="webdataset", path=url)
 
 
 def test_a_bucket_that_answers_403_for_what_is_not_there(tmp_path: Path) -> None:

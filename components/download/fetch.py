@@ -22,7 +22,7 @@ from components.store_s3 import S3Store
 
 TABLES = (".parquet", ".csv", ".tsv", ".jsonl")  # lists of URLs
 SPOOL_BYTES = 20 << 30  # of downloaded files kept on disk at a time
-MAX_NAMES = 100_000  # that ranges of numbers in an address may stand for
+MAX_NAMES = 100_000  # that ranges of numbers in an address, or nshards.txt, may stand for
 MAX_CHARACTERS = 1 << 25  # of all these names
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _HTTP_NAMES = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt")
@@ -247,8 +247,10 @@ class HttpTree(Tree):
             if not self._has(name):
                 continue
             text = self.read(name).decode("ascii", "replace").strip()
-            if not text.isdigit():
-                raise PermanentError(f"{self.url}/{name} holds {text[:40]!r}; expected the number of tars")
+            if not text.isdigit() or len(text) > 9 or int(text) > MAX_NAMES:
+                raise PermanentError(
+                    f"{self.url}/{name} holds {text[:40]!r}; expected the number of tars, {MAX_NAMES} at most"
+                )
             found += [name, *(f"{split}/{number}.tar" for number in range(int(text)))]
         if not found and self._forbidden:
             raise PermanentError(f"{self.url}: the server answers HTTP 403 to all; check the address and your rights")
