@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,11 @@ def test_webdataset_behind_http(tmp_path: Path, layout: str) -> None:
     assert there.manifest_sha256 == here.manifest_sha256
 
 
-def served(folder: Path, missing: int = 404) -> Any:
-    """The folder behind an http server of the standard library; what is not there is answered with `missing`."""
+def served(folder: Path, missing: int = 404, busy: str = "") -> Any:
+    """The folder behind an http server of the standard library; what is not there is answered with `missing`.
+
+    busy: the first answer to each request is a 503 with this Retry-After.
+    """
     import threading
     from contextlib import contextmanager
     from functools import partial
@@ -41,6 +45,17 @@ def served(folder: Path, missing: int = 404) -> Any:
 
         def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
             super().send_error(missing if code == 404 else code, message, explain)
+
+        def send_head(self) -> Any:
+            if not busy or (self.command, self.path) in heard:
+                return super().send_head()
+            heard.add((self.command, self.path))
+            self.send_response(503)
+            self.send_header("Retry-After", busy)
+            self.end_headers()
+            return None
+
+    heard: set[tuple[str, str]] = set()
 
     @contextmanager
     def run() -> Any:
@@ -55,6 +70,17 @@ def served(folder: Path, missing: int = 404) -> Any:
             thread.join()
 
     return run()
+
+
+def test_a_server_that_says_come_back_tomorrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = flat(tmp_path / "data", [12])
+    slept: list[float] = []
+    with served(source, busy="86400") as url, monkeypatch.context() as patched:
+        patched.setattr(time, "sleep", slept.append)
+        report = download(tmp_path / "store", source="webdataset", path=f"{url}/00000.tar")
+    assert report.manifest.counts["ok"] == 12
+    assert slept
+    assert set(slept) == {60}, "a minute is waited, no day"
 
 
 def test_what_is_not_behind_http(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ TABLES = (".parquet", ".csv", ".tsv", ".jsonl")  # lists of URLs
 SPOOL_BYTES = 20 << 30  # of downloaded files kept on disk at a time
 MAX_NAMES = 100_000  # that ranges of numbers in an address, or nshards.txt, may stand for
 MAX_CHARACTERS = 1 << 25  # of all these names
+LONGEST_WAIT_S = 60  # that a Retry-After is waited for
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _HTTP_NAMES = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt")
 _HTTP_SPLITS = ("train", "val", "test")
@@ -191,7 +192,13 @@ class HttpTree(Tree):
         super().__init__(url)
         self._names = names
         self._forbidden = False  # an optional file was answered with 403: missing, or all of it is closed
-        retries = Retries(total=5, redirect=5, backoff_factor=0.2, status_forcelist=[429, 500, 502, 503, 504])
+        retries = Retries(
+            total=5,
+            redirect=5,
+            backoff_factor=0.2,
+            status_forcelist=[429, 500, 502, 503, 504],
+            retry_after_max=LONGEST_WAIT_S,
+        )
         timeout = urllib3.Timeout(connect=10.0, read=60.0)
         self._http = urllib3.PoolManager(timeout=timeout, retries=retries)
 

@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 import urllib3
 from urllib3.exceptions import HTTPError
 
-from components.download.fetch import Tree
+from components.download.fetch import LONGEST_WAIT_S, Tree
 from components.download.tls import NoTlsError, Retries, no_tls
 from components.errors import PermanentError, TransientError, UsageError
 from components.hub_params import check_repository
@@ -30,7 +30,6 @@ ENDPOINT = "https://huggingface.co"
 PREFIX = "hf://datasets/"
 ATTEMPTS = 5  # at a body that breaks off; each goes on where the last one ended
 PAUSE_S = 0.5
-LONGEST_WAIT_S = 60  # that a Retry-After is waited for
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SUM = re.compile(r"(sha256:[0-9a-f]{64}|git:[0-9a-f]{40})")
 _AGAIN = (408, 429, 500, 502, 503, 504)
