@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import hashlib
 import io
@@ -18,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -26,7 +28,7 @@ from pyarrow import parquet
 from web import web_server
 
 from components.config import DownloadParams, semantic
-from components.download import http, rows, stage
+from components.download import http, robots, rows, stage
 from components.download import urls as module
 from components.download.http import Fetched, Fetcher, Job
 from components.download.request import check_url, forbids, retry_after
@@ -368,6 +370,27 @@ def test_a_row_that_comes_when_its_host_is_down_already_is_the_fiftieth_too() ->
     good = [row for row in sorted(found) if isinstance(found[row], Fetched)]
     assert good == [4 + 49, *range(64, 94)], "one of the first fifty, and all that came after it"
     assert {found[row].reason for row in range(4, 64) if row != 53} == {"host_down"}
+
+
+@pytest.mark.parametrize(
+    ("more", "read"), [("Disallow: /b\n" * 1000, 4), (f"Disallow: /{'b' * 150_000}\n", 4), ("", 3)],
+    ids=["many", "long", "few"],
+)  # fmt: skip
+def test_rules_of_many_hosts_do_not_add_up(more: str, read: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each host may have 500 KiB of them, which are megabytes in memory. Here two hosts' fit in, and not three's."""
+    monkeypatch.setattr(robots, "MAX_HELD", 400_000)
+
+    async def look() -> None:
+        async with aiohttp.ClientSession() as session:
+            rules = robots.Robots(session, agent="splatclip", timeout_s=5.0)
+            for name in "abacac":
+                host = web.url.replace("//", f"//{name}@")
+                assert await rules.allow(f"{host}/ok/1")
+                assert not await rules.allow(f"{host}/a")
+
+    with web_server(PICTURES, f"User-agent: *\nDisallow: /a\n{more}") as web:
+        asyncio.run(look())
+    assert web.requests["/robots.txt"] == read
 
 
 def test_robots_that_are_away_for_a_moment_do_not_lose_the_host(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from urllib.robotparser import RobotFileParser
 import aiohttp
 
 MAX_BYTES = 500 << 10  # RFC 9309: a crawler reads at least that much
-MAX_HOSTS = 20_000  # kept at a time
+MAX_HOSTS = 20_000  # whose rules are kept at a time
+MAX_HELD = 128 << 20  # bytes that these take in memory
+RULE_BYTES = 150  # that a rule takes beside its text
 MAX_REDIRECTS = 5
 
 
@@ -49,6 +51,8 @@ class Robots:
     def __init__(self, http: aiohttp.ClientSession, *, agent: str, timeout_s: float) -> None:
         self._http, self._agent, self._timeout_s = http, agent, min(timeout_s, 10.0)
         self._rules: OrderedDict[str, asyncio.Future[RobotFileParser]] = OrderedDict()
+        self._sizes: dict[str, int] = {}  # of those that are read, in bytes
+        self._held = 0  # sum of these
 
     async def allow(self, url: str) -> bool:
         """Whether the host's rules allow `url`; RobotsAway where it answers 5xx."""
@@ -56,19 +60,34 @@ class Robots:
         base = f"{parts.scheme}://{parts.netloc}"
         found = self._rules.get(base)
         if found is None:
-            found = asyncio.ensure_future(self._read(f"{base}/robots.txt"))
+            found = asyncio.ensure_future(self._keep(base))
             self._rules[base] = found
             if len(self._rules) > MAX_HOSTS:
-                self._rules.popitem(last=False)  # who waits for it still gets it
+                self._forget(next(iter(self._rules)))
         try:
             rules = await asyncio.shield(found)  # others wait for the same rules when this one's deadline has passed
         except RobotsAway:
             if self._rules.get(base) is found:
-                del self._rules[base]
+                self._forget(base)
             raise
         return rules.can_fetch(self._agent, url)
 
-    async def _read(self, url: str) -> RobotFileParser:
+    async def _keep(self, base: str) -> RobotFileParser:
+        """A host's rules; those that were read first are forgotten where all take more than MAX_HELD."""
+        text = await self._read(f"{base}/robots.txt")
+        if self._rules.get(base) is asyncio.current_task():  # not forgotten meanwhile
+            self._sizes[base] = len(text) + RULE_BYTES * text.count(":")
+            self._held += self._sizes[base]
+            while self._held > MAX_HELD:
+                self._forget(next(iter(self._sizes)))
+        return rules_of(text)
+
+    def _forget(self, base: str) -> None:
+        del self._rules[base]  # who waits for them still gets them
+        self._held -= self._sizes.pop(base, 0)
+
+    async def _read(self, url: str) -> str:
+        """A robots.txt, empty where there is none to be had; RobotsAway where it is answered with 5xx."""
         text = ""
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -84,7 +103,7 @@ class Robots:
                         break
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             pass
-        return rules_of(text)
+        return text
 
     @staticmethod
     async def _start_of(answer: aiohttp.ClientResponse) -> bytes:
