@@ -337,6 +337,8 @@ class Commit:
     ) -> Artifact:
         """Write manifest.json, which makes all of it visible; or return what another worker has finished meanwhile.
 
+        That is asked again after the check of what the manifest names, a listing that takes its time; what is returned
+        is what readers find.
         Raises PermanentError on entries that do not belong, TransientError where a file is no longer there.
         """
         repeated = [index for index, times in Counter(shard.index for shard in shards).items() if times > 1]
@@ -359,12 +361,14 @@ class Commit:
             metrics=dict(metrics),
         )
         data = manifest.to_bytes()
-        read = Manifest.from_bytes(data, f"{self.url}/{MANIFEST}")  # whatever is written can be read
+        Manifest.from_bytes(data, f"{self.url}/{MANIFEST}")  # whatever is written can be read
         made = self.finished()
         if made is None:
             self._check_there(shards, files)
+            made = self.finished()
+        if made is None:
             self.store.put_bytes(MANIFEST, data)
-            made = Artifact(read, self.store, self.url)
+            made = Artifact(read_manifest(self.store), self.store, self.url)
         for name in [*self._failed, *([AT_WORK] if self._marked else [])]:
             self.store.delete(name)
         self.store.sweep()

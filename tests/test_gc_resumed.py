@@ -119,5 +119,5 @@ def test_what_a_manifest_names_is_looked_for_by_listing(endpoint: str) -> None:
         commit, entries = begun(open_store(f"{new_bucket()}/store"))
         proxy.reset()
         commit.finalise(shards=entries, files=[], metrics={})
-        assert [line.partition(" ")[0] for line in proxy.seen] == ["HEAD", "GET", "PUT"]
+        assert [line.partition(" ")[0] for line in proxy.seen] == ["HEAD", "GET", "HEAD", "PUT", "GET"]
         assert "list-type=2" in proxy.seen[1]

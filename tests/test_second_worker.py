@@ -79,6 +79,37 @@ def test_files_of_a_second_worker_lie_beside_the_first_ones(root: Store) -> None
     assert tidied(root) == before
 
 
+@pytest.mark.parametrize("when", ["while it looks for its files", "as it writes"])
+def test_of_two_that_finish_at_once_one_stays(when: str, root: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That listing takes tens of seconds on S3; and whoever is overwritten still must say what readers find."""
+    first, second = begin(root), begin(root)
+    files = [first.put_file("model", b"first")]
+    look, put = Commit._check_there, type(second.store).put_bytes
+    made: list[Artifact] = []
+
+    def looking(commit: Commit, *given: Any) -> None:
+        look(commit, *given)
+        monkeypatch.setattr(Commit, "_check_there", look)
+        made.append(first.finalise(shards=[], files=files, metrics={}))
+
+    def writing(store: Store, name: str, data: bytes) -> None:
+        put(store, name, data)
+        monkeypatch.setattr(type(store), "put_bytes", put)
+        put(store, name, made.pop().manifest.to_bytes())
+
+    other = [second.put_file("model", b"second")]
+    if when == "as it writes":
+        made.append(first.finalise(shards=[], files=files, metrics={}))
+        root.delete(f"{first.path}/manifest.json")
+        monkeypatch.setattr(type(second.store), "put_bytes", writing)
+    else:
+        monkeypatch.setattr(Commit, "_check_there", looking)
+    late = second.finalise(shards=[], files=other, metrics={"other": 1})
+    assert late.manifest.files == files
+    assert open_artifact(late.url, root).manifest == late.manifest
+    assert damage(root) == []
+
+
 def test_shards_of_the_same_bytes_with_other_tables_beside_them(root: Store, tmp_path: Path) -> None:
     """Two downloads in which the same pictures failed, for other reasons: the tars are equal, the tables are not."""
     path = tmp_path / "shard.tar"
