@@ -80,9 +80,9 @@ def shard_requests(plan: Plan) -> int:
 def start_requests(plan: Plan, done: int) -> int:
     """The manifest, whether there is one of the output already, an entry a shard.
 
-    Where some are done: the mark of a stage at work, and their files' sizes.
+    Where some are done: the mark of a stage at work, their entries once more, and their files' sizes.
     """
-    return 1 + 1 + plan.shards_per_index + (1 + 2 * done if done else 0)
+    return 1 + 1 + plan.shards_per_index + (1 + 3 * done if done else 0)
 
 
 def simulate(plan: Plan, seed: int = 0) -> Outcome:
@@ -151,7 +151,7 @@ def pages(names: int) -> int:
 
 def finalise_requests(plan: Plan) -> int:
     """Every entry; entries listed once, all files twice (before, and that they are there still); a few of its own."""
-    return plan.shards + pages(plan.shards) + 2 * pages(3 * plan.shards) + 5
+    return plan.shards + pages(plan.shards) + 2 * pages(3 * plan.shards) + 7
 
 
 def needs(plan: Plan, hours: float) -> dict[str, str]:

@@ -199,6 +199,8 @@ class Commit:
             read = [self._entry(done_name(index)) for index in indexes]
             if any(read):
                 self._mark()
+                # what was deleted before the mark came is not counted on
+                read = [entry and self._entry(done_name(entry.index)) for entry in read]
         else:
             self.begin()
             # one listing tells the sizes of all: asking file by file takes two requests a shard

@@ -45,7 +45,7 @@ def test_the_documented_requests_are_those_of_the_store() -> None:
     """Of a shard: the pictures, the splats in six parts, their index, the entry; of a start: see start_requests."""
     assert scale.shard_requests(scale.GPU) == 1 + 8 + 2
     assert scale.shard_requests(replace(scale.GPU, splat_bytes=1000)) == 4
-    assert scale.start_requests(scale.GPU, done=3) == 2 + 16 + 1 + 6
+    assert scale.start_requests(scale.GPU, done=3) == 2 + 16 + 1 + 9
 
 
 def test_the_page_shows_what_the_script_prints() -> None:

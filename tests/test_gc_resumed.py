@@ -48,12 +48,25 @@ def test_a_stage_that_was_killed_before_its_manifest_and_goes_on(tmp_path: Path)
     assert later(root, 0, unfinished=True)[0].files == 10
 
 
-def test_a_stage_that_goes_on_in_the_midst_of_deleting(root: Store) -> None:
+@pytest.mark.parametrize("indexes", [None, range(3)], ids=["all", "a group"])
+@pytest.mark.parametrize("when", ["before it looks", "before its mark"])
+def test_a_stage_that_goes_on_in_the_midst_of_deleting(
+    indexes: range | None, when: str, root: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     commit, entries = begun(root)
     deeds = carry_out(plan_of(commit))
-    assert next(deeds).name == "_done/00000.json"
+    mark = Commit._mark
+
+    def marking(commit: Commit) -> None:
+        assert next(deeds).name == "_done/00000.json"
+        mark(commit)
+
+    if when == "before its mark":
+        monkeypatch.setattr(Commit, "_mark", marking)
+    else:
+        assert next(deeds).name == "_done/00000.json"
     resumed = again(commit)
-    found = resumed.done()
+    found = resumed.done(indexes)
     assert list(deeds) == []
     assert sorted(found) == [1, 2]
     found[0] = put(resumed, 0)
