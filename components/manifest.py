@@ -219,12 +219,12 @@ class Commit:
         stems = (name.rpartition("/")[2].removesuffix(".json") for name in self.store.list(f"{DONE}/"))
         return {int(stem) for stem in stems if stem.isdecimal()}
 
-    def begin(self) -> None:
+    def begin(self, left: str = DONE) -> None:
         """Say that somebody is at work, where an earlier call has left entries: gc leaves alone what is young.
 
-        To be called before what was left is looked through.
+        To be called before what was left is looked through. left: where that lies, if it is something else.
         """
-        if self.store.list(f"{DONE}/"):
+        if self.store.list(f"{left}/"):
             self._mark()
 
     def _mark(self) -> None:

@@ -30,7 +30,7 @@ from components.download.stage import run as download
 from components.errors import Interrupted, PermanentError, UsageError
 from components.freeze import apply_freeze_policy
 from components.loader import ImageSet
-from components.manifest import Commit, open_artifact
+from components.manifest import AT_WORK, Commit, open_artifact
 from components.openclip import build, load_teacher
 from components.shards import write_shard
 from components.signals import Stop
@@ -142,6 +142,7 @@ def test_a_stop_goes_on_to_the_same_bytes(report: Any, flow: dict[str, str], tmp
         finally:
             sender.join()
             signal.signal(signal.SIGTERM, handler)
+    assert list(tmp_path.glob(f"store/train_adapter/*/{AT_WORK}")), "gc is told that somebody goes on"
     assert digests(run(PARAMS, **inputs).url) == digests(report.url)
 
 

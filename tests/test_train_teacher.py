@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from components import openclip
 from components.augment import crop_and_flip
 from components.config import TrainTeacherParams
 from components.errors import Interrupted, PermanentError, UsageError
+from components.gc import collect
 from components.images import encode
-from components.manifest import Artifact, Commit, open_artifact
+from components.manifest import AT_WORK, Artifact, Commit, open_artifact
 from components.shards import Sample, write_shard
 from components.store import open_store
 from components.train_teacher import stage
@@ -135,15 +137,20 @@ def test_stopped_and_resumed_is_the_undisturbed_run(
     monkeypatch.setattr(stage.Training, "step", stopped)
     with pytest.raises(Interrupted, match="step 11 of 18"):
         stage.run(params, images=images, store=store)
-    seen = []
+    for path in Path(store).rglob("*.*"):
+        os.utime(path, (time.time() - 2 * 86400,) * 2)
+    seen, deleted = [], []
 
     def counted(self: stage.Training, number: int) -> Any:
         seen.append(number)
+        deleted.append(collect(store, dry_run=False, unfinished=True).files)
         return step(self, number)
 
     monkeypatch.setattr(stage.Training, "step", counted)
     resumed = stage.run(params, images=images, store=store)
     assert seen == list(range(11, 18))
+    assert set(deleted) == {0}, "from its first step on gc knows that somebody is at work"
+    assert AT_WORK not in open_store(resumed.url).list()
     assert resumed.manifest_sha256 == expected.manifest_sha256, "weights, curve and metrics are the same bytes"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from components.adapter import describe
+from components.checkpoints import CHECKPOINTS
 from components.config import TrainAdapterParams, semantic
 from components.contrastive import prompt_classifier
 from components.device import pick_device
@@ -68,6 +69,8 @@ def run(params: TrainAdapterParams, *, images: str, teacher: str, splats: str, s
     with stop_on_sigterm() as stop, joined(params.device) as world:
         cached = world.share(lambda: commit.finished() is not None)
         if not cached:
+            if world.leads:
+                commit.begin(CHECKPOINTS)
             _train(params, inputs, commit, stop, world)
             world.wait()  # for process 0's manifest
         if world.leads:

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from components.augment import crop_and_flip
 from components.batches import Batch
+from components.checkpoints import CHECKPOINTS
 from components.config import TrainTeacherParams, semantic
 from components.contrastive import clip_loss, num_correct, prompt_classifier
 from components.device import mixed_precision, pick_device, precision
@@ -226,6 +227,8 @@ def run(params: TrainTeacherParams, *, images: str, store: str) -> Report:
         device = pick_device(params.device, params.threads)
         cached = world.share(lambda: commit.finished() is not None)
         if not cached:
+            if world.leads:
+                commit.begin(CHECKPOINTS)
             speeds = _make(params, artifact, device, commit, world)
             world.wait()  # for process 0's manifest
         if world.leads:
