@@ -22,7 +22,7 @@ from components.config import TrainTeacherParams
 from components.entries import canonical, done_bytes, read_done
 from components.errors import PermanentError
 from components.gc import collect
-from components.manifest import AT_WORK, Artifact, Commit, Manifest, open_artifact
+from components.manifest import AT_WORK, Artifact, Commit, Manifest, SampleNote, open_artifact
 from components.openclip import load_teacher
 from components.report import Report
 from components.shards import Sample, ShardIndex, write_shard
@@ -132,6 +132,23 @@ def test_shards_of_the_same_bytes_with_other_tables_beside_them(root: Store, tmp
     assert entries[1].files[1].stored not in tidied(root)[0]
     made.store.put_bytes("_done/00000.json", done_bytes(replace(entries[1], metrics={"x": 1.0}), summed=False))
     assert len(damage(root)) == 1, "an entry without a sum is not believed to be a second worker's"
+
+
+def test_shards_without_a_picture_are_the_same_on_every_processor(tmp_path: Path) -> None:
+    root, path = open_store(str(tmp_path / "store")), tmp_path / "shard.tar"
+    write_shard(path, [])
+    notes = [SampleNote(key="a", outcome="failed", reason="truncated")]
+    first, second = (
+        begin(root).put_shard(path, index=0, split="train", ok=0, notes=notes, backend=name)
+        for name in ("avx512", "avx2")
+    )
+    begin(root).finalise(shards=[first], files=[], metrics={})
+    done = f"{begin(root).path}/_done/00000.json"
+    told = "names backend 'avx2', a second worker's; the manifest names backend 'avx512'"
+    assert [(one.level, one.what) for one in verify(root.url).findings] == [("warning", told)]
+    for changed in (done_bytes(second, summed=False), done_bytes(replace(second, metrics={"x": 1.0}))):
+        root.put_bytes(done, changed)
+        assert len(damage(root)) == 1, "not as a second worker wrote it"
 
 
 def test_what_earlier_versions_wrote_is_read_as_it_is(root: Store, tmp_path: Path) -> None:
