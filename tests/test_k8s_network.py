@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 
+import yaml
+from conftest import ROOT
 from manifests import Object, find
 from network_policies import Peer, Pod, reaches
 
@@ -29,6 +31,8 @@ PUBLIC, PRIVATE = (
     ("8.8.8.8", "2606:4700::1111"),
     ("10.0.0.1", "169.254.169.254", "172.31.0.1", "192.168.1.1", "100.64.0.1"),
 )
+JOBSET = {"jobset.sigs.k8s.io/jobset-name": "train-adapter"}  # the label that JobSet gives each pod
+NODE = step("trainer", **JOBSET)
 STRANGER = Pod("elsewhere", {"splatclip.io/role": "trainer"})
 EVERYWHERE = [(role, space) for role in ROLES for space in ("splatclip", "kubeflow")]
 
@@ -63,6 +67,15 @@ def connections() -> list[tuple[str, Peer, Peer, int, bool]]:
             (f"{what}, Kubernetes", pod, API, 443, True),
             (f"{what}, public", pod, "8.8.8.8", 443, False),
             (f"{what}, store", pod, SEAWEEDFS, 8333, False),
+        ]
+    for port in (22, 29500, 45123):  # torchrun's, and any: NCCL takes what is free
+        rows += [
+            ("node, node", NODE, step("trainer", **JOBSET), port, True),
+            ("node, trainer", NODE, step("trainer"), port, False),
+            ("trainer, node", step("trainer"), NODE, port, False),
+            ("fitter of a JobSet, node", step("fitter", **JOBSET), NODE, port, False),
+            ("node of elsewhere, node", Pod("elsewhere", NODE.labels), NODE, port, False),
+            ("node, node of Kubeflow's namespace", NODE, Pod("kubeflow", NODE.labels), port, False),
         ]
     rows += [
         ("MLflow, Postgres", MLFLOW, POSTGRES, 5432, True),
@@ -115,6 +128,15 @@ def test_a_downloader_reaches_what_the_download_stage_would_connect_to(rendered:
     assert len(edges) > 60
     for address in edges - {"::ffff:8.8.8.8"}:  # which no network carries: it is IPv4
         assert reaches(objects, step("downloader"), address, 443) is not addresses.blocked(address), address
+
+
+def test_nodes_of_the_train_job_are_what_the_policy_selects(rendered: dict[str, list[Object]]) -> None:
+    runtime = next(yaml.safe_load_all((ROOT / "docs/train-job.yaml").read_text("utf-8")))
+    (job,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    node = Pod("splatclip", {**job["template"]["spec"]["template"]["metadata"]["labels"], **JOBSET})
+    for target in (node, MLFLOW):
+        assert reaches(rendered["base"], node, target, 5000)
+    assert reaches(rendered["base"], node, DNS, 53, "UDP"), "the first node's address is a name"
 
 
 def test_minio_and_kind_change_only_what_they_are_for(rendered: dict[str, list[Object]]) -> None:

@@ -85,6 +85,15 @@ def blocks(objects: list[Object]) -> list[Object]:
     return [peer["ipBlock"] for peer in policy(objects, "public")["egress"][0]["to"]]
 
 
+def nodes(objects: list[Object]) -> list[Object]:
+    found = policy(objects, "nodes")
+    return [
+        found["podSelector"],
+        found["ingress"][0]["from"][0]["podSelector"],
+        found["egress"][0]["to"][0]["podSelector"],
+    ]
+
+
 PLANTED: dict[str, tuple[Callable[[list[Object]], list[str]], str, Change]] = {
     "host network": (restricted, "hostNetwork", put(mlflow, hostNetwork=True)),
     "host processes": (restricted, "hostPID", put(mlflow, hostPID=True)),
@@ -214,6 +223,9 @@ PLANTED: dict[str, tuple[Callable[[list[Object]], list[str]], str, Change]] = {
         lambda o: policy(o, "mlflow")["ingress"][0]["from"][0].update(namespaceSelector={}),
     ),
     "MLflow, out": (wrong, "MLflow, public", lambda o: policy(o, "mlflow")["egress"].append({})),
+    "nodes of every role": (wrong, "fitter of a JobSet, node", lambda o: [one.pop("matchLabels") for one in nodes(o)]),
+    "all trainers": (wrong, "trainer, node", lambda o: [one.pop("matchExpressions") for one in nodes(o)]),
+    "nodes alone": (wrong, "node, node", lambda o: policy(o, "nodes").pop("ingress")),
     "Postgres for all": (wrong, "Postgres", open_up("postgres", "steps")),
     "no store": (wrong, "trainer of splatclip, store", lambda o: o.remove(find(o, "NetworkPolicy", "store-steps"))),
     "the Service's port": (
