@@ -11,6 +11,7 @@ from kube import check_type
 from torch.distributed.run import get_args_parser
 
 from components.__main__ import _parser
+from components.config import Params
 from components.launch import split
 from components.params import load_params
 
@@ -28,16 +29,33 @@ def objects() -> dict[str, Any]:
 def test_the_runtime_makes_restricted_pods(objects: dict[str, Any]) -> None:
     spec = objects["TrainingRuntime"]["spec"]
     assert {*spec} == {"mlPolicy", "template"}
+    assert {*spec["template"]["spec"]} == {"failurePolicy", "replicatedJobs"}
     (job,) = spec["template"]["spec"]["replicatedJobs"]
     check_type(job["template"]["spec"], "V1JobSpec", "job")
     assert job["template"]["metadata"]["labels"] == {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
     pod = job["template"]["spec"]["template"]["spec"]
+    assert "sidecar.istio.io/inject" in job["template"]["spec"]["template"]["metadata"]["labels"]
     (container,) = pod["containers"]
     assert container["name"] == job["name"] == "node", "Trainer fills in that container"
     assert pod["securityContext"]["runAsNonRoot"]
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}
     }  # fmt: skip
+
+
+def test_one_incident_is_one_failure(objects: dict[str, Any]) -> None:
+    """Of N nodes all end with the first: a Job would count N failures, and put each pod in its place alone."""
+    spec = objects["TrainingRuntime"]["spec"]["template"]["spec"]
+    assert spec["failurePolicy"] == {"maxRestarts": 3}
+    assert [job["template"]["spec"]["backoffLimit"] for job in spec["replicatedJobs"]] == [0]
+
+
+def test_its_pods_find_what_steps_find(objects: dict[str, Any]) -> None:
+    (job,) = objects["TrainingRuntime"]["spec"]["template"]["spec"]["replicatedJobs"]
+    (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
+    names = {next(iter(one)): next(iter(one.values()))["name"] for one in container["envFrom"]}
+    cluster = Params().cluster
+    assert names == {"secretRef": cluster.store_secret, "configMapRef": cluster.tracking_config}
 
 
 def test_the_job_trains(objects: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
