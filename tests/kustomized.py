@@ -11,7 +11,15 @@ from manifests import Object, render
 PLANTED = "planted-0f3c9a"  # the value of every secret
 KINDS = ("base", "overlays/kind", "overlays/gpu", "overlays/minio", "overlays/seaweedfs", "everything", "slices")
 OVERLAYS = {  # components in the order that docs/cluster.md tells
-    "everything": ("kubeflow-standalone", "seaweedfs", "gpu", "kueue", "external-secrets", "release"),
+    "everything": (
+        "kubeflow-standalone",
+        "seaweedfs",
+        "gpu",
+        "kueue",
+        "external-secrets",
+        "external-secrets/kubeflow",
+        "release",
+    ),
     "slices": ("kubeflow-standalone", "minio", "gpu", "mig", "release"),
 }
 

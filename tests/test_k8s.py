@@ -76,6 +76,25 @@ def test_secrets_stay_in_secrets(rendered: dict[str, list[Object]]) -> None:
         assert encoded not in text
 
 
+def spaces(objects: list[Object], kinds: set[str], name: str) -> set[str]:
+    return {one["metadata"]["namespace"] for one in objects if one["kind"] in kinds and one["metadata"]["name"] == name}
+
+
+def without_keys(objects: list[Object]) -> set[str]:
+    """Namespaces where steps run and look for the store's keys, which nothing makes there."""
+    of_steps = {one["metadata"]["namespace"] for one in objects if one["metadata"]["name"].endswith("store-steps")}
+    return of_steps - spaces(objects, {"Secret", "ExternalSecret"}, "splatclip-store")
+
+
+@pytest.mark.parametrize("kind", ["overlays/kind", "everything"])
+def test_steps_find_the_stores_keys_wherever_they_run(rendered: dict[str, list[Object]], kind: str) -> None:
+    objects = rendered[kind]
+    assert without_keys(objects) == set()
+    assert without_keys([one for one in objects if one["kind"] == "NetworkPolicy"]) == {"splatclip", "kubeflow"}
+    stores = [one for one in objects if one["metadata"]["name"] == "splatclip-store"]
+    assert all(one.get("spec", one.get("data")) == stores[0].get("spec", stores[0].get("data")) for one in stores)
+
+
 def test_git_ignores_what_holds_secrets_and_keeps_the_examples() -> None:
     for example in sorted((ROOT / "k8s/overlays/kind").glob("*.example")):
         told = subprocess.run(["git", "check-ignore", "-q", example.with_suffix("")], cwd=ROOT, check=False)
@@ -242,6 +261,7 @@ def test_the_pages_own_overlay_works(tmp_path: Path, rendered: dict[str, list[Ob
     objects = manifests.render(tmp_path)
     for rule in RULES:
         assert rule(objects) == []
+    assert without_keys(objects) == set()
     policies = {one["metadata"]["name"]: str(one["spec"]) for one in objects if one["kind"] == "NetworkPolicy"}
     assert "192.0.2.1" in str(rendered["everything"])
     assert "192.0.2.1/32" not in str(policies)
@@ -261,6 +281,8 @@ def test_the_page_names_what_has_to_be_made_by_hand() -> None:
     assert len(folders) > 10
     for folder in folders:
         assert f"{folder.parent.name}/{folder.name}" in page, folder
+    for namespace in ("splatclip", "kubeflow"):
+        assert f"kubectl -n {namespace} create secret generic splatclip-store " in page
     for name, keys in EXTERNAL_SECRETS.items():
         assert name in page
         assert all(key in page for key in keys)
