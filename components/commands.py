@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -185,12 +186,15 @@ def gc(args: argparse.Namespace) -> int:
 
 def pipeline_compile(args: argparse.Namespace) -> int:
     """The pipelines as YAML, or whether the committed ones still are what the source says."""
+    from components.kfp_base import IMAGE
     from pipelines import client
 
     params, out = _params(args), Path(args.out)
+    image = client.checked_image(args.image or IMAGE, params, production=args.production)
     written = {out: client.compile_pipeline, out.with_name("rollback.yaml"): client.compile_rollback}
     differing = []
-    for path, compile_ in written.items():
+    for path, compiled in written.items():
+        compile_ = partial(compiled, image=image)
         if not args.check:
             compile_(params, path)
             print(f"pipeline: {path}")

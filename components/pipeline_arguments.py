@@ -56,18 +56,20 @@ def _add_connection(command: argparse.ArgumentParser) -> None:
 def _add_package(command: argparse.ArgumentParser) -> None:
     command.add_argument("--params", default="params.yaml", metavar="FILE", help="profile (default: params.yaml)")
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override")
-    _add_image(command)
+    _add_image(command, environment=True)
     command.add_argument(
         "--pipeline", default="train-eval", metavar="NAME", help="its name there (default: train-eval)"
     )
 
 
-def _add_image(command: argparse.ArgumentParser) -> None:
+def _add_image(command: argparse.ArgumentParser, *, environment: bool) -> None:
+    """environment: of one that is not given a variable has the name; not of what is committed."""
+    default = "$SPLATCLIP_IMAGE" if environment else "the development image"
     command.add_argument(
         "--image",
-        default=os.environ.get("SPLATCLIP_IMAGE", ""),
+        default=os.environ.get("SPLATCLIP_IMAGE", "") if environment else "",
         metavar="NAME",
-        help="that the steps run on, in production by its digest: registry/name@sha256:... (default: $SPLATCLIP_IMAGE)",
+        help=f"that the steps run on, in production by its digest: registry/name@sha256:... (default: {default})",
     )
     command.add_argument(
         "--production",
@@ -99,7 +101,10 @@ def add_pipeline(command: argparse.ArgumentParser, add_run: Add, add_store: Add)
     )
     compile_.add_argument("--params", default="params.yaml", metavar="FILE", help="profile (default: params.yaml)")
     compile_.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override")
-    compile_.add_argument("--out", default="pipelines/train_eval.yaml", metavar="FILE", help="the YAML")
+    _add_image(compile_, environment=False)
+    compile_.add_argument(
+        "--out", default="pipelines/train_eval.yaml", metavar="FILE", help="the YAML; rollback.yaml beside it"
+    )
     compile_.set_defaults(call=commands.pipeline_compile)
     local = actions.add_parser("run-local", help="run it here, without a cluster or containers")
     add_run(local)
@@ -156,7 +161,7 @@ def _add_schedule(command: argparse.ArgumentParser) -> None:
     apply.add_argument(
         "--prune", action="store_true", help="also remove schedules that no file of the folder describes"
     )
-    _add_image(apply)
+    _add_image(apply, environment=True)
     apply.set_defaults(call=pipeline_commands.schedule_apply)
     listing = actions.add_parser("list", help="schedules, and what became of their last runs")
     listing.set_defaults(call=pipeline_commands.schedule_list)

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import secrets
 import sys
 import tempfile
@@ -31,7 +32,26 @@ from pipelines.train_eval import build
 
 HEAD = "# Made by `splatclip pipeline compile` from pipelines/{}.py and a params file; do not edit.\n"
 MAX_BYTES = 256 << 10  # larger ones do not fit into Kubernetes' objects
+PRODUCTION = "prod"  # tracking.environment
 NOT_ARGUMENTS = ("resources", "fleet", "cluster")  # they are part of the graph
+
+_DIGEST = re.compile(r"[^@\s]+@sha256:[0-9a-f]{64}")
+
+
+def checked_image(image: str, params: Params, *, production: bool = False) -> str:
+    """The image's name. production: also where tracking.environment is prod; then it must be given by its digest.
+
+    Raises UsageError for one without a digest there, and for a digest that is none.
+    """
+    digest = bool(_DIGEST.fullmatch(image))
+    if (production or params.tracking.environment == PRODUCTION) and not digest:
+        raise UsageError(
+            f"image {image!r}: production takes an image by its digest alone, as in registry/name@sha256:...: what a "
+            "tag means may change from one step to the next"
+        )
+    if "@" in image and not digest:
+        raise UsageError(f"image {image!r}: write a digest as registry/name@sha256: and 64 hexadecimal digits")
+    return image
 
 
 def arguments(params: Params) -> dict[str, Any]:

@@ -16,17 +16,15 @@ import yaml
 from components.config import Params
 from components.errors import PermanentError, UsageError
 from components.provenance import NONE, git_version
-from pipelines import notes
+from pipelines import notes, rollback
 from pipelines.api import Api, equals
 from pipelines.api_errors import AlreadyThereError
-from pipelines.client import NOT_ARGUMENTS, compile_pipeline
+from pipelines.client import NOT_ARGUMENTS, checked_image, compile_pipeline
 from pipelines.train_eval import NAME, SUMMARY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PRODUCTION = "prod"  # tracking.environment
-_DIGEST = re.compile(r"[^@\s]+@sha256:[0-9a-f]{64}")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,98}[a-z0-9])?")
 BYTES = "bytes.sha256"
 
@@ -63,16 +61,17 @@ class Package:
 def make_package(params: Params, image: str, *, name: str = NAME, production: bool = False) -> Package:
     """Compile the graph for an image.
 
-    production: also where tracking.environment is prod; then the image must be given by its digest.
-    Raises UsageError for that, for a code whose commit is not known, and as compile_pipeline does.
+    production: as checked_image has it.
+    Raises UsageError for a name that is not this graph's, for a code whose commit is not known, and as checked_image
+    and compile_pipeline do.
     """
-    if (production or params.tracking.environment == PRODUCTION) and not _DIGEST.fullmatch(image):
+    checked_image(image, params, production=production)
+    if name == rollback.NAME:
         raise UsageError(
-            f"image {image!r}: production takes an image by its digest alone, as in registry/name@sha256:...: what a "
-            "tag means may change from one step to the next"
+            f"pipeline {name!r} is another graph than the one that runs, is uploaded and scheduled by these commands; "
+            "`splatclip pipeline compile --image NAME` writes it as rollback.yaml, which Kubeflow takes as it is "
+            "(docs/promotion.md)"
         )
-    if "@" in image and not _DIGEST.fullmatch(image):
-        raise UsageError(f"image {image!r}: write a digest as registry/name@sha256: and 64 hexadecimal digits")
     if not _NAME.fullmatch(name):
         raise UsageError(f"pipeline {name!r}: use lower-case letters, digits and '-', 100 at most")
     sha, dirty = git_version()

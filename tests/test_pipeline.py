@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
+from components.__main__ import main
 from components.errors import UsageError
 from components.params import load_params
 from pipelines import client
@@ -42,6 +43,7 @@ def executors(path: Path) -> dict[str, Any]:
 def test_the_same_params_give_the_same_bytes_and_no_secret(tmp_path: Path) -> None:
     secret = "k3ep-th1s-quiet"
     named = {"AWS_SECRET_ACCESS_KEY": secret, "MLFLOW_TRACKING_PASSWORD": secret, "MINIO_SECRET_KEY": secret}
+    named["SPLATCLIP_IMAGE"] = "registry.example/mine:1"  # of what is submitted, not of what is committed
     for seed in ("1", "2"):
         result = compile_("--out", str(tmp_path / f"{seed}.yaml"), PYTHONHASHSEED=seed, **named)
         assert result.returncode == 0, result.stderr
@@ -113,6 +115,19 @@ def test_every_step_asks_for_what_params_say_on_the_image_given(tmp_path: Path) 
                 "nvidia.com/gpu",
                 "2",
             )
+
+
+def test_the_command_compiles_both_for_the_image_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = "registry/splatclip-python@sha256:" + "0" * 64
+    words = ["pipeline", "compile", "--params", str(ROOT / "params.yaml"), "--out", str(tmp_path / "p.yaml")]
+    assert main([*words, "--production", "--image", image]) == 0
+    for name in ("p.yaml", "rollback.yaml"):
+        assert {container["image"] for container in executors(tmp_path / name).values()} == {image}
+    assert main([*words, "--check", "--image", image]) == 0
+    assert f"{tmp_path / 'rollback.yaml'} is up to date" in capsys.readouterr().out
+    for more in (["--production"], ["--set", "tracking.environment=prod"], ["--image", "registry/x@sha256:0"]):
+        assert main([*words, *more]) == 2
+        assert "sha256:" in capsys.readouterr().err
 
 
 def test_the_evaluation_set_is_only_what_differs() -> None:

@@ -95,6 +95,8 @@ def test_production_takes_images_by_digest(monkeypatch: pytest.MonkeyPatch) -> N
         versions.make_package(params(), "registry/splatclip@sha256:abc")
     with pytest.raises(UsageError, match="lower-case"):
         versions.make_package(params(), DIGEST, name="Train Eval")
+    with pytest.raises(UsageError, match=r"another graph .*pipeline compile --image"):
+        versions.make_package(params(), DIGEST, name="rollback")
 
 
 def test_code_without_a_commit_is_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
