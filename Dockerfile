@@ -1,6 +1,6 @@
 # The image of SplatCLIP: the command, and every step of the Kubeflow pipeline (docs/image.md). `make image` builds it.
-#   docker build -t splatclip-python:dev .                  for GPUs: CUDA kernels, torch for CUDA
-#   docker build -t splatclip-python:dev --target cpu .     for machines without
+#   docker build -t splatclip-python:dev .    for GPUs: CUDA kernels, torch for CUDA
+#   docker build -t splatclip-python:dev --target cpu --build-arg TORCH_INDEX_URL=ADDRESS .    for machines without
 # Base images are named by exact tag. To pin them by digest: make image PYTHON_IMAGE=NAME@sha256:..., the others alike.
 # The first two have the same Python at the same place; the first has a C++ compiler too. Of the third, nvcc is used.
 ARG BUILD_IMAGE=docker.io/library/python:3.11.15-bookworm

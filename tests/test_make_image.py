@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -51,6 +52,16 @@ def test_without_a_builder_it_says_what_to_install(programs: Path) -> None:
     assert code != 0
     assert "neither docker (with its daemon), podman nor buildah works here" in said
     assert asked == []
+
+
+def test_whoever_builds_for_the_cpu_is_told_where_its_torch_comes_from() -> None:
+    """From where everything else comes it is torch for CUDA, and the build ends with .ci/image/check.py."""
+    found = []
+    for name in ("Dockerfile", "README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md"))):
+        text = (ROOT / name).read_text("utf-8")
+        found += [(name, line) for line in text.splitlines() if re.search(r"(--target|TARGET)[ =]cpu", line)]
+    assert {"Dockerfile", "docs/image.md"} <= {name for name, _ in found}
+    assert [(name, line) for name, line in found if "TORCH_INDEX_URL=ADDRESS" not in line] == []
 
 
 def test_the_first_that_works_builds_for_gpus(programs: Path) -> None:
