@@ -33,6 +33,16 @@ RIGHTS = {  # all that anybody has: (group, resource) -> verbs
 }
 
 
+_UNITS = {"m": 1e-3, "": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
+_UNITS |= {f"{unit}i": 1024 ** (1 + place) for place, unit in enumerate("KMGTPE")}
+
+
+def quantity(text: Any) -> float:
+    """A Kubernetes quantity as a number: cores or bytes."""
+    number, unit = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(text)).groups()  # type: ignore[union-attr]
+    return float(number) * _UNITS[unit]
+
+
 def render(folder: Path) -> list[Object]:
     """The objects of a kustomization."""
     done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=False)

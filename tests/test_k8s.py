@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ import pytest
 import yaml
 from conftest import ROOT
 from kustomized import KINDS, PLANTED
-from manifests import EXTERNAL_SECRETS, Object, find, fit_job, name_of, templates
+from manifests import EXTERNAL_SECRETS, Object, find, fit_job, name_of, quantity, templates
 from pod_security import restricted
+
+from components.params import load_params
 
 VALIDATE = ROOT / "build" / "tools" / "bin" / "kubernetes-validate"  # `make test-full` installs it
 NOT_KUBERNETES = {"kueue.x-k8s.io/v1beta2", "external-secrets.io/v1"}  # of operators: no schema here
@@ -145,6 +148,18 @@ def test_postgres_has_connections_for_all_of_mlflow(rendered: dict[str, list[Obj
     most = deployment["replicas"] * workers * int(env["MLFLOW_SQLALCHEMYSTORE_POOL_SIZE"])
     args = find(rendered[kind], "StatefulSet", "postgres")["spec"]["template"]["spec"]["containers"][0]["args"]
     assert most + 10 <= int(next(arg.partition("=")[2] for arg in args if arg.startswith("max_connections")))
+
+
+def test_a_steps_scratch_is_not_cut_short_by_a_default(rendered: dict[str, list[Object]]) -> None:
+    """Kubeflow's steps say nothing of ephemeral storage, so a LimitRange's default holds for them, /tmp included."""
+    profiles = [ROOT / "params.yaml", *(ROOT / "params").glob("*.yaml")]
+    asked = [load_params(path).resources for path in profiles]
+    largest = max(quantity(getattr(one, stage.name).scratch) for one in asked for stage in fields(one))
+    assert largest >= 400 << 30
+    for kind in ("base", "overlays/kind", "everything"):
+        for item in find(rendered[kind], "LimitRange", "splatclip")["spec"]["limits"]:
+            for bound in ("default", "max"):
+                assert quantity(item.get(bound, {}).get("ephemeral-storage", "8Ei")) >= largest, kind
 
 
 # --- the fitters' Job
