@@ -119,7 +119,7 @@ def add_pipeline(command: argparse.ArgumentParser, add_run: Add, add_store: Add)
     submit.add_argument(
         "--if-changed",
         action="store_true",
-        help="only if data, params, commit or image changed since the last good run",
+        help="only if data, store, params, commit or image changed since the last good run",
     )
     submit.add_argument("--service-account", default="", metavar="NAME", help="that the steps run as")
     resume = actions.add_parser("resume", help="submit a run's version and arguments again; what is done is found")

@@ -26,7 +26,7 @@ from pipelines.versions import Package, Version, experiment, upload
 
 SUCCEEDED, FAILED, CANCELED, SKIPPED = "SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"
 ENDED = {SUCCEEDED, FAILED, CANCELED, SKIPPED}
-SUBMIT, DATA, RESUMES = "submit.id", "data.version", "resumes"
+SUBMIT, DATA, RESUMES = "submit.id", "data.version", "resumes"  # data.version: of the store, too
 _RUN_NAME = re.compile(r"(.+)-\d{8}T\d{6}Z")
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -35,7 +35,7 @@ _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 class Submitted:
     """A run that was made, or with --if-changed the one that makes it needless (new: false).
 
-    why: with --if-changed, what became of the newest run of the same data, params, commit and image; "" without one.
+    why: with --if-changed, what became of the newest run of the same data, store, params, commit and image; "" without.
     """
 
     run_id: str
@@ -77,8 +77,8 @@ def submit(
 ) -> Submitted:
     """Upload the version if it is not there, and start a run of it with the params as its arguments.
 
-    if_changed: only where data, parameters, commit or image differ from those of the last run that succeeded, and of
-    those at work.
+    if_changed: only where data, store, parameters, commit or image differ from those of the last run that succeeded,
+    and of those at work.
     Raises UsageError for a store that pods cannot reach, and as upload, data_version and Api.call do.
     """
     params.require_squares()
@@ -86,14 +86,17 @@ def submit(
     name = experiment_name(params, package.name)
     data = data_version(params) if if_changed else ""
     tags = {**package.tags, "params.hash": params_hash(params), SUBMIT: secrets.token_hex(4)}
-    tags = notes.brief(tags | ({DATA: data} if data else {}))
+    if data:  # what a run in another store made is not here; a description has no room for a tag more
+        tags[DATA] = sha256_bytes(canonical([data, store.rstrip("/")]))
+    tags = notes.brief(tags)
     version = upload(api, package)
     experiment_id = experiment(api, name)
     why = ""
     if if_changed:
         last, needless = _same(api, experiment_id, tags)
         if last is not None:
-            why = f"run {last.display_name} ({last.run_id}) of the same data, params, commit and image: {last.state}"
+            known = f"run {last.display_name} ({last.run_id})"
+            why = f"{known} of the same data, store, params, commit and image: {last.state}"
         if needless:
             page = api.connection.page(last.run_id)
             return Submitted(last.run_id, last.display_name, version.name, name, page, new=False, why=why)

@@ -151,8 +151,8 @@ def test_unchanged_data_start_nothing(
             Image.new("RGB", (40, 40), (name * 9, 0, 0)).save(folder.parent / color / f"{name}.png")
     given = params("download.source=folder", f"download.path={folder.parent}")
 
-    def submit(more: Any = given) -> runs.Submitted:
-        return runs.submit(api, package(), more, STORE, if_changed=True)
+    def submit(more: Any = given, store: str = STORE) -> runs.Submitted:
+        return runs.submit(api, package(), more, store, if_changed=True)
 
     first = submit()
     assert first.new
@@ -160,11 +160,11 @@ def test_unchanged_data_start_nothing(
         server.runs[first.run_id]["state"] = state
         again = submit()
         assert (again.new, again.run_id) == (False, first.run_id), "it is at work"
-        assert again.why.endswith(f"({first.run_id}) of the same data, params, commit and image: {state}")
+        assert again.why.endswith(f"({first.run_id}) of the same data, store, params, commit and image: {state}")
     server.runs[first.run_id]["state"] = "FAILED"
     tried = submit()
     assert tried.new
-    assert tried.why.endswith(f"({first.run_id}) of the same data, params, commit and image: FAILED")
+    assert tried.why.endswith(f"({first.run_id}) of the same data, store, params, commit and image: FAILED")
     words = ["--set", "download.source=folder", "--set", f"download.path={folder.parent}", "--if-changed"]
     words += ["--store", STORE, "--image", DIGEST, "--params", str(ROOT / "params.yaml")]
     assert main(["pipeline", "submit", *words]) == 0
@@ -172,6 +172,10 @@ def test_unchanged_data_start_nothing(
     server.runs[tried.run_id]["state"] = "CANCELED"
     server.runs[first.run_id]["state"] = "SUCCEEDED"
     assert (submit().new, submit().run_id) == (False, first.run_id)
+    assert not submit(store=f"{STORE}/").new
+    elsewhere = submit(store=f"{STORE}-2")
+    assert elsewhere.new, "nothing is there"
+    assert elsewhere.name.split("-")[1] == first.name.split("-")[1], "of the same data"
     assert submit(params("download.source=folder", f"download.path={folder.parent}", "splat_fit.num_gaussians=9")).new
     Image.new("RGB", (40, 40), "green").save(folder / "9.png")
     second = submit()
@@ -179,7 +183,7 @@ def test_unchanged_data_start_nothing(
     assert second.name.split("-")[1] != first.name.split("-")[1]
     server.runs[second.run_id]["state"] = "SUCCEEDED"
     assert not submit().new
-    assert len(server.runs) == 4
+    assert len(server.runs) == 5
     server.runs[first.run_id]["state"] = "RUNNING"
     server.runs[second.run_id]["state"] = "FAILED"
     assert submit().new, "what is at work is of other data"
