@@ -24,9 +24,10 @@ def named(name: str, namespace: str = "splatclip") -> Pod:
 
 DNS = Pod("kube-system", {"k8s-app": "kube-dns"})
 MLFLOW, POSTGRES, SEAWEEDFS = named("mlflow"), named("postgres"), named("seaweedfs")
+KFP_API = named("ml-pipeline", "kubeflow")
 METADATA = Pod("kubeflow", {"component": "metadata-grpc-server"})
 API = "192.0.2.1"
-ROLES = ("downloader", "fitter", "trainer", "notifier", "launcher")
+ROLES = ("downloader", "fitter", "trainer", "notifier", "launcher", "submitter")
 PUBLIC, PRIVATE = (
     ("8.8.8.8", "2606:4700::1111"),
     ("10.0.0.1", "169.254.169.254", "172.31.0.1", "192.168.1.1", "100.64.0.1"),
@@ -47,21 +48,22 @@ def connections() -> list[tuple[str, Peer, Peer, int, bool]]:
             ("MinIO", named("minio", "minio"), 9000, False), ("Postgres", POSTGRES, 5432, False),
             ("SeaweedFS's own ports", SEAWEEDFS, 8888, False), ("another pod", step("trainer", space), 22, False),
         )]  # fmt: skip
-        out = role in {"downloader", "notifier"}
+        out = role in {"downloader", "notifier", "submitter"}
         rows += [(f"{role} of {space}, {ip}:{port}", pod, ip, port, out) for ip in PUBLIC for port in (80, 443)]
         rows += [(f"{role} of {space}, {ip}:{port}", pod, ip, port, False) for ip in PUBLIC for port in (22, 8080)]
         rows += [(f"{role} of {space}, {ip}", pod, ip, 443, False) for ip in (*PRIVATE, "fc00::1", "fe80::1", "::1")]
         at_home = space == "kubeflow"
         rows += [(f"{role} of {space}, Kubeflow", pod, peer, port, at_home) for peer, port in (
-            (named("ml-pipeline", "kubeflow"), 8887), (named("ml-pipeline", "kubeflow"), 8888), (METADATA, 8080),
+            (KFP_API, 8887), (METADATA, 8080)
         )]  # fmt: skip
+        rows += [(f"{role} of {space}, Kubeflow's API", pod, KFP_API, 8888, at_home or role == "submitter")]
         rows += [(f"{role} of {space}, mysql", pod, named("mysql", "kubeflow"), 3306, False)]
         rows += [(f"{role} of {space}, Kubernetes", pod, API, 6443, at_home or role == "launcher")]
     agent = Pod("splatclip", {"workflows.argoproj.io/workflow": "w", "workflows.argoproj.io/component": "agent"})
     driver = Pod("splatclip", {"workflows.argoproj.io/workflow": "w", "workflows.argoproj.io/completed": "false"})
     for what, pod in (("agent", agent), ("driver", driver)):
         rows += [
-            (f"{what}, Kubeflow", pod, named("ml-pipeline", "kubeflow"), 8887, True),
+            (f"{what}, Kubeflow", pod, KFP_API, 8887, True),
             (f"{what}, metadata", pod, METADATA, 8080, True),
             (f"{what}, names", pod, DNS, 53, True),
             (f"{what}, Kubernetes", pod, API, 443, True),
@@ -78,6 +80,7 @@ def connections() -> list[tuple[str, Peer, Peer, int, bool]]:
             ("node, node of Kubeflow's namespace", NODE, Pod("kubeflow", NODE.labels), port, False),
         ]
     rows += [
+        ("submitter of Kubeflow's namespace", Pod("kubeflow", {"splatclip.io/role": "submitter"}), KFP_API, 8888, True),
         ("MLflow, Postgres", MLFLOW, POSTGRES, 5432, True),
         ("MLflow, store", MLFLOW, SEAWEEDFS, 8333, True),
         ("MLflow, public", MLFLOW, "8.8.8.8", 443, False),
