@@ -20,12 +20,14 @@ import yaml
 from conftest import ROOT
 from kustomized import KINDS, PLANTED
 from manifests import EXTERNAL_SECRETS, Object, find, fit_job, name_of, quantity, templates
+from network_policies import Pod, reaches
 from pod_security import restricted
 
 from components.params import load_params
 
 VALIDATE = ROOT / "build" / "tools" / "bin" / "kubernetes-validate"  # `make test-full` installs it
 NOT_KUBERNETES = {"kueue.x-k8s.io/v1beta2", "external-secrets.io/v1"}  # of operators: no schema here
+NAME = "app.kubernetes.io/name"
 RULES = (
     restricted,
     manifests.labels,
@@ -300,6 +302,11 @@ def test_the_pages_own_overlay_works(tmp_path: Path, rendered: dict[str, list[Ob
         "store-steps",
         "splatclip-store-steps",
     }
+    controller, mlflow = (Pod(space, {NAME: name}) for space, name in (("ingress-nginx", "x"), ("splatclip", "mlflow")))
+    assert reaches(objects, controller, mlflow, 5000)
+    assert not reaches(objects, controller, mlflow, 22)
+    assert not reaches(objects, controller, Pod("splatclip", {NAME: "postgres"}), 5432)
+    assert not reaches(rendered["everything"], controller, mlflow, 5000)
 
 
 def test_the_page_names_what_has_to_be_made_by_hand() -> None:
