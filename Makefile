@@ -1,7 +1,8 @@
 # Everything runs in .venv, which make itself creates and keeps up to date; requirements.lock pins every version.
 PYTHON ?= python3
 BIN := .venv/bin
-# Modules are compiled when they are first imported: most never are.
+# A module is compiled when it is first imported (most never are) and kept, also where the environment says otherwise.
+export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint requirements.lock
 NATIVE := $(shell find kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name CMakeLists.txt)
 STORE ?= runs/store
@@ -87,11 +88,13 @@ format: .venv/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# torch comes first, so that a CPU build configured in pip is taken and not replaced by another package's wish.
+# pip comes first, as that of older Pythons takes minutes over what is pinned; then torch, so that a CPU build configured
+# in pip is taken and not replaced by another package's wish.
 .venv/.tools: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "SplatCLIP needs Python 3.11 or later; '$(PYTHON)' is older. Try: make PYTHON=python3.12 ..." >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) pip
 	$(PIP) torch numpy
 	$(PIP) scikit-build-core pybind11 cmake ninja
 	touch $@
@@ -109,7 +112,7 @@ format: .venv/.installed-dev
 	touch $@
 
 lock: .venv/.installed-fuzz  ## pin what is installed now
-	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > requirements.lock
+	$(BIN)/python -m pip freeze --all --exclude-editable | sed 's/+cpu$$//' > requirements.lock
 
 clean:
 	rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache

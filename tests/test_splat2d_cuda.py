@@ -36,7 +36,7 @@ def plain(folder: Path, objects: list[str]) -> Program:
     return Program(cuda_cases.emulated(folder / "plain", objects), folder)
 
 
-@pytest.fixture(scope="module", params=["plain", "address", "device"])
+@pytest.fixture(scope="module", params=["plain", pytest.param("address", marks=pytest.mark.full), "device"])
 def program(request: pytest.FixtureRequest, folder: Path) -> Program:
     """The same kernels three times: emulated, emulated under AddressSanitizer, on the GPU."""
     if request.param == "plain":
