@@ -7,7 +7,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 NATIVE := $(shell find kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name CMakeLists.txt)
 STORE ?= runs/store
 PARAMS ?= params.yaml
-TEST_PROCESSES ?= logical
+# One more than there are cores: many tests wait for a server or a clock.
+TEST_PROCESSES ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 IN_PARALLEL := --numprocesses $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # Each for so many seconds; two at a time, all to their end: make --keep-going --jobs 2 fuzz. FUZZ_SEED=0 takes a new seed.
@@ -28,13 +29,13 @@ image:  ## the container image, by docker, podman or buildah
 test: .venv/.installed-dev  ## what a laptop can test; no root, no network
 	$(BIN)/python -m pytest $(IN_PARALLEL)
 
-test-full: .venv/.installed-dev system-packages build/tools/.installed  ## what needs nvcc, root or time
-	$(BIN)/python -m pytest $(IN_PARALLEL) -m full --timeout 1800
+test-full: .venv/.installed-dev system-packages image-packages build/tools/.installed  ## what needs nvcc, root or time
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "full or image" --timeout 1800
 
 e2e-kind: .venv/.installed  ## all of it on a real cluster: wants kind, kubectl, Docker, half an hour (docs/untested.md)
 	BIN=$(BIN) tests/e2e/kind.sh
 
-test-image: .venv/.installed-dev image-packages  ## both targets of the Dockerfile built, looked through and run: 15 min
+test-image: .venv/.installed-dev image-packages  ## of these, both targets of the Dockerfile built, looked through and run
 	$(BIN)/python -m pytest -m image
 
 # A real S3 server for the tests; what builds and runs the image. Without root the tests fail and say what to install.

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 START_S = 300.0
@@ -35,6 +37,9 @@ def free_port() -> int:
 
 class MlflowServer:
     """The server over `folder`/mlflow.db and `folder`/artifacts; its address outlives a kill and another start."""
+
+    _empty = b""
+    """A database as the first server of this process has made it: to make one takes as long as to start."""
 
     def __init__(self, folder: Path, port: int = 0) -> None:
         self.folder, self.port = folder, port or free_port()
@@ -77,8 +82,16 @@ class MlflowServer:
 
     def start(self) -> None:
         """Start it and wait for it."""
+        database = self.folder / "mlflow.db"
+        new = not database.exists()
+        if new and MlflowServer._empty:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            database.write_bytes(MlflowServer._empty)
         self.spawn()
         self.wait()
+        if new and not MlflowServer._empty:
+            with closing(sqlite3.connect(database)) as made:
+                MlflowServer._empty = made.serialize()
 
     def kill(self) -> None:
         """SIGKILL, at once; the database stays as it is."""
