@@ -25,6 +25,8 @@ from components.manifest import open_artifact  # noqa: E402
 from components.store import open_store  # noqa: E402
 from components.train_adapter import stage  # noqa: E402
 
+pytestmark = pytest.mark.full
+
 
 def call(folder: Path, *more: str, grid: str = "final", out: str = "out") -> list[dict[str, Any]]:
     """The rows after a call of the script."""

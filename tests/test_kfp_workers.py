@@ -64,6 +64,7 @@ def component(flow: dict[str, str], folder: Path, **changes: Any) -> dict[str, A
     return outputs
 
 
+@pytest.mark.full
 def test_two_processes_train_one_model(flow: dict[str, str], tmp_path: Path) -> None:
     outputs = component(flow, tmp_path)
     manifest = Path(outputs["adapter"].path).read_bytes()

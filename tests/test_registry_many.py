@@ -66,6 +66,7 @@ def test_of_many_at_once_the_best_is_champion(server: MlflowServer, tmp_path: Pa
     assert state.aliases[CHALLENGER] == newest
 
 
+@pytest.mark.full
 def test_one_package_is_one_version_also_at_once(server: MlflowServer, tmp_path: Path, model: str) -> None:
     at_once(server.uri, tmp_path, model, [0.5] * 4)
     gates.promote(str(tmp_path / "store"), 0.5)

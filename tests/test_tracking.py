@@ -127,6 +127,7 @@ def emits(
     return longest
 
 
+@pytest.mark.full
 def test_the_server_killed_and_started_again(server: MlflowServer, client: MlflowClient, tmp_path: Path) -> None:
     info, store = info_of(tmp_path, "kubeflow-1"), f"{tmp_path}/store"
     kept: list[str] = []
