@@ -155,11 +155,13 @@ def test_with_all_barriers_nothing_is_caught(leaving_out: tuple[Program, Program
 @pytest.mark.parametrize("number", range(len(BARRIERS)), ids=[f"{name}-{index}" for name, index in BARRIERS])
 def test_a_removed_barrier_is_caught(leaving_out: tuple[Program, Program], expected: bytes, number: int) -> None:
     quick, threads = leaving_out
-    check = caught_by(quick, expected, WITHOUT=number)
-    race, stderr = races(threads, WITHOUT=number)
     name, index = BARRIERS[number]
-    print(f"{name} barrier {index}: {check or '-'}, {'race' if race else '-'}")
-    assert check or race, stderr
+    if check := caught_by(quick, expected, WITHOUT=number):  # the sanitizer would take a minute
+        print(f"{name} barrier {index}: {check}")
+        return
+    race, stderr = races(threads, WITHOUT=number)
+    assert race, stderr
+    print(f"{name} barrier {index}: race")
 
 
 @pytest.mark.parametrize(("name", "right", "wrong", "what"), WRONG, ids=[what for *_, what in WRONG])
