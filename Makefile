@@ -7,9 +7,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 NATIVE := $(shell find kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name CMakeLists.txt)
 STORE ?= runs/store
 PARAMS ?= params.yaml
-# One more than there are cores: many tests wait for a server or a clock.
-TEST_PROCESSES ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
-IN_PARALLEL := --numprocesses $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# The quick tests often wait for a server or a clock: one process more than there are cores. The others rarely do.
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+IN_PARALLEL := --maxprocesses 8 --dist loadfile --no-loadscope-reorder --numprocesses
 
 # Each for so many seconds; two at a time, all to their end: make --keep-going --jobs 2 fuzz. FUZZ_SEED=0 takes a new seed.
 FUZZERS := gs2d shards manifests captions params urls images codec
@@ -27,10 +27,10 @@ image:  ## the container image, by docker, podman or buildah
 	@.ci/image.sh
 
 test: .venv/.installed-dev  ## what a laptop can test; no root, no network
-	$(BIN)/python -m pytest $(IN_PARALLEL)
+	$(BIN)/python -m pytest $(IN_PARALLEL) $(shell expr $(CORES) + 1)
 
 test-full: .venv/.installed-dev system-packages image-packages build/tools/.installed  ## what needs nvcc, root or time
-	$(BIN)/python -m pytest $(IN_PARALLEL) -m "full or image" --timeout 1800
+	$(BIN)/python -m pytest $(IN_PARALLEL) $(CORES) -m "full or image" --timeout 1800
 
 e2e-kind: .venv/.installed  ## all of it on a real cluster: wants kind, kubectl, Docker, half an hour (docs/untested.md)
 	BIN=$(BIN) tests/e2e/kind.sh
