@@ -229,7 +229,7 @@ def command(inputs: dict[str, Any], folder: Path, *changes: str) -> list[str]:
 @pytest.mark.full
 def test_torchrun_and_its_exit_codes(inputs: dict[str, Any], tmp_path: Path) -> None:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    how: dict[str, Any] = {"cwd": ROOT, "env": env, "capture_output": True, "text": True, "timeout": 120}
+    how: dict[str, Any] = {"cwd": ROOT, "env": env, "capture_output": True, "text": True, "timeout": work.LONGEST_S}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "components"]
     done = subprocess.run([*torchrun, *command(inputs, tmp_path)], check=False, **how)
     assert done.returncode == 0, done.stderr
@@ -246,7 +246,7 @@ def test_torchrun_and_its_exit_codes(inputs: dict[str, Any], tmp_path: Path) -> 
     process = subprocess.Popen([*ours, *long], cwd=ROOT, env=env, text=True, stderr=subprocess.PIPE)
     saved(tmp_path / "store", "stage1_cls", [])
     process.terminate()
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=work.LONGEST_S)
     assert process.returncode == 143, err
     assert "run the same command again to go on" in err
 
