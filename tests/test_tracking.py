@@ -152,10 +152,10 @@ def test_the_server_killed_and_started_again(server: MlflowServer, client: Mlflo
     assert run.data.tags["kfp.run_id"] == "kubeflow-1"
 
 
-def command(*words: str, uri: str, wait: str = "30") -> subprocess.CompletedProcess[str]:
+def command(*words: str, uri: str, wait: str = "200") -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "MLFLOW_TRACKING_URI": uri, "SPLATCLIP_TRACKING": "on", "SPLATCLIP_TRACKING_WAIT": wait}
     words = (sys.executable, "-m", "components", *words)
-    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=env, check=True, timeout=120)
+    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=env, check=True, timeout=400)
 
 
 @pytest.mark.full
