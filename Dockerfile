@@ -88,11 +88,14 @@ WORKDIR /tmp
 USER 65532:65532
 CMD ["splatclip", "--help"]
 
+# Both targets have this layer, almost all of their bytes, in common where they have torch in common.
+FROM runtime AS ready
+COPY --from=needs /opt/splatclip /opt/splatclip
+
 # The end of a build is its first run. TORCH_BUILD: what torch has to be built for.
 # GIT_SHA ends in -dirty where files were changed since; it becomes the tag git.sha of runs and artifacts.
-FROM runtime AS cpu
+FROM ready AS cpu
 ARG TORCH_BUILD=cpu
-COPY --from=needs /opt/splatclip /opt/splatclip
 COPY --from=build-cpu /out/ /
 RUN --mount=type=bind,from=scripts,target=/mnt --mount=type=tmpfs,target=/tmp python3 /mnt/check.py cpu $TORCH_BUILD
 ARG VERSION=
@@ -102,9 +105,8 @@ LABEL org.opencontainers.image.version=$VERSION org.opencontainers.image.revisio
       org.opencontainers.image.created=$CREATED
 ENV SPLATCLIP_GIT_SHA=$GIT_SHA
 
-FROM runtime AS gpu
+FROM ready AS gpu
 ARG TORCH_BUILD=cuda
-COPY --from=needs /opt/splatclip /opt/splatclip
 COPY --from=build-gpu /out/ /
 RUN --mount=type=bind,from=scripts,target=/mnt --mount=type=tmpfs,target=/tmp python3 /mnt/check.py gpu $TORCH_BUILD
 ARG VERSION=

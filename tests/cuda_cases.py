@@ -187,6 +187,15 @@ class Program:
         return values[:-1].reshape(-1, 8), float(values[-1])
 
 
+def assert_like_cpu(fitted: Fitted, cpu: splat2d.FitResult, tolerance: float) -> None:
+    """The same steps on sums in another order; a few steps do not let the rounding grow."""
+    np.testing.assert_array_equal(fitted.counts, cpu.counts)
+    np.testing.assert_array_equal(fitted.iters, cpu.iters)
+    np.testing.assert_allclose(fitted.psnr, cpu.psnr, atol=tolerance)
+    for ours, theirs in zip(fitted.arrays()[:3], (cpu.means, cpu.cholesky, cpu.colors), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=tolerance, rtol=tolerance)
+
+
 def pictures(batch: int, height: int, width: int) -> Images:
     """Coloured waves, each picture others."""
     y, x = np.mgrid[:height, :width]

@@ -55,12 +55,13 @@ def files_of(image: str) -> Iterator[Path]:
 
 def findings(image: str, lock: Callable[[], dict[str, str]]) -> list[str]:
     """What is wrong with the image, a line each."""
-    (about,) = json.loads(podman("image", "inspect", image).stdout)
     with files_of(image) as root:
-        return [*_configuration(about), *_files(root), *_packages(root, lock())]
+        return [*configuration(image), *_files(root), *_packages(root, lock())]
 
 
-def _configuration(about: dict[str, Any]) -> Iterator[str]:
+def configuration(image: str) -> Iterator[str]:
+    """What is wrong with what the image says of itself."""
+    (about,) = json.loads(podman("image", "inspect", image).stdout)
     config, labels = about["Config"], about["Labels"] or {}
     user = config.get("User", "")
     if not re.fullmatch(r"[1-9]\d*:[1-9]\d*", user):

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from image_contents import ENVIRONMENT, FOLDER, findings, podman, run_locked
+from image_contents import ENVIRONMENT, FOLDER, configuration, findings, podman, run_locked
 from test_bill import script
 
 from components import STAGES
@@ -62,14 +62,18 @@ def test_it_holds_what_it_should_and_nothing_else(image: str) -> None:
 
 
 def test_what_is_planted_is_found(tmp_path: Path) -> None:
-    """All of it in one image; what sets the user comes last, one after another."""
+    """All of it in one image; a second user in another one, of which only the configuration is looked at."""
     users = [line for line in PLANTED if line.startswith("USER")]
     others = [line for line in PLANTED if line not in users]
-    found: list[str] = []
-    for user in users:
+
+    def planted(user: str) -> str:
         (tmp_path / "Dockerfile").write_text("\n".join([f"FROM {CPU}", "USER root", *others, user]))
         podman("build", "--quiet", "--layers", "--tag", "localhost/planted", tmp_path)
-        found += findings("localhost/planted", locked)
+        return "localhost/planted"
+
+    found = findings(planted(users[0]), locked)
+    for user in users[1:]:
+        found += configuration(planted(user))
     missed = [line for line, words in PLANTED.items() if not any(one.startswith(words) for one in found)]
     assert missed == []
     podman("image", "rm", "localhost/planted")

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pybind11
 import pytest
 import splat2d
-from cuda_cases import KERNELS, Program, pictures, recipe
+from cuda_cases import KERNELS, Program, assert_like_cpu, pictures, recipe
 from splat2d import reference
 
 
@@ -47,15 +47,6 @@ def program(request: pytest.FixtureRequest, folder: Path) -> Program:
     if not splat2d.has_cuda():
         pytest.skip("splat2d.has_cuda() is false: no GPU, or a build without CUDA")
     return Program(cuda_cases.on_device(folder, request.getfixturevalue("objects")), folder)
-
-
-def assert_like_cpu(fitted: cuda_cases.Fitted, cpu: splat2d.FitResult, tolerance: float) -> None:
-    """The same steps on sums in another order; a few steps do not let the rounding grow."""
-    np.testing.assert_array_equal(fitted.counts, cpu.counts)
-    np.testing.assert_array_equal(fitted.iters, cpu.iters)
-    np.testing.assert_allclose(fitted.psnr, cpu.psnr, atol=tolerance)
-    for ours, theirs in zip(fitted.arrays()[:3], (cpu.means, cpu.cholesky, cpu.colors), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=tolerance, rtol=tolerance)
 
 
 SIZES = [
@@ -358,19 +349,6 @@ def test_moving_while_lists_overflow_happens_once(program: Program) -> None:
     settings = recipe("paper", 3, scale_min=20.0, move_share=0.2, move_steps=1, move_last=0.4)
     fitted = program.fit(images, 70, settings)
     assert_like_cpu(fitted, splat2d.fit(images, 70, recipe=settings), 5e-3)
-
-
-@pytest.mark.full
-def test_no_races_under_thread_sanitizer(folder: Path) -> None:
-    """Every kernel, one std::thread a CUDA thread."""
-    (folder / "threads").mkdir()
-    objects = cuda_cases.host_objects(folder / "threads", *cuda_cases.THREADS)
-    threads = Program(cuda_cases.emulated(folder / "threads", objects, *cuda_cases.THREADS), folder)
-    for name in ("default", "paper"):
-        settings = recipe(name, 2, prune_threshold=0.05, refit_share=0.5)
-        images = pictures(2, 18, 34)
-        fitted = threads.fit(images, 270, settings, SPLAT2D_CUDA_BATCH=1, EMULATED_DEVICES=2)
-        assert_like_cpu(fitted, splat2d.fit(images, 270, recipe=settings), 2e-3)
 
 
 def build(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:

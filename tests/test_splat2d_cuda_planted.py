@@ -17,7 +17,8 @@ from pathlib import Path
 import cuda_cases
 import numpy as np
 import pytest
-from cuda_cases import ADDRESS, KERNELS, RACE, THREADS, Program, pictures, recipe
+import splat2d
+from cuda_cases import ADDRESS, KERNELS, RACE, THREADS, Program, assert_like_cpu, pictures, recipe
 
 pytestmark = pytest.mark.full
 
@@ -27,22 +28,44 @@ BARRIERS = [
     for name in SOURCES
     for index in range(len(re.findall(r"__syncthreads\(\);", (KERNELS / "src" / name).read_text())))
 ]
+# An expression that is there once in its file, what is planted for it, and which kind of bug that is.
 WRONG = [
-    ("cuda_tile.cuh", "m[3] += qx;", "m[3] -= qx;", "sign of a gradient"),
-    ("cuda_tile.cuh", "m[6] += qx * dy;", "m[6] += qy * dy;", "wrong moment"),
-    ("cuda_tile.cuh", "const float kept = upper ? v[j + half] : v[j]", "const float kept = upper ? v[j] : v[j]", "sum"),
-    ("cuda_tile.cuh", "residual + y * kPitch + x;", "residual + x * kPitch + y;", "index: rows for columns"),
-    ("cuda_tile.cuh", "if (x > box.x1) x -= wide, ++y;", "if (x >= box.x1) x -= wide, ++y;", "off by one"),
-    ("cuda_tile.cuh", "d.entries + row * d.list_capacity;", "d.entries + row * (d.list_capacity - 1);", "index: list"),
-    ("cuda_tile.cuh", "drawn.red - static_cast<float>", "-drawn.red + static_cast<float>", "sign of the residual"),
-    ("cuda_tile.cuh", "box.x1 >= left &&", "box.x1 > left &&", "pixels left out"),
-    ("cuda_lists.cuh", "+ x - l.x0};", "+ x - l.x0 + 1};", "index: slot of the neighbour"),
+    ("cuda_tile.cuh", "m[3] += qx", "m[3] -= qx", "sign of a gradient"),
+    ("cuda_tile.cuh", "m[6] += qx * dy", "m[6] += qy * dy", "wrong moment"),
+    ("cuda_tile.cuh", "upper ? v[j + half] : v[j]", "v[j]", "sum"),
+    ("cuda_tile.cuh", "residual + y * kPitch + x", "residual + x * kPitch + y", "index: rows for columns"),
+    ("cuda_tile.cuh", "x > box.x1", "x >= box.x1", "off by one"),
+    ("cuda_tile.cuh", "d.entries + row * d.list_capacity", "d.entries + row * (d.list_capacity - 1)", "index: list"),
+    (
+        "cuda_tile.cuh",
+        "drawn.red - static_cast<float>(target[0]) * kScale",
+        "static_cast<float>(target[0]) * kScale - drawn.red",
+        "sign of the residual",
+    ),
+    ("cuda_tile.cuh", "box.x1 >= left", "box.x1 > left", "pixels left out"),
+    (
+        "cuda_lists.cuh",
+        "l.start + (y - l.y0) * (l.x1 - l.x0 + 1) + x - l.x0",
+        "l.start + (y - l.y0) * (l.x1 - l.x0 + 1) + x - l.x0 + 1",
+        "index: slot of the neighbour",
+    ),
     ("cuda_lists.cuh", "((1u << lane) - 1u)", "((2u << lane) - 1u)", "index: rank"),
-    ("cuda_update.cuh", "+ thread % 8;", "+ (thread + 1) % 8;", "index: moment"),
-    ("cuda_update.cuh", "if (!listed) atomicExch", "if (!listed && d.width < 0) atomicExch", "stale lists"),
+    (
+        "cuda_update.cuh",
+        "static_cast<std::size_t>(l.start) * 8 + thread % 8",
+        "static_cast<std::size_t>(l.start) * 8 + (thread + 1) % 8",
+        "index: moment",
+    ),
+    ("cuda_update.cuh", "!listed", "!listed && d.width < 0", "stale lists"),
     ("cuda_update.cuh", "d.control->iteration - 1", "d.control->iteration", "index: schedule"),
-    ("cuda_grow.cuh", "static_cast<float>(x - left);", "static_cast<float>(x);", "centre of a cell"),
+    ("cuda_grow.cuh", "static_cast<float>(x - left)", "static_cast<float>(x)", "centre of a cell"),
 ]
+
+OUT_OF_BOUNDS = [
+    ("cuda_lists.cuh", "tile >= d.tiles", "false", "tile"),
+    ("cuda_tile.cuh", "t.left + x >= d.width || t.top + y >= d.height", "false", "image"),
+]
+Wrong = tuple[str, str, str, str]
 
 
 @pytest.fixture(scope="module")
@@ -110,30 +133,46 @@ def caught_by(program: Program, expected: bytes, **environment: int) -> str:
     return "order" if any(found != expected for found in orders) else ""
 
 
-LEAVE_OUT = """#include <cstdlib>
+# Which bug there is, if any, is said when the program is run: WITHOUT=n, no barrier n; WRONG=n, a wrong expression n.
+PLANTED = """#include <cstdlib>
+inline bool is_number(const char* value, int number) { return value != nullptr && std::atoi(value) == number; }
 inline bool stands(int barrier) {
   static const char* const without = std::getenv("WITHOUT");
-  return without == nullptr || std::atoi(without) != barrier;
+  return !is_number(without, barrier);
+}
+inline bool wrong(int number) {
+  static const char* const is = std::getenv("WRONG");
+  return is_number(is, number);
 }
 """
 
 
-@pytest.fixture(scope="module")
-def leaving_out(folder: Path, objects: list[str], thread_objects: list[str]) -> tuple[Program, Program]:
-    """Programs that leave out the barrier whose number in BARRIERS is the variable WITHOUT; the second with
-    ThreadSanitizer. Two for all of them, as each takes a while to compile."""
+def ready(folder: Path, wrong: list[Wrong]) -> tuple[Path, list[str]]:
+    """A copy of the kernels in which all barriers and `wrong` can be planted, and the compiler's flags for it."""
 
-    def numbered(name: str) -> Callable[[str], str]:
+    def change(name: str) -> Callable[[str], str]:
         numbers = (number for number, (where, _) in enumerate(BARRIERS) if where == name)
 
-        def change(text: str) -> str:
-            return re.sub(r"__syncthreads\(\);", lambda _: f"if (stands({next(numbers)})) __syncthreads();", text)
+        def changed(text: str) -> str:
+            text = re.sub(r"__syncthreads\(\);", lambda _: f"if (stands({next(numbers)})) __syncthreads();", text)
+            for number, (where, right, bug, what) in enumerate(wrong):
+                if where == name:
+                    assert text.count(right) == 1, f"{what}: {name} has no or several {right!r}"
+                    text = text.replace(right, f"(wrong({number}) ? ({bug}) : ({right}))")
+            return text
 
-        return change
+        return changed
 
-    kernels = patched(folder / "barriers", {name: numbered(name) for name in dict(BARRIERS)})
-    (folder / "leave_out.h").write_text(LEAVE_OUT)
-    flags = ("-w", "-include", str(folder / "leave_out.h"))
+    names = {name for name, *_ in (*BARRIERS, *wrong)}
+    kernels = patched(folder, {name: change(name) for name in names})
+    (folder / "planted.h").write_text(PLANTED)
+    return kernels, ["-w", "-include", str(folder / "planted.h")]
+
+
+@pytest.fixture(scope="module")
+def planted(folder: Path, objects: list[str], thread_objects: list[str]) -> tuple[Program, Program]:
+    """Two programs for all bugs, as each takes a while to compile; the second with ThreadSanitizer."""
+    kernels, flags = ready(folder / "planted", WRONG)
     quick = cuda_cases.emulated(folder / "quick", objects, *flags, kernels=kernels)
     races = cuda_cases.emulated(folder / "races", thread_objects, *THREADS, *flags, kernels=kernels)
     return Program(quick, folder / "quick"), Program(races, folder / "races")
@@ -146,15 +185,24 @@ def races(program: Program, **environment: int) -> tuple[bool, str]:
     return code == RACE and "data race" in stderr, stderr
 
 
-def test_with_all_barriers_nothing_is_caught(leaving_out: tuple[Program, Program], expected: bytes) -> None:
-    quick, threads = leaving_out
+def test_without_a_bug_nothing_is_caught(planted: tuple[Program, Program], expected: bytes) -> None:
+    quick, threads = planted
     assert caught_by(quick, expected) == ""
     assert not races(threads)[0]
 
 
+@pytest.mark.parametrize("name", ["default", "paper"])
+def test_no_races_under_thread_sanitizer(planted: tuple[Program, Program], name: str) -> None:
+    """Every kernel, one std::thread a CUDA thread, on two devices."""
+    settings = recipe(name, 2, prune_threshold=0.05, refit_share=0.5)
+    images = pictures(2, 18, 34)
+    fitted = planted[1].fit(images, 270, settings, SPLAT2D_CUDA_BATCH=1, EMULATED_DEVICES=2)
+    assert_like_cpu(fitted, splat2d.fit(images, 270, recipe=settings), 2e-3)
+
+
 @pytest.mark.parametrize("number", range(len(BARRIERS)), ids=[f"{name}-{index}" for name, index in BARRIERS])
-def test_a_removed_barrier_is_caught(leaving_out: tuple[Program, Program], expected: bytes, number: int) -> None:
-    quick, threads = leaving_out
+def test_a_removed_barrier_is_caught(planted: tuple[Program, Program], expected: bytes, number: int) -> None:
+    quick, threads = planted
     name, index = BARRIERS[number]
     if check := caught_by(quick, expected, WITHOUT=number):  # the sanitizer would take a minute
         print(f"{name} barrier {index}: {check}")
@@ -164,33 +212,21 @@ def test_a_removed_barrier_is_caught(leaving_out: tuple[Program, Program], expec
     print(f"{name} barrier {index}: race")
 
 
-@pytest.mark.parametrize(("name", "right", "wrong", "what"), WRONG, ids=[what for *_, what in WRONG])
-def test_a_wrong_index_or_sign_is_caught(
-    tmp_path: Path, objects: list[str], expected: bytes, name: str, right: str, wrong: str, what: str
-) -> None:
-    kernels = patched(tmp_path, {name: lambda text: text.replace(right, wrong)})
-    quick = caught_by(
-        Program(cuda_cases.emulated(tmp_path / "quick", objects, "-w", kernels=kernels), tmp_path), expected
-    )
-    print(f"{name} {what}: {quick}")
-    assert quick
+@pytest.mark.parametrize("number", range(len(WRONG)), ids=[what for *_, what in WRONG])
+def test_a_wrong_index_or_sign_is_caught(planted: tuple[Program, Program], expected: bytes, number: int) -> None:
+    quick, _ = planted
+    check = caught_by(quick, expected, WRONG=number)
+    print(f"{WRONG[number][0]} {WRONG[number][-1]}: {check}")
+    assert check
 
 
-@pytest.mark.parametrize("what", ["tile", "image"])
-def test_an_index_out_of_bounds_is_caught_by_the_address_sanitizer(
-    tmp_path: Path, objects: list[str], what: str
-) -> None:
-    changes = {
-        "tile": ("cuda_lists.cuh", "if (tile >= d.tiles || ", "if ("),
-        "image": (
-            "cuda_tile.cuh",
-            "if (t.left + x >= d.width || t.top + y >= d.height) return {0.0f, 0.0f, 0.0f};",
-            "",
-        ),
-    }
-    name, right, wrong = changes[what]
-    kernels = patched(tmp_path, {name: lambda text: text.replace(right, wrong)})
-    program = Program(cuda_cases.emulated(tmp_path / "address", objects, *ADDRESS, "-w", kernels=kernels), tmp_path)
-    code, _, _, stderr = program.try_fit(pictures(1, 35, 36), 40, recipe("default", 1))
-    assert code != 0
-    assert "heap-buffer-overflow" in stderr
+@pytest.fixture(scope="module")
+def bounds(folder: Path, objects: list[str]) -> Program:
+    kernels, flags = ready(folder / "bounds", OUT_OF_BOUNDS)
+    return Program(cuda_cases.emulated(folder / "address", objects, *ADDRESS, *flags, kernels=kernels), folder)
+
+
+@pytest.mark.parametrize("number", [-1, 0, 1], ids=["none", *(what for *_, what in OUT_OF_BOUNDS)])
+def test_an_index_out_of_bounds_is_caught_by_the_address_sanitizer(bounds: Program, number: int) -> None:
+    code, _, _, stderr = bounds.try_fit(pictures(1, 35, 36), 40, recipe("default", 1), WRONG=number)
+    assert (code != 0, "heap-buffer-overflow" in stderr) == ((number >= 0,) * 2), stderr

@@ -43,7 +43,7 @@ wheels() {  # of all that the image installs, from where pip finds them on this 
 import tomllib
 with open("pyproject.toml", "rb") as file:
     about = tomllib.load(file)
-print(*about["project"]["dependencies"], *about["build-system"]["requires"], "cmake", "ninja", sep="\n")
+print(*about["project"]["dependencies"], *about["build-system"]["requires"], "cmake", "ninja", "pip", sep="\n")
 ' > "$FOLDER/needs.txt"
   sum=$(sha256sum "$FOLDER/needs.txt" requirements.lock | sha256sum)
   if [ "$(cat "$folder/.of" 2> /dev/null)" != "$sum" ]; then
