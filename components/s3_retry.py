@@ -108,7 +108,7 @@ def _asked_to_wait_s(response: BaseHTTPResponse) -> float:
     value = response.headers.get("Retry-After")
     try:
         return Retry().parse_retry_after(value) if value else 0.0
-    except InvalidHeader:
+    except (InvalidHeader, ValueError, OverflowError):  # thousands of digits; a date before all clocks
         return 0.0
 
 

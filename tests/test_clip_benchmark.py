@@ -11,6 +11,7 @@ import math
 import os
 import site
 import subprocess
+import sys
 import venv
 from pathlib import Path
 
@@ -119,10 +120,11 @@ def test_each_row_is_a_result_as_clip_benchmark_writes_them(results: tuple[str, 
 def clip_benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Python that has it, and all that this one has."""
     folder = tmp_path_factory.mktemp("clip_benchmark")
-    venv.create(folder, with_pip=True)
+    venv.create(folder)
     (packages,) = folder.glob("lib/python*/site-packages")
     (packages / "base.pth").write_text("\n".join(site.getsitepackages()) + "\n", encoding="utf-8")
-    pip = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin/python"), "install", "--quiet", "--no-compile"]
+    pip += ["--disable-pip-version-check"]
     subprocess.run([*pip, "--constraint", str(ROOT / "requirements.lock"), f"clip_benchmark=={VERSION}"], check=True)
     # its accuracy() makes a float of an array with one element, which NumPy refuses from 2.4 on
     subprocess.run([*pip, "--ignore-installed", "--no-deps", "numpy>=2.2,<2.4"], check=True)

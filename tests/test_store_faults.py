@@ -240,6 +240,9 @@ def test_retry_after_is_heeded(place: S3Store, proxy: Proxy) -> None:
     begun = time.monotonic()
     place.put_bytes("a", b"x")
     assert 1 <= time.monotonic() - begun < DEADLINE_S
+    for unreadable in ("soon", "9" * 5000):
+        proxy.reset(Rule("503", times=1, headers={"Retry-After": unreadable}))
+        place.put_bytes("a", b"x")
     proxy.reset(Rule("503", headers={"Retry-After": "30"}))
     begun = time.monotonic()
     with pytest.raises(TransientError):

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import urllib3
-from urllib3.exceptions import HTTPError, MaxRetryError, SSLError
+from urllib3.exceptions import HTTPError, InvalidHeader, MaxRetryError, SSLError
 
 from components.errors import PermanentError
 
@@ -17,7 +17,14 @@ class NoTlsError(PermanentError):
 
 
 class Retries(urllib3.Retry):
-    """urllib3's, without further requests where TLS will not come to be."""
+    """urllib3's, without further requests where TLS will not come to be; a Retry-After that cannot be read is none."""
+
+    def parse_retry_after(self, retry_after: str) -> float:
+        """See urllib3.Retry."""
+        try:
+            return super().parse_retry_after(retry_after)
+        except (InvalidHeader, ValueError, OverflowError):  # thousands of digits; a date before all clocks
+            return 0.0
 
     def increment(
         self, method: str | None = None, url: str | None = None, response: Any = None, error: Exception | None = None,
