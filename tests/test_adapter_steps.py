@@ -20,11 +20,13 @@ GIB = 1 << 30
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("stage", ["1", "2"])
 @pytest.mark.parametrize("stem", ["splat", "paper"])
-def test_vit_b_16_steps_under_10_gib(stem: str, stage: str) -> None:
-    """224 px, 3136 Gaussians, batch 4, in a process of its own: three steps, AdamW's moments included."""
-    command = [sys.executable, "benchmarks/gpu_adapter.py", "--stem", stem, "--stage", stage]
+def test_vit_b_16_steps_under_10_gib(stem: str) -> None:
+    """224 px, 3136 Gaussians, batch 4, in a process of its own: three steps, AdamW's moments included.
+
+    Of stage 2, which takes more than stage 1.
+    """
+    command = [sys.executable, "benchmarks/gpu_adapter.py", "--stem", stem, "--stage", "2"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     row = json.loads(done.stdout)
