@@ -19,7 +19,7 @@ from conftest import ROOT
 from downloads import download, image_of, notes, numbers, samples
 from hub import Hub, hub_server
 from pyarrow import parquet
-from test_download_urls import PICTURES
+from url_lists import PICTURES
 
 from components.download import parquet_rows
 from components.download.repository import choose, choose_splits, matches, read_card, split_by_name
