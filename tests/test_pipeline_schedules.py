@@ -12,8 +12,9 @@ import pytest
 import yaml
 from conftest import ROOT
 from kfp_worlds import DIGEST, SHA, STORE, no_cluster, package, params
-from kubeflow import Fault, Kubeflow, kubeflow
+from kubeflow import Fault, Kubeflow
 from kubeflow_contract import cron_fields
+from kubeflow_server import kubeflow
 
 from components.__main__ import main
 from components.errors import PermanentError, TransientError, UsageError
