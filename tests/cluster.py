@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import yaml
-from kubeflow import serve
+from serving import serve
 
 LOG_QUERIES = {"container", "follow", "timestamps", "sinceSeconds", "tailLines", "previous"}  # core/v1's
 

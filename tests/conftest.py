@@ -51,6 +51,8 @@ LONG = (
     "test_registry_many",
     "test_pipeline_local",
     "test_fleet",
+    "test_fleet_cluster",
+    "test_fleet_interrupted",
     "test_tracking",
     "test_pipeline",
     "test_splat2d_cuda",

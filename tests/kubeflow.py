@@ -10,34 +10,21 @@ from __future__ import annotations
 
 import json
 import re
-import ssl
 import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email import message_from_bytes
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote
 
 import yaml
 from kubeflow_contract import Refused, Route, check, contract, cron_fields
+from kubeflow_objects import kept, listed, there, unique
 
 EPOCH = "1970-01-01T00:00:00Z"
-CODES = {400: 3, 401: 16, 403: 7, 404: 5, 409: 6, 500: 13, 503: 14}
-FILTERS = {
-    "runs": {"run_id", "display_name", "created_at", "state", "recurring_run_id", "storage_state", "experiment_id"},
-    "recurringruns": {"recurring_run_id", "display_name", "created_at", "description"},
-    "experiments": {"experiment_id", "display_name", "created_at"},
-    "pipelines": {"pipeline_id", "display_name", "name", "created_at"},
-    "versions": {"pipeline_version_id", "display_name", "name", "created_at"},
-}
-
-
 NAMESPACED = {
     "experiments_get", "experiments_post", "pipelines_get", "pipelines_post", "runs_get", "recurringruns_get",
     "recurringruns_post",
@@ -130,36 +117,36 @@ class Kubeflow:
     # experiments, pipelines, versions
 
     def _experiments_get(self, *, queries: dict[str, str], given: Any) -> dict[str, Any]:
-        return _listed("experiments", "experiments", self.experiments, queries)
+        return listed("experiments", "experiments", self.experiments, queries)
 
     def _experiments_post(self, *, queries: dict[str, str], given: Any) -> dict[str, Any]:
-        _unique(self.experiments, given["display_name"], "experiment")
-        return _kept(self.experiments, {"experiment_id": str(uuid.uuid4()), "created_at": self.now(), **given})
+        unique(self.experiments, given["display_name"], "experiment")
+        return kept(self.experiments, {"experiment_id": str(uuid.uuid4()), "created_at": self.now(), **given})
 
     def _pipelines_get(self, *, queries: dict[str, str], given: Any) -> dict[str, Any]:
-        return _listed("pipelines", "pipelines", self.pipelines, queries)
+        return listed("pipelines", "pipelines", self.pipelines, queries)
 
     def _pipelines_post(self, *, queries: dict[str, str], given: Any) -> dict[str, Any]:
-        _unique(self.pipelines, given["display_name"], "pipeline")
+        unique(self.pipelines, given["display_name"], "pipeline")
         _tags(given.get("tags", {}))
-        return _kept(self.pipelines, {"pipeline_id": str(uuid.uuid4()), "created_at": self.now(), **given})
+        return kept(self.pipelines, {"pipeline_id": str(uuid.uuid4()), "created_at": self.now(), **given})
 
     def _pipelines_id_versions_get(self, pipeline_id: str, *, queries: dict[str, str], given: Any) -> dict[str, Any]:
-        _there(self.pipelines, pipeline_id, "pipeline")
+        there(self.pipelines, pipeline_id, "pipeline")
         own = {key: one for key, one in self.versions.items() if one["pipeline_id"] == pipeline_id}
-        return _listed("versions", "pipeline_versions", own, queries)
+        return listed("versions", "pipeline_versions", own, queries)
 
     def _pipelines_id_versions_id_get(
         self, pipeline_id: str, version_id: str, *, queries: dict[str, str], given: Any
     ) -> dict[str, Any]:
-        _there(self.pipelines, pipeline_id, "pipeline")
-        return _there(self.versions, version_id, "pipeline version")
+        there(self.pipelines, pipeline_id, "pipeline")
+        return there(self.versions, version_id, "pipeline version")
 
     def _pipelines_upload_version_post(self, *, queries: dict[str, str], given: Any) -> dict[str, Any]:
         pipeline_id = queries.get("pipelineid", "")
-        _there(self.pipelines, pipeline_id, "pipeline")
+        there(self.pipelines, pipeline_id, "pipeline")
         own = {key: one for key, one in self.versions.items() if one["pipeline_id"] == pipeline_id}
-        _unique(own, queries["name"], "pipeline version", upload=True)
+        unique(own, queries["name"], "pipeline version", upload=True)
         _tags(json.loads(queries.get("tags", "{}")))
         documents = json.loads(_documents(given))
         spec = documents[0] if len(documents) == 1 else {"pipeline_spec": documents[0], "platform_spec": documents[1]}
@@ -181,7 +168,7 @@ class Kubeflow:
         own = self.runs
         if "experiment_id" in queries:
             own = {key: run for key, run in own.items() if run["experiment_id"] == queries["experiment_id"]}
-        return _listed("runs", "runs", own, queries)
+        return listed("runs", "runs", own, queries)
 
     def _runs_post(self, *, queries: dict[str, str], given: Any) -> dict[str, Any]:
         self._check_job(given)
@@ -197,7 +184,7 @@ class Kubeflow:
         return self.runs[run_id]
 
     def _runs_id_get(self, run_id: str, *, queries: dict[str, str], given: Any) -> dict[str, Any]:
-        run = _there(self.runs, run_id, "run")
+        run = there(self.runs, run_id, "run")
         if self.scripts.get(run_id):
             self.scripts[run_id].pop(0)(run)
         return run
@@ -205,9 +192,9 @@ class Kubeflow:
     def _check_job(self, given: dict[str, Any]) -> None:
         if len(given.get("description", "")) > 255:
             raise Refused(500, "Error 1406: Data too long for column 'Description' at row 1")
-        _there(self.experiments, given.get("experiment_id", ""), "experiment")
+        there(self.experiments, given.get("experiment_id", ""), "experiment")
         named = given.get("pipeline_version_reference", {})
-        version = _there(self.versions, named.get("pipeline_version_id", ""), "pipeline version")
+        version = there(self.versions, named.get("pipeline_version_id", ""), "pipeline version")
         if version["pipeline_id"] != named.get("pipeline_id"):
             raise Refused(400, "the pipeline version belongs to another pipeline")
         spec = version["pipeline_spec"].get("pipeline_spec", version["pipeline_spec"])
@@ -226,7 +213,7 @@ class Kubeflow:
     # schedules
 
     def _recurringruns_get(self, *, queries: dict[str, str], given: Any) -> dict[str, Any]:
-        return _listed("recurringruns", "recurringRuns", self.recurring, queries)
+        return listed("recurringruns", "recurringRuns", self.recurring, queries)
 
     def _recurringruns_post(self, *, queries: dict[str, str], given: Any) -> dict[str, Any]:
         self._check_job(given)
@@ -248,10 +235,10 @@ class Kubeflow:
         return self.recurring[recurring_id]
 
     def _recurringruns_id_get(self, recurring_id: str, *, queries: dict[str, str], given: Any) -> dict[str, Any]:
-        return _there(self.recurring, recurring_id, "recurring run")
+        return there(self.recurring, recurring_id, "recurring run")
 
     def _recurringruns_id_delete(self, recurring_id: str, *, queries: dict[str, str], given: Any) -> dict[str, Any]:
-        _there(self.recurring, recurring_id, "recurring run")
+        there(self.recurring, recurring_id, "recurring run")
         for run in self.runs.values():
             if run.get("recurring_run_id") == recurring_id and run["state"] in ("PENDING", "RUNNING"):
                 if queries.get("propagation_policy") != "ORPHAN":
@@ -263,39 +250,19 @@ class Kubeflow:
     def _recurringruns_id_enable_post(
         self, recurring_id: str, *, queries: dict[str, str], given: Any
     ) -> dict[str, Any]:
-        _there(self.recurring, recurring_id, "recurring run")["status"] = "ENABLED"
+        there(self.recurring, recurring_id, "recurring run")["status"] = "ENABLED"
         return {}
 
     def _recurringruns_id_disable_post(
         self, recurring_id: str, *, queries: dict[str, str], given: Any
     ) -> dict[str, Any]:
-        _there(self.recurring, recurring_id, "recurring run")["status"] = "DISABLED"
+        there(self.recurring, recurring_id, "recurring run")["status"] = "DISABLED"
         return {}
 
 
 def _name(route: Route) -> str:
     path = re.sub(r"\{[^}]+\}", "id", route.path.removeprefix("/apis/v2beta1/"))
     return re.sub(r"[/:]", "_", f"{path}_{route.method.lower()}")
-
-
-def _there(kept: dict[str, dict[str, Any]], key: str, what: str) -> dict[str, Any]:
-    if key not in kept:
-        raise Refused(404, f"Failed to get {what}: ResourceNotFoundError: {what} {key} not found")
-    return kept[key]
-
-
-def _kept(place: dict[str, dict[str, Any]], one: dict[str, Any]) -> dict[str, Any]:
-    place[next(iter(one.values()))] = one
-    return one
-
-
-def _unique(kept: dict[str, dict[str, Any]], name: str, what: str, *, upload: bool = False) -> None:
-    if not name:
-        raise Refused(400, f"{what}'s name cannot be empty")
-    if any(one["display_name"] == name for one in kept.values()):
-        raise Refused(
-            409, "Failed to create a pipeline version" if upload else f"Already exist error: The {what} {name}"
-        )
 
 
 @cache
@@ -317,140 +284,3 @@ def _uploaded(body: bytes, content: str) -> bytes:
         raise Refused(400, "Failed to read pipeline from file")
     file: bytes = parts[0].get_payload(decode=True)
     return file
-
-
-def _listed(what: str, items: str, kept: dict[str, dict[str, Any]], queries: dict[str, str]) -> dict[str, Any]:
-    found = list(kept.values())
-    if text := queries.get("filter"):
-        spec = json.loads(text)
-        check({"predicates": spec["predicates"]}, "V2beta1Filter", "filter")
-        for predicate in spec["predicates"]:
-            if predicate["key"] not in FILTERS[what]:
-                raise Refused(400, f"Invalid filter key {predicate['key']!r}")
-            if predicate["operation"] != "EQUALS":
-                raise Refused(400, f"the stand-in knows no {predicate['operation']}")
-            found = [one for one in found if one.get(predicate["key"]) == predicate["string_value"]]
-    size, token = int(queries.get("page_size", "20")), queries.get("page_token", "")
-    if not 0 < size <= 200:
-        raise Refused(400, "page size out of range")
-    key, _, order = queries.get("sort_by", "created_at").partition(" ")
-    if key not in FILTERS[what] or order not in ("", "asc", "desc"):
-        raise Refused(400, f"Invalid sorting field {key!r}")
-    found.sort(key=lambda one: one.get(key, ""), reverse=order == "desc")
-    start = int(bytes.fromhex(token)) if token else 0
-    page = {items: found[start : start + size], "total_size": len(found)}
-    if start + size < len(found):
-        page["next_page_token"] = str(start + size).encode().hex()
-    return page
-
-
-def _handler(state: Kubeflow) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
-
-        def _serve(self) -> None:
-            parts = urlsplit(self.path)
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            with state.lock:
-                state.requests.append((self.command, parts.path))
-                fault = next(
-                    (f for f in state.faults if f.times and f.method == self.command and f.path in parts.path), None
-                )
-                if fault:
-                    fault.times -= 1
-            how = fault.how if fault else ""
-            if how == "drop":
-                self.close_connection = True
-                return
-            if how == "slow":
-                time.sleep(3)
-            elif how == "html":
-                self._send(200, b"<!DOCTYPE html><html><body>Log in</body></html>", "text/html; charset=utf-8")
-                return
-            elif how == "to":
-                self._send(302, b"", "text/html", Location="https://login.example/oauth?state=1")
-                return
-            elif how == "garbage":
-                self._send(200, b'{"runs": [{"created_at": "yesterday"}]}', "application/json")
-                return
-            elif isinstance(how, int):
-                self._refuse(Refused(how, f"fault {how}"))
-                return
-            try:
-                if state.token and self.headers.get("authorization") != f"Bearer {state.token}":
-                    raise Refused(401, "Request header error: there is no user identity header")
-                if state.forbidden:
-                    raise Refused(403, "User 'x' is not authorized to list runs in namespace 'team'")
-                queries = parse_qsl(parts.query, keep_blank_values=True)
-                assert len({*dict(queries)}) == len(queries), "a query given twice"
-                with state.lock:
-                    answer = state.answer(
-                        self.command, parts.path, dict(queries), body, self.headers.get("Content-Type", "")
-                    )
-                    data = json.dumps(answer).encode()
-            except Refused as error:
-                self._refuse(error, upload="/upload" in parts.path)
-                return
-            if how == "lose":
-                self.close_connection = True
-                return
-            self._send(200, data, "application/json")
-
-        def _refuse(self, error: Refused, *, upload: bool = False) -> None:
-            if upload:
-                said: dict[str, Any] = {"error_message": error.message, "error_details": error.message}
-            else:
-                code = CODES.get(error.status, 2)
-                inner = {"@type": "type.googleapis.com/google.rpc.Status", "code": code, "message": error.message}
-                said = {"error": error.message, "code": code, "message": error.message, "details": [inner]}
-            self._send(error.status, json.dumps(said).encode(), "application/json")
-
-        def _send(self, status: int, data: bytes, kind: str, **headers: str) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(data)))
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(data)
-
-        do_GET = do_POST = do_DELETE = do_PUT = do_PATCH = _serve
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    return Handler
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 64
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # a client that went away
-        pass
-
-
-@contextmanager
-def serve(handler: type[BaseHTTPRequestHandler], tls: ssl.SSLContext | None = None) -> Iterator[str]:
-    """The address of a server on this machine, for as long as the block lasts."""
-    server = _Server(("127.0.0.1", 0), handler)
-    if tls is not None:
-        server.socket = tls.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield f"{'https://localhost' if tls else 'http://127.0.0.1'}:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-@contextmanager
-def kubeflow(tls: ssl.SSLContext | None = None) -> Iterator[Kubeflow]:
-    """A server with nothing in it."""
-    state = Kubeflow()
-    with serve(_handler(state), tls) as url:
-        state.url = url
-        yield state

@@ -235,7 +235,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, dict[str
     CIFAR-10 is the real one where its pictures are at hand, all 10,000 of the test split.
     """
     from downloads import balls
-    from test_evaluate import captions, several_classes
+    from evaluation_sets import captions, several_classes
 
     from components.__main__ import main
 

@@ -17,7 +17,7 @@ import pytest
 from downloads import samples
 from hub import Hub, hub_server
 from pyarrow import parquet
-from test_download_urls import HERE, PICTURES
+from url_lists import HERE, PICTURES
 from web import Web, web_server
 
 from components.config import DownloadParams, Params, semantic

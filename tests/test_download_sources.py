@@ -18,12 +18,12 @@ import yaml
 from conftest import ROOT
 from downloads import classified, numbers
 from hub import Hub, hub_server
+from repositories import CLASSES, labels
+from repositories import table as rows
 from test_download_datacomp import metadata
 from test_download_datacomp import params as datacomp
-from test_download_huggingface import CLASSES, labels
-from test_download_huggingface import table as rows
-from test_download_urls import HERE, PICTURES, outcomes, table
-from test_download_urls import params as listed
+from url_lists import HERE, PICTURES, outcomes, table
+from url_lists import params as listed
 from web import web_server
 
 from components.config import DownloadParams

@@ -45,7 +45,7 @@ def download(tmp: Path) -> Iterator[Command]:
 
 @contextmanager
 def urls(tmp: Path) -> Iterator[Command]:
-    from test_download_urls import PICTURES
+    from url_lists import PICTURES
 
     with web_server(PICTURES) as web:
         yield url_download(tmp, web.url)

@@ -26,8 +26,8 @@ from faults import (
     survives_kill,
     undisturbed,
 )
-from test_download_urls import PICTURES
 from test_faults_duplicates import together
+from url_lists import PICTURES
 from web import web_server
 
 pytestmark = pytest.mark.faults

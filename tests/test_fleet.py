@@ -1,37 +1,28 @@
-"""A set fitted by an Indexed Job: its whole life against a Kubernetes API whose pods are real processes."""
+"""A set fitted by an Indexed Job: its life and what fails in it, against a Kubernetes API whose pods are processes."""
 
 from __future__ import annotations
 
 import json
 import re
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from fleets import PARAMS, fitted, picture_set, profile, run, start
+from fleet_jobs import FLEET, ONE, SECTION, launch, point_to
+from fleets import fitted, picture_set, profile, run, start
 from kube import Kube, a_cluster
 from safetensors.numpy import save
 
 from components.cluster_params import Resources
-from components.config import SplatFitParams
 from components.errors import PermanentError, TransientError, UsageError
-from components.fleet_params import FleetParams
 from components.manifest import Artifact, Commit
 from components.splat_fit import cluster, fleet, reader, stage
 from components.splat_fit import job as jobs
 from components.store import FolderStore
-
-SECTION = SplatFitParams(**PARAMS)
-FLEET = FleetParams(shards_per_index=2, parallelism=2, backoff=1, max_failed=0.5, template="")
-ONE = replace(FLEET, shards_per_index=4)  # an index for all of it
-SLOW = SplatFitParams(**(PARAMS | {"num_iters": 4000}))  # a second or so a shard
 
 
 @pytest.fixture
@@ -43,11 +34,7 @@ def kube() -> Iterator[Kube]:
 @pytest.fixture
 def here(tmp_path: Path, kube: Kube, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder, with the cluster as what KUBECONFIG names; nothing waits long."""
-    monkeypatch.setenv("KUBECONFIG", str(kube.kubeconfig(tmp_path / "kubeconfig")))
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    monkeypatch.setattr(cluster, "FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr(cluster, "LONGEST_WAIT_S", 0.05)
-    monkeypatch.setattr(fleet, "PAUSE_S", 0.05)
+    point_to(kube, tmp_path, monkeypatch)
     return tmp_path
 
 
@@ -62,10 +49,6 @@ def whole(images: Artifact, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     store = tmp_path_factory.mktemp("whole")
     stage.run(SECTION, images=images.url, store=str(store))
     return fitted(store)
-
-
-def launch(images: Artifact, store: Path, params: FleetParams = FLEET, section: SplatFitParams = SECTION) -> Any:
-    return fleet.fit(section, images=images.url, store=str(store), fleet=params)
 
 
 def test_its_life(
@@ -240,13 +223,6 @@ def test_another_version_in_the_image_is_refused(images: Artifact, here: Path, m
     assert fitted(here) == {}
 
 
-def test_a_lost_answer_to_create(images: Artifact, whole: dict[str, bytes], here: Path, kube: Kube) -> None:
-    kube.lose_created = True
-    launch(images, here, ONE)
-    assert fitted(here) == whole
-    assert len(kube.created) == 1
-
-
 def test_another_launcher_may_be_quicker(images: Artifact, whole: dict[str, bytes], here: Path, kube: Kube) -> None:
     """It finds the Job's end first and deletes it; with all shards done, there is nothing to complain about."""
     kube.vanish = True
@@ -259,112 +235,6 @@ def test_a_job_that_is_deleted_before_its_work_is_done(images: Artifact, here: P
     kube.exits = {1: [0]}
     with pytest.raises(PermanentError, match="deleted while it was at work; 2 of 4 shards were fitted"):
         launch(images, here)
-
-
-def test_an_api_that_is_away_for_a_while(images: Artifact, whole: dict[str, bytes], here: Path, kube: Kube) -> None:
-    kube.fail_next = [500, 503, 0, 429, 500]
-    launch(images, here, ONE)
-    assert fitted(here) == whole
-    kube.fail_next = [503] * cluster.TRIES
-    with pytest.raises(TransientError, match="get jobs: 8 tries failed, the last with: 503 for now"):
-        launch(images, here / "other")
-
-
-@pytest.mark.parametrize(
-    ("right", "said"),
-    [
-        ("create jobs", "create jobs in namespace splatclip: 403 .*grant the account this right"),
-        ("get jobs", "get jobs"),
-        ("watch jobs", "watch jobs"),
-        ("get configmaps", "get configmaps"),
-    ],
-)
-def test_a_right_that_is_missing(images: Artifact, here: Path, kube: Kube, right: str, said: str) -> None:
-    kube.forbidden.add(right)
-    kube.exits = {0: [0]}
-    with pytest.raises(PermanentError, match=said):
-        launch(images, here, replace(ONE, template="splatclip-fit-job"))
-
-
-@pytest.mark.parametrize(
-    ("answer", "kind", "said"),
-    [
-        (
-            'jobs.batch "x" is forbidden: exceeded quota: jobs, requested: count/jobs.batch=1, used: '
-            "count/jobs.batch=9, limited: count/jobs.batch=9",
-            TransientError,
-            "limited: count/jobs.batch=9; delete Jobs that have ended there, or have the quota raised",
-        ),
-        (
-            'jobs.batch "x" is forbidden: unable to create new content in namespace splatclip because it is being '
-            "terminated",
-            PermanentError,
-            "this namespace is about to be gone: name another, fleet.namespace",
-        ),
-    ],
-)
-def test_what_admission_refuses_is_no_missing_right(
-    images: Artifact, here: Path, kube: Kube, answer: str, kind: type[Exception], said: str
-) -> None:
-    kube.refuse_jobs = answer
-    with pytest.raises(kind, match=re.escape(said)) as caught:
-        launch(images, here)
-    assert "grant" not in str(caught.value)
-
-
-def test_pods_need_not_be_readable(images: Artifact, here: Path, kube: Kube) -> None:
-    kube.forbidden.add("list pods")
-    kube.exits = {0: [0], 1: [75, 75]}
-    with pytest.raises(PermanentError, match="index 1 failed too often"):
-        launch(images, here)
-
-
-def test_credentials_that_are_refused(images: Artifact, here: Path, kube: Kube) -> None:
-    kube.token = "another"
-    with pytest.raises(PermanentError, match="401 Unauthorized; the cluster does not accept these credentials"):
-        launch(images, here)
-
-
-def test_no_cluster(images: Artifact, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KUBECONFIG", str(here / "none"))
-    with pytest.raises(UsageError, match="no way to a cluster: the kubeconfig"):
-        launch(images, here)
-
-
-def test_a_kubeconfig_that_is_named_comes_before_the_pods_own_account(
-    images: Artifact, here: Path, kube: Kube, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "192.0.2.1")
-    assert "there is no Job" in fleet.cancel(SECTION, images=images.url, store=str(here), fleet=FLEET)
-    monkeypatch.delenv("KUBECONFIG")
-    with pytest.raises(
-        UsageError, match=r"no way to a cluster: this pod's service account: .*kubeconfig in KUBECONFIG"
-    ):
-        fleet.cancel(SECTION, images=images.url, store=str(here), fleet=FLEET)
-
-
-def test_a_template_that_a_cluster_refuses(images: Artifact, here: Path, kube: Kube) -> None:
-    template = jobs.built_in(Resources())
-    template["spec"]["template"]["spec"]["restartPolicy"] = "OnFailure"
-    kube.config_maps["theirs"] = {"job.yaml": yaml.safe_dump(template)}
-    with pytest.raises(PermanentError, match=r"422 Job is invalid: podFailurePolicy needs.*look at the template"):
-        launch(images, here, replace(FLEET, template="theirs"))
-    kube.config_maps["theirs"] = {"other.yaml": ""}
-    with pytest.raises(PermanentError, match=r"ConfigMap theirs in namespace splatclip holds no job\.yaml"):
-        launch(images, here, replace(FLEET, template="theirs"))
-
-
-def test_a_store_has_one_job_however_it_is_written(
-    images: Artifact, here: Path, kube: Kube, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):  # nobody is asked
-        monkeypatch.setenv(name, "test")
-    said = {
-        fleet.cancel(SECTION, images=images.url, store=store, fleet=FLEET)
-        for store in ("s3://bucket/p", "s3://bucket/p/", "s3://bucket//p")
-    }
-    assert len(said) == 1
-    assert said.pop().startswith("there is no Job splat-fit-")
 
 
 @pytest.mark.full
@@ -382,129 +252,6 @@ def test_a_job_of_another_image_is_not_taken_over(images: Artifact, here: Path, 
     assert launcher.returncode == 42
     assert "was deleted while it was at work" in err
     assert "there is no Job" in fleet.cancel(SECTION, images=images.url, store=str(here), fleet=FLEET)
-
-
-@pytest.mark.full
-def test_pods_that_do_not_start_say_why(
-    images: Artifact,
-    whole: dict[str, bytes],
-    here: Path,
-    kube: Kube,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(fleet, "SLOW_START_S", 0.1)
-    monkeypatch.setattr(fleet, "WATCH_S", 1)
-    kube.hold = True
-    complaints = cluster.Cluster.complaints
-    found: list[list[str]] = []
-
-    def looked(self: cluster.Cluster, job: str, most: int = 3) -> list[str]:
-        found.append(complaints(self, job, most))
-        kube.hold = False
-        return found[-1]
-
-    monkeypatch.setattr(cluster.Cluster, "complaints", looked)
-    launch(images, here, ONE)
-    assert found[0] == ["a pod waits: ImagePullBackOff: Back-off pulling image"]
-    assert "a pod waits: ImagePullBackOff" in capfd.readouterr().err
-    assert fitted(here) == whole
-
-
-@pytest.mark.parametrize(("readable", "after"), [(True, 0), (True, 1), (False, 0)])
-def test_pods_that_cannot_be_created_say_why(
-    images: Artifact, here: Path, kube: Kube, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
-    readable: bool, after: int,
-) -> None:  # fmt: skip
-    """Refused by admission from the first on, or once an index has ended: the Job has no pod that could say so."""
-    monkeypatch.setattr(fleet, "SLOW_START_S", 0.1)
-    monkeypatch.setattr(fleet, "WATCH_S", 1)
-    kube.forbidden |= set() if readable else {"list events"}
-    if after:
-        kube.exits = {0: [0]}
-        reconcile = kube._reconcile
-
-        def refuse_later(state: Any) -> None:
-            kube.refuse_pods = kube.refuse_pods or ("no account" if state.running or state.done else "")
-            reconcile(state)
-
-        monkeypatch.setattr(kube, "_reconcile", refuse_later)
-    else:
-        kube.refuse_pods = "no account"
-    enough = threading.Timer(
-        4, fleet.cancel, [SECTION], {"images": images.url, "store": str(here), "fleet": FLEET}
-    )  # fmt: skip
-    enough.start()
-    with pytest.raises(PermanentError, match="was deleted while it was at work"):
-        launch(images, here, replace(FLEET, parallelism=1))
-    enough.join()
-    said = capfd.readouterr().err
-    name = kube.created[0]["metadata"]["name"]
-    why = f'no pod could be created: Error creating: pods "{name}-*" is forbidden: no account'
-    if not readable:
-        why = f"no pod could be created, or none runs; see: kubectl describe job {name} --namespace splatclip"
-    assert said.count(why) == 1, "once, however often it is asked"
-
-
-def slow_set(here: Path) -> tuple[Artifact, dict[str, bytes], str]:
-    images = picture_set(here / "in", shards=4, per_shard=8)
-    stage.run(SLOW, images=images.url, store=str(here / "whole"))
-    fleet_section = {"shards_per_index": 2, "parallelism": 1, "backoff": 0, "template": ""}
-    return images, fitted(here / "whole"), profile(fleet_section, num_iters=SLOW.num_iters)
-
-
-def wait_for(what: Any, seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < until
-        time.sleep(0.02)
-
-
-@pytest.mark.full
-def test_a_preempted_pod_does_not_count(here: Path, kube: Kube) -> None:
-    """With no failure allowed at all, two evictions and a kill by the node's end change nothing but the time."""
-    images, whole, params = slow_set(here)
-    launcher = start(images.url, here / "store", "--job", params=params)
-    for index in (0, 0, 1):
-        kube.preempt(index, wait_s=60)
-        wait_for(lambda: all(one.code is not None for state in kube.jobs.values() for one in state.ended))
-        time.sleep(0.3)
-    out, err = launcher.communicate(timeout=120)
-    assert launcher.returncode == 0, out + err
-    assert fitted(here / "store") == whole
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_launcher_that_goes_leaves_the_job_and_finds_it_again(here: Path, kube: Kube, number: signal.Signals) -> None:
-    images, whole, params = slow_set(here)
-    launcher = start(images.url, here / "store", "--job", params=params)
-    kube.pod(0, wait_s=60)
-    launcher.send_signal(number)
-    _, err = launcher.communicate(timeout=60)
-    if number != signal.SIGKILL:
-        assert launcher.returncode == 143
-        assert re.search(rf"stopped by {number.name}; Job splat-fit-\S+ in namespace splatclip goes on by itself", err)
-    assert len(kube.jobs) == 1
-    report = fleet.fit(
-        SLOW, images=images.url, store=str(here / "store"),
-        fleet=replace(FLEET, parallelism=1, backoff=0),
-    )  # fmt: skip
-    assert not report.cached
-    assert len(kube.created) == 1, "found again, not made anew"
-    assert fitted(here / "store") == whole
-
-
-@pytest.mark.full
-def test_two_launchers_and_eight_workers_on_one_group(here: Path, kube: Kube) -> None:
-    images, whole, params = slow_set(here)
-    launchers = [start(images.url, here / "store", "--job", params=params) for _ in range(2)]
-    workers = [start(images.url, here / "store", "--group", "0/1", params=params) for _ in range(8)]
-    for process in (*launchers, *workers):
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, out + err
-    assert fitted(here / "store") == whole
-    assert len(kube.created) <= 2
 
 
 @pytest.mark.full

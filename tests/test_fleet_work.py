@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kube import check_job, numbers
+from kube_rules import check_job, numbers
 
 from components.cluster_params import ClusterParams, Resources
 from components.config import SplatFitParams

@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from kubeflow import Fault, Kubeflow, kubeflow
+from kubeflow import Fault, Kubeflow
 from kubeflow_contract import contract
+from kubeflow_server import kubeflow
 
 from components.errors import PermanentError, TransientError, UsageError
 from pipelines import api as api_module

@@ -18,7 +18,8 @@ import pytest
 from cluster import Cluster, Pod, cluster
 from conftest import ROOT
 from kfp_worlds import STORE, no_cluster, package, params, point_to, to
-from kubeflow import Fault, Kubeflow, kubeflow
+from kubeflow import Fault, Kubeflow
+from kubeflow_server import kubeflow
 
 from components.__main__ import main
 from pipelines import runs

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from conftest import ROOT
 from kfp_worlds import DIGEST, SHA, STORE, no_cluster, package, params, to
-from kubeflow import Fault, Kubeflow, kubeflow
+from kubeflow import Fault, Kubeflow
+from kubeflow_server import kubeflow
 
 from components.__main__ import main
 from components.errors import PermanentError, UsageError

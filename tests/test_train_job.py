@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT
-from kube import check_type
+from kube_rules import check_type
 from torch.distributed.run import get_args_parser
 
 from components.__main__ import _parser

@@ -1,4 +1,4 @@
-"""Verify: every byte, count and input is looked at; damage is named with what to do, and nothing else is called damage.
+"""Verify: every byte is looked at; damage is named with what to do, and nothing else is called damage.
 
 The seed of the random places is printed; SPLATCLIP_TEST_SEED sets it.
 """
@@ -9,71 +9,23 @@ import errno
 import json
 import os
 import random
-import shutil
-import tempfile
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fault_proxy import Rule, fault_proxy
-from picture_sets import commit_images, png_samples
 from s3 import new_bucket, s3_environment
+from three_outputs import NOTES, damage, warnings, whole
 
 import components.s3_retry
 import components.verify_output
 from components.__main__ import main
 from components.entries import canonical, file_bytes, with_sum
 from components.errors import PermanentError, UsageError
-from components.manifest import Artifact, Commit, Manifest, SampleNote, sha256_bytes
-from components.shards import ShardIndex, write_shard
+from components.manifest import Commit, sha256_bytes
 from components.store import Store, open_store, sha256_file
-from components.verify import Verified, verify
+from components.verify import verify
 
-NOTES = [
-    SampleNote(key="bad", outcome="failed", reason="truncated", detail="at byte 7"),
-    SampleNote(key="dull", outcome="skipped", reason="no_caption"),
-]
 FLIPS = 4  # of each file, besides its first and last byte; on S3, where each look takes longer, these are one
-
-
-def commit_splats(root: Store, images: Artifact, notes: list[SampleNote] | None = None, ok: int = 3) -> Artifact:
-    """An output with a shard, an index, a file and bad samples, made from images."""
-    commit = Commit(root, stage="splat_fit", version=2, params={"num_gaussians": 8}, inputs={"images": images})
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "shard.tar"
-        layout = write_shard(path, png_samples(20, 3))
-        side: dict[str, Path | bytes] = {".idx": ShardIndex.of(layout).to_bytes()}
-        metrics = {"psnr_db_sum": 91.5}
-        commit.put_shard(path, index=0, split="train", ok=ok, notes=notes or [], side_files=side, metrics=metrics)
-    return commit.finalise(
-        shards=list(commit.done().values()), files=[commit.put_file("reader.bin", b"model")], metrics={"psnr": 30.5}
-    )
-
-
-def commit_scores(root: Store, splats: Artifact) -> Artifact:
-    commit = Commit(root, stage="zero_shot_eval", version=1, params={}, inputs={"splats": splats})
-    return commit.finalise(shards=[], files=[commit.put_file("scores.json", b"{}")], metrics={})
-
-
-def whole(root: Store, notes: list[SampleNote] | None = None) -> tuple[Artifact, Artifact, Artifact]:
-    """A store of three outputs, each made from the one before."""
-    images = commit_images(root.url, [("train", png_samples(0, 3)), ("test", png_samples(3, 2))])
-    splats = commit_splats(root, images, notes)
-    return images, splats, commit_scores(root, splats)
-
-
-def damage(result: Verified) -> list[str]:
-    return [str(finding) for finding in result.findings if finding.level == "damage"]
-
-
-def warnings(result: Verified) -> list[str]:
-    return [str(finding) for finding in result.findings if finding.level == "warning"]
-
-
-def rewrite(artifact: Artifact, change: Callable[[Manifest], Manifest]) -> None:
-    artifact.store.put_bytes("manifest.json", change(artifact.manifest).to_bytes())
 
 
 def test_a_sound_store_is_sound_and_its_lineage_goes_back_to_the_source(
@@ -193,177 +145,6 @@ def test_orphans_and_temporary_files_are_warnings(root: Store, capsys: pytest.Ca
     assert all("of 4 bytes: the manifest does not name it; `splatclip gc`" in line for line in warnings(result))
     assert main(["verify", root.url]) == 0
     assert f"0 damaged, {len(names)} warnings" in capsys.readouterr().out
-
-
-def test_a_shard_with_other_samples_than_are_counted(tmp_path: Path) -> None:
-    root = open_store(str(tmp_path))
-    images = commit_images(root.url, [("train", png_samples(0, 3))])
-    splats = commit_splats(root, images, NOTES, ok=4)
-    [line] = damage(verify(root.url))
-    assert line.startswith(f"damage: {splats.url}/{splats.manifest.shards[0].name}: ")
-    assert "holds 3 samples, where its manifest counts 4 as ok" in line
-
-
-@pytest.mark.parametrize("kind", ["another shard's index", "no index", "no tar"])
-def test_side_files_that_do_not_belong_to_their_shard(kind: str, tmp_path: Path) -> None:
-    root = open_store(str(tmp_path / "store"))
-    commit = Commit(root, stage="download", version=1, params={}, inputs={})
-    path = tmp_path / "shard.tar"
-    index = ShardIndex.of(write_shard(path, png_samples(0, 3))).to_bytes()
-    if kind == "another shard's index":
-        index = ShardIndex.of(write_shard(path, png_samples(0, 3, height=20))).to_bytes()
-        write_shard(path, png_samples(0, 3))
-    elif kind == "no index":
-        index = b"[]"
-    else:
-        path.write_bytes(b"no tar at all" * 100)
-    entry = commit.put_shard(path, index=0, split="train", ok=3, side_files={".idx": index})
-    commit.finalise(shards=[entry], files=[], metrics={})
-    says = {
-        "another shard's index": "is not the index of",
-        "no index": "not a shard's index",
-        "no tar": "not a readable",
-    }
-    [line] = damage(verify(root.url))
-    assert says[kind] in line
-    assert "delete it and " in line
-
-
-def test_sizes_that_are_not_the_files(tmp_path: Path) -> None:
-    root = open_store(str(tmp_path))
-    *_, scores = whole(root)
-    wrong = replace(scores.manifest.files[0], bytes=3)
-    rewrite(scores, lambda manifest: replace(manifest, files=[wrong]))
-    [line] = damage(verify(root.url))
-    assert f"{wrong.stored}: has 2 bytes, where the manifest says 3" in line
-
-
-def test_shards_of_other_parameters(tmp_path: Path) -> None:
-    root = open_store(str(tmp_path))
-    images = commit_images(root.url, [("train", png_samples(0, 2))])
-    shard = replace(images.manifest.shards[0], params_hash="0" * 64)
-    rewrite(images, lambda manifest: replace(manifest, shards=[shard]))
-    found = damage(verify(root.url))
-    assert f"lists shards of other parameters: {shard.name}" in found[0]
-
-
-def test_an_input_that_is_another_one_by_now(root: Store) -> None:
-    images, splats, scores = whole(root)
-    rewrite(images, lambda manifest: replace(manifest, metrics={"other": 1}))
-    for prefix in (root.url, splats.url, scores.url):
-        result = verify(prefix)
-        [line] = damage(result)
-        assert line.startswith(f"damage: {splats.url}: was made from images {images.manifest.path} ")
-        assert images.manifest.sha256 in line
-        assert "run splat_fit again" in line
-        assert result.lineage[-1].endswith(" CHANGED")
-
-
-def test_an_input_that_is_elsewhere_is_a_warning(root: Store) -> None:
-    images, splats, scores = whole(root)
-    for name in images.store.list():
-        images.store.delete(name)
-    for prefix in (root.url, scores.url):
-        result = verify(prefix)
-        assert damage(result) == []
-        [line] = warnings(result)
-        assert line.startswith(f"warning: {splats.url}: its input 'images', {images.manifest.path}, is not in this st")
-        assert result.lineage[-1] == f"    images: download/{images.manifest.key[:8]} not in this store"
-
-
-def test_an_input_whose_manifest_is_damaged_or_makes_no_sense(tmp_path: Path) -> None:
-    root = open_store(str(tmp_path))
-    images, splats, scores = whole(root)
-    images.store.put_bytes("manifest.json", b"{")
-    [line] = damage(verify(scores.url))
-    assert f"{splats.url}: its input 'images' cannot be read: {images.url}/manifest.json: not a valid manifest" in line
-    images.store.put_bytes("manifest.json", splats.manifest.to_bytes())
-    [line] = damage(verify(scores.url))
-    assert f"{images.manifest.path}, holds the manifest of {splats.manifest.path}" in line
-    for given in ({"path": "../../etc", "sha256": ""}, {"path": "x"}, "text"):
-        changed: Any = {"images": given}
-        rewrite(splats, lambda manifest, changed=changed: replace(manifest, inputs=changed))
-        assert any("its input 'images' is not a path and a sha256" in line for line in damage(verify(splats.url)))
-
-
-def test_outputs_that_name_each_other_as_inputs_end(tmp_path: Path) -> None:
-    root = open_store(str(tmp_path))
-    images, splats, _ = whole(root)
-    given = {"splats": {"path": splats.manifest.path, "sha256": splats.manifest.sha256}}
-    rewrite(images, lambda manifest: replace(manifest, inputs=given))
-    result = verify(root.url)
-    assert len(damage(result)) == 1
-    assert len(result.lineage) == 4
-
-
-def test_an_output_that_was_moved_or_is_a_copy(tmp_path: Path) -> None:
-    root = open_store(str(tmp_path / "store"))
-    images, splats, _ = whole(root)
-    moved = tmp_path / "store" / "elsewhere"
-    shutil.move(splats.url, moved)
-    copy = tmp_path / "store" / "artifact"
-    copy.mkdir()
-    (copy / "manifest.json").write_bytes(images.manifest.to_bytes())
-    found = damage(verify(root.url))
-    assert len(found) == 2
-    assert f"{copy}/manifest.json: says that it lies at {images.manifest.path}: a copy, or moved" in found[0]
-    assert f"{moved}/manifest.json: says that it lies at {splats.manifest.path}" in found[1]
-    Path(moved, splats.entry("reader.bin").stored).write_bytes(b"other")
-    assert len(damage(verify(root.url))) == 3, "what was moved is read all the same"
-
-
-def test_done_entries_say_what_the_manifest_says(tmp_path: Path) -> None:
-    root = open_store(str(tmp_path))
-    images = commit_images(root.url, [("train", png_samples(0, 3))])
-    splats = commit_splats(root, images, NOTES)
-    name = "_done/00000.json"
-    data = splats.store.get_bytes(name)
-    values = json.loads(data)
-    del values["sum"]
-    splats.store.put_bytes(name, canonical(values, indent=1))
-    assert verify(root.url).findings == [], "as earlier versions wrote it"
-    bad, dull = values["samples"]
-    cases: dict[str, dict[str, Any]] = {
-        "names other samples": {**values, "samples": [bad]},
-        "names other samples than": {**values, "samples": [{**bad, "reason": "x"}, dull]},
-        "says something else of": {**values, "bytes": 1},
-        "says something else of train": {**values, "metrics": {"psnr_db_sum": 1.0}},
-        "says something else of train/": {**values, "sha256": values["sha256"][:-1] + "x"},
-        "not a valid entry": {**values, "extra": 1},
-        "not a valid entry (": {**values, "metrics": {"psnr_db_sum": float("nan")}, "sha256": "0" * 64},
-    }
-    for says, changed in cases.items():
-        named = {**changed, "name": f"train/00000-{changed['sha256'][:12]}.tar"}
-        summed = named if "nan" in repr(named) else with_sum(named)
-        for put, told in ((named, says), (summed, says), ({**named, "sum": "0" * 64}, "not a valid entry")):
-            splats.store.put_bytes(name, json.dumps(put, indent=1, sort_keys=True).encode() + b"\n")
-            [line] = damage(verify(root.url))
-            assert line.startswith(f"damage: {splats.url}/{name}: {told}")
-    other = {**values, "sha256": "0" * 64, "name": "train/00000-000000000000.tar"}
-    splats.store.put_bytes(name, canonical(other, indent=1))
-    result = verify(root.url)
-    assert damage(result) == []
-    assert "names train/00000-000000000000.tar, a second worker's; the manifest names" in warnings(result)[0]
-    splats.store.put_bytes(name, data)
-    assert verify(root.url).findings == []
-
-
-def test_done_entries_of_files(tmp_path: Path) -> None:
-    root = open_store(str(tmp_path))
-    commit = Commit(root, stage="teacher_embeddings", version=1, params={}, inputs={})
-    entry = commit.put_file(f"train/00003-{sha256_bytes(b'x')[:12]}.safetensors", b"x")
-    assert file_bytes(entry) == canonical({"name": entry.name, "sha256": entry.sha256, "bytes": 1}), "it lies there"
-    commit.store.put_bytes("_done/00003.json", file_bytes(entry))
-    commit.finalise(shards=[], files=[entry], metrics={})
-    assert verify(root.url).findings == []
-    commit.store.put_bytes("_done/00003.json", file_bytes(replace(entry, bytes=2)))
-    assert "says something else of train/00003" in damage(verify(root.url))[0]
-    other = replace(entry, name="train/00003-ba9876543210.safetensors")
-    commit.store.put_bytes("_done/00003.json", file_bytes(other))
-    assert "a second worker's" in warnings(verify(root.url))[0]
-    for data in (b"{", b"[]", b"{}", b'{"bytes":1,"name":1,"sha256":""}\n'):
-        commit.store.put_bytes("_done/00003.json", data)
-        assert "not a valid entry" in damage(verify(root.url))[0]
 
 
 def test_what_is_not_finished_is_said(root: Store) -> None:
