@@ -9,7 +9,8 @@ ARG CUDA_IMAGE=docker.io/nvidia/cuda:13.0.2-devel-ubuntu24.04
 
 FROM ${CUDA_IMAGE} AS cuda
 
-# What the last stages run, and leave behind.
+# What the last stages run, and leave behind. Mounts have names of their own everywhere: with one at /tmp or /mnt, a podman
+# (4.3.1) whose images lie below the same name on its own machine takes all files of the step for deleted.
 FROM scratch AS scripts
 COPY .ci/image/runtime.sh .ci/image/check.py /
 
@@ -52,11 +53,11 @@ RUN .ci/image/wheel.sh all OFF
 
 FROM build AS build-gpu
 ARG CUDA_ARCHITECTURES=release
-RUN --mount=type=bind,from=cuda,target=/mnt .ci/image/wheel.sh kernels "$CUDA_ARCHITECTURES"
+RUN --mount=type=bind,from=cuda,target=/toolkit .ci/image/wheel.sh kernels "$CUDA_ARCHITECTURES"
 COPY README.md LICENSE ./
 COPY components components
 COPY pipelines pipelines
-RUN --mount=type=bind,from=cuda,target=/mnt .ci/image/wheel.sh all "$CUDA_ARCHITECTURES"
+RUN --mount=type=bind,from=cuda,target=/toolkit .ci/image/wheel.sh all "$CUDA_ARCHITECTURES"
 
 # What the project needs: a layer that changes only with requirements.lock and the dependencies in pyproject.toml.
 # TORCH_INDEX_URL: where torch and torchvision come from, if not from where the rest does.
@@ -73,7 +74,7 @@ RUN --mount=type=bind,from=wheels,target=/wheels --mount=type=secret,id=pip,targ
 # Runs as nobody in particular, under any uid, on a root file system that is read-only: only /tmp is written.
 # No ENTRYPOINT: Kubeflow's local runner gives a command and expects it to be run as it is.
 FROM ${PYTHON_IMAGE} AS runtime
-RUN --mount=type=bind,from=scripts,target=/mnt /mnt/runtime.sh
+RUN --mount=type=bind,from=scripts,target=/scripts /scripts/runtime.sh
 ENV PATH=/opt/splatclip/bin:$PATH LANG=C.UTF-8 \
     HOME=/tmp USER=splatclip \
     XDG_CACHE_HOME=/tmp/.cache XDG_CONFIG_HOME=/tmp/.config XDG_DATA_HOME=/tmp/.local/share \
@@ -97,7 +98,7 @@ COPY --from=needs /opt/splatclip /opt/splatclip
 FROM ready AS cpu
 ARG TORCH_BUILD=cpu
 COPY --from=build-cpu /out/ /
-RUN --mount=type=bind,from=scripts,target=/mnt --mount=type=tmpfs,target=/tmp python3 /mnt/check.py cpu $TORCH_BUILD
+RUN --mount=type=bind,from=scripts,target=/scripts python3 /scripts/check.py cpu $TORCH_BUILD && find /tmp -mindepth 1 -delete
 ARG VERSION=
 ARG GIT_SHA=
 ARG CREATED=
@@ -108,7 +109,7 @@ ENV SPLATCLIP_GIT_SHA=$GIT_SHA
 FROM ready AS gpu
 ARG TORCH_BUILD=cuda
 COPY --from=build-gpu /out/ /
-RUN --mount=type=bind,from=scripts,target=/mnt --mount=type=tmpfs,target=/tmp python3 /mnt/check.py gpu $TORCH_BUILD
+RUN --mount=type=bind,from=scripts,target=/scripts python3 /scripts/check.py gpu $TORCH_BUILD && find /tmp -mindepth 1 -delete
 ARG VERSION=
 ARG GIT_SHA=
 ARG CREATED=

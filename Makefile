@@ -29,13 +29,13 @@ image:  ## the container image, by docker, podman or buildah
 test: .venv/.installed-dev  ## what a laptop can test; no root, no network
 	$(BIN)/python -m pytest $(IN_PARALLEL) $(shell expr $(CORES) + 1)
 
-test-full: .venv/.installed-dev system-packages build/tools/.installed  ## what needs nvcc, root or time
-	$(BIN)/python -m pytest $(IN_PARALLEL) $(CORES) -m full --timeout 1800
+test-full: .venv/.installed-dev system-packages image-packages build/tools/.installed  ## what needs nvcc, root or time
+	$(BIN)/python -m pytest $(IN_PARALLEL) $(CORES) -m "full or image" --timeout 1800
 
 e2e-kind: .venv/.installed  ## all of it on a real cluster: wants kind, kubectl, Docker, half an hour (docs/untested.md)
 	BIN=$(BIN) tests/e2e/kind.sh
 
-test-image: .venv/.installed-dev image-packages  ## both targets of the Dockerfile built, looked through and run: 15 min
+test-image: .venv/.installed-dev image-packages  ## of these, both targets of the Dockerfile built, looked through and run
 	$(BIN)/python -m pytest -m image
 
 # A real S3 server for the tests; what builds and runs the image. Without root the tests fail and say what to install.

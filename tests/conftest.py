@@ -37,6 +37,7 @@ inspect.stack = functools.partial(inspect.stack, 0)
 
 # The files that take longest, first: else one of them runs by itself at the end, and the other cores wait.
 LONG = (
+    "test_image",
     "test_faults_kill",
     "test_splat2d_cuda_planted",
     "test_clip_benchmark",

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Part of the Dockerfile. $1: `kernels`, to compile them by themselves, or `all`: the project as it is to lie in
-# /opt/splatclip, below /out. $2: the GPUs' architectures, or OFF for the CPU alone; nvcc is NVIDIA's image's, below /mnt.
+# /opt/splatclip, below /out. $2: the GPUs' architectures, or OFF for the CPU alone; nvcc is NVIDIA's image's, below /toolkit.
 set -eu
 environment=/opt/splatclip
 if [ "$1" = kernels ]; then
@@ -11,7 +11,7 @@ if [ "$2" = OFF ]; then
   cuda=OFF
 else
   cuda=ON
-  CUDACXX=$(echo /mnt/usr/local/cuda-[0-9]*.[0-9]*/bin/nvcc)
+  CUDACXX=$(echo /toolkit/usr/local/cuda-[0-9]*.[0-9]*/bin/nvcc)
   export CUDACXX
   set -- "$@" "--config-settings=cmake.define.SPLAT2D_CUDA_ARCHITECTURES=$2"
 fi

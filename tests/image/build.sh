@@ -75,7 +75,6 @@ wheels &
 bases
 wait $!
 
-# One stage at a time: with --jobs 2 on a busy machine, podman 4.3.1 took a step's files for deleted, all of them.
 export BUILDER=podman WHEELS=$FOLDER/wheels PIP_NO_INDEX=1
 export TORCH_BUILD=cpu CUDA_ARCHITECTURES=90-real
 export BUILD_IMAGE=localhost/base:build PYTHON_IMAGE=localhost/base:slim CUDA_IMAGE=localhost/base:cuda
