@@ -74,6 +74,23 @@ def no_retry() -> None:
 
 
 @plant
+def no_address_check() -> None:
+    """A connection goes to whatever a name, or a redirect, leads to."""
+    from components.download import addresses
+
+    addresses.blocked = lambda address, allowed=(): False
+
+
+@plant
+def mapped_address_passes() -> None:
+    """Of IPv6 only its own ranges are looked at: an IPv4 address mapped into it is a public one."""
+    from components.download import addresses
+
+    blocked = addresses.blocked
+    addresses.blocked = lambda address, allowed=(): not address.startswith("::ffff:") and blocked(address, allowed)
+
+
+@plant
 def count_off_by_one() -> None:
     """The manifest counts one picture that is not there."""
     count = manifest.count

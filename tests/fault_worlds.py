@@ -47,14 +47,16 @@ def folder_download(tmp: Path, *, pictures: int = 48) -> Command:
     return command("download", tmp, params, repeats=8)
 
 
-def url_download(tmp: Path, web: str, *, addresses: int = 40, how: str = "ok") -> Command:
+def url_download(
+    tmp: Path, web: str, *, addresses: int = 40, how: str = "ok", allow: tuple[str, ...] = ("127.0.0.0/8",)
+) -> Command:
     """Addresses, in shards of 8; two are gone, the others answer as tests/web.py does at `how`."""
     path = tmp / "list.csv"
     with path.open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["url", "caption"])
         writer.writerows([f"{web}/{404 if i in {3, 20} else how}/{i}", f"picture {i}"] for i in range(addresses))
-    urls = {"timeout_s": 20.0, "retries": 2, "allow_networks": ["127.0.0.0/8"], "per_host": 8, "concurrency": 8}
+    urls = {"timeout_s": 20.0, "retries": 2, "allow_networks": list(allow), "per_host": 8, "concurrency": 8}
     params = {
         "source": "urls", "path": str(path), "dataset": "web", "image_size": 16, "image_format": "jpg",
         "shard_size": 8, "num_train": 0, "num_val": 0, "num_test": 8, "urls": urls,

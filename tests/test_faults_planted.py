@@ -115,11 +115,22 @@ def addresses(bench: Bench, plant: str, tmp: Path) -> None:
     assert "in 24 = ok 22 + skipped 0 + failed 2 (http_404 2)" in ran.stderr, ran.stderr
 
 
-CHECKS = (sound, order, kill, disk, workers, damage, addresses)
+def inside(bench: Bench, plant: str, tmp: Path) -> None:
+    """A server on this machine, spelled in two ways: no picture of it is taken, and it is not even asked."""
+    with web_server(PICTURES) as web:
+        for name in ("127.0.0.1", "[::ffff:127.0.0.1]"):
+            what = url_download(tmp, web.url.replace("127.0.0.1", name), addresses=8, allow=())
+            ran = bench.server.run(what.argv(store := str(tmp / f"from-{len(name)}")), store, plant=plant)
+            assert not web.requests, f"{name}: {sum(web.requests.values())} requests"
+            assert (ran.code, "blocked_address" in ran.stderr) == (42, True), ran.stderr
+
+
 CAUGHT: dict[str, tuple[Callable[[Bench, str, Path], object], ...]] = {
     "direct_write": (order, kill),
     "no_hash_check": (damage,),
     "no_retry": (addresses,),
+    "no_address_check": (inside,),
+    "mapped_address_passes": (inside,),
     "count_off_by_one": (sound,),
     "entry_off_by_one": (sound,),
     "no_fsync": (order,),
@@ -131,7 +142,7 @@ CAUGHT: dict[str, tuple[Callable[[Bench, str, Path], object], ...]] = {
     "disk_error_untyped": (disk,),
     "signal_ignored": (kill,),
 }
-ASKED_FOR = ("direct_write", "no_hash_check", "no_retry", "count_off_by_one")
+ASKED_FOR = ("direct_write", "no_hash_check", "no_retry", "no_address_check", "count_off_by_one")
 
 
 def test_each_mistake_is_listed() -> None:
@@ -158,7 +169,7 @@ def test_another_planted_mistake_is_caught(bench: Bench, plant: str, tmp_path: P
     caught(bench, plant, tmp_path, fault_row)
 
 
-@pytest.mark.parametrize("check", [damage, addresses])
+@pytest.mark.parametrize("check", [damage, addresses, inside])
 def test_without_a_mistake_inputs_are_judged_rightly(
     bench: Bench, check: Callable[[Bench, str, Path], object], tmp_path: Path
 ) -> None:
