@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+from typing import Any
+
 import pytest
 from web import web_server
 
@@ -64,3 +67,32 @@ def test_no_form_of_an_address_reaches_the_inside() -> None:
         assert {reasons.get(url) for url in urls} == {"blocked_address", "bad_url", "no_such_host"}
         assert reasons[f"http://localhost:{port}/"] == reasons[f"http://127.0.0.1:{port}/"] == "blocked_address"
         assert not web.requests
+
+
+def test_a_name_that_is_rebound_is_resolved_once_and_checked_as_it_is_connected_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A name server that answers with an allowed address first, and with an inner one to whoever asks again."""
+    real, asked = socket.getaddrinfo, []
+
+    def rebinding(host: str | None, *more: Any, **options: Any) -> Any:
+        if host == "rebinding.test":
+            asked.append(host)
+            host = "127.0.0.1" if len(asked) == 1 else "127.0.0.2"
+        return real(host, *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", rebinding)
+    params = UrlParams(retries=0, timeout_s=5.0, allow_networks=("127.0.0.1/32",), concurrency=1, per_host=1)
+    with web_server({"1": b"x", "2": b"y"}) as web:
+        port = web.url.rpartition(":")[2]
+        urls = [f"http://rebinding.test:{port}/{path}" for path in ("ok/1", "ok/2")]
+
+        def fetched() -> list[str]:
+            with Fetcher(params, max_bytes=1 << 20) as fetcher:
+                found = [result for result in fetcher.fetch(Job(url, url) for url in urls) if result is not None]
+            return [outcome.reason if isinstance(outcome, ImageError) else "ok" for _, outcome in found]
+
+        assert (fetched(), len(asked)) == (["ok", "ok"], 1)
+        before = dict(web.requests)
+        assert fetched() == ["blocked_address", "blocked_address"]
+        assert web.requests == before
