@@ -223,7 +223,7 @@ def test_wrong_usage_stops_at_once(tmp_path: Path, quick: None) -> None:
 
 def slow_set(tmp_path: Path) -> tuple[Artifact, str]:
     images = commit_images(str(tmp_path / "in"), [("train", png_samples(8 * i, 8, 16, 16)) for i in range(6)])
-    return images, profile(num_iters=3000)
+    return images, profile(num_iters=40000)
 
 
 def workers(parent: int) -> list[psutil.Process]:
@@ -242,13 +242,21 @@ def wait_for_workers(parent: int, number: int) -> list[psutil.Process]:
     return found
 
 
+def wait_for_a_shard(store: Path) -> None:
+    """The first of six is finished: all the others are yet to come, or at work."""
+    until = time.monotonic() + 60
+    while not list(store.glob("splat_fit/*/*/*.tar")):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_stops_all_workers_in_good_order(tmp_path: Path, number: signal.Signals) -> None:
     images, params = slow_set(tmp_path)
     process = start(images.url, tmp_path / "a", "--processes", "2", params=params)
     crew = wait_for_workers(process.pid, 2)
-    time.sleep(2)
+    wait_for_a_shard(tmp_path / "a")
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143
@@ -269,7 +277,7 @@ def test_workers_that_are_killed_and_a_pool_that_is(tmp_path: Path) -> None:
     crew = wait_for_workers(process.pid, 2)
     crew[0].kill()
     crew = wait_for_workers(process.pid, 2)
-    time.sleep(1)
+    wait_for_a_shard(tmp_path / "a")
     os.kill(process.pid, signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert "was killed by SIGKILL (for want of memory?); try 2 of 7" in err
