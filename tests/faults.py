@@ -383,12 +383,27 @@ def survives_kill(server: ForkServer, what: Command, whole: Whole, store: str, b
     is_sound(store, finished=True)
 
 
+def finished_before(store: str, stage: str) -> str:
+    """Put a finished output of another stage than `stage` into a store; the store."""
+    from picture_sets import commit_images, png_samples
+
+    other = "splat_fit" if stage == "download" else "download"
+    shards = [("train", png_samples(0, 2, 8, 8)), ("test", png_samples(2, 2, 8, 8))]
+    commit_images(store, shards, source="finished before", stage=other)
+    return store
+
+
 def survives_full_disk(server: ForkServer, what: Command, whole: Whole, store: str, blow: Blow, **more: Any) -> None:
-    """The row "disk full": a typed exit that says where and what to do, nothing partial, the rerun as undisturbed."""
+    """The row "disk full": a typed exit that says where and what to do, nothing partial, the rerun as undisturbed.
+
+    What lies in the store before stays as it is.
+    """
     where = f"{what.stage}: {blow}, {errno.errorcode[blow.error]} ({whole.ran.points[blow.point - 1]})"
+    earlier = contents(store)
+    files = earlier | whole.files
     ran = server.run(what.argv(store), store, blow, **more)
     if ran.code == 0 and blow.action is not Action.FULL:  # a short write, or a file that could as well not be removed
-        assert tidied(store) == whole.files, where
+        assert tidied(store) == files, where
         return
     assert ran.code == 75, f"{where}: exit {ran.code}\n{ran.stderr}"
     assert "free some space" in ran.stderr, f"{where}: {ran.stderr}"
@@ -398,9 +413,10 @@ def survives_full_disk(server: ForkServer, what: Command, whole: Whole, store: s
     assert "Traceback" not in ran.stderr, f"{where}: {ran.stderr}"
     assert not ran.litter, f"{where}: left in the temporary folder: {ran.litter}"
     there = contents(store)
+    assert there.items() >= earlier.items(), f"{where}: an output that was finished before is another"
     for name, digest in there.items():
-        assert whole.files.get(name) == digest or _passing(name), f"{where}: {name}"
+        assert files.get(name) == digest or _passing(name), f"{where}: {name}"
     is_sound(store, finished=bool(manifests(there)))
     again = server.run(what.argv(store), store, **more)
     assert again.code == 0, f"{where}: {again.stderr}"
-    assert tidied(store) == whole.files, f"{where}: the rerun differs"
+    assert tidied(store) == files, f"{where}: the rerun differs"

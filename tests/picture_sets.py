@@ -47,9 +47,11 @@ def png_samples(first: int, count: int, height: int = 24, width: int = 24) -> li
     return [sample(f"{i:06d}", encode(picture(i, height, width), "png"), label=i % 3) for i in numbers]
 
 
-def commit_images(store: str, shards: Sequence[tuple[str, Sequence[Sample]]], source: str = "test") -> Artifact:
-    """Commit (split, samples) shards as an output of download; returns it."""
-    commit = Commit(open_store(store), stage="download", version=1, params={}, inputs={}, source=source)
+def commit_images(
+    store: str, shards: Sequence[tuple[str, Sequence[Sample]]], source: str = "test", stage: str = "download"
+) -> Artifact:
+    """Commit (split, samples) shards as an output of download, or of another stage by name; returns it."""
+    commit = Commit(open_store(store), stage=stage, version=1, params={}, inputs={}, source=source)
     entries = []
     for index, (split, samples) in enumerate(shards):
         with tempfile.TemporaryDirectory() as folder:

@@ -20,6 +20,7 @@ from faults import (
     When,
     Whole,
     contents,
+    finished_before,
     in_order,
     killing,
     survives_full_disk,
@@ -63,7 +64,9 @@ def order(bench: Bench, plant: str, tmp: Path) -> None:
     in_order(whole.ran.points, str(tmp / "sound"))
 
 
-def _points(bench: Bench, plant: str, tmp: Path) -> Whole:
+def _points(bench: Bench, plant: str, tmp: Path, *, beside: bool = False) -> Whole:
+    if beside:
+        finished_before(str(tmp / "count"), bench.what.stage)
     ran = bench.server.run(bench.what.argv(str(tmp / "count")), str(tmp / "count"), plant=plant)
     return Whole(bench.whole.files, ran)
 
@@ -80,11 +83,12 @@ def kill(bench: Bench, plant: str, tmp: Path) -> None:
 
 
 def disk(bench: Bench, plant: str, tmp: Path) -> None:
-    """A full disk."""
-    whole = _points(bench, plant, tmp)
+    """A full disk, with another stage's output beside."""
+    whole = _points(bench, plant, tmp, beside=True)
     for number, point in enumerate([p for p in whole.ran.points if p.path.startswith(str(tmp / "count"))][::7]):
         blow = Blow(point.number, Action.FULL)
-        survives_full_disk(bench.server, bench.what, bench.whole, str(tmp / f"disk{number}"), blow, plant=plant)
+        store = finished_before(str(tmp / f"disk{number}"), bench.what.stage)
+        survives_full_disk(bench.server, bench.what, bench.whole, store, blow, plant=plant)
 
 
 def workers(bench: Bench, plant: str, tmp: Path) -> None:
@@ -140,6 +144,7 @@ CAUGHT: dict[str, tuple[Callable[[Bench, str, Path], object], ...]] = {
     "bytes_that_vary": (kill, workers),
     "disk_error_swallowed": (disk,),
     "disk_error_untyped": (disk,),
+    "room_is_made": (disk,),
     "signal_ignored": (kill,),
 }
 ASKED_FOR = ("direct_write", "no_hash_check", "no_retry", "no_address_check", "count_off_by_one")
