@@ -56,6 +56,8 @@ def child(case: dict[str, Any]) -> None:
                 watch(sys.modules[name], work)
         if case["plant"]:
             importlib.import_module("fault_planted").PLANTED[case["plant"]]()
+        if case["part_size"]:
+            importlib.import_module("components.store_s3").PART_SIZE = case["part_size"]
         from components.__main__ import main
 
         shim = ctypes.CDLL(None)

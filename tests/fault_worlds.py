@@ -47,6 +47,28 @@ def folder_download(tmp: Path, *, pictures: int = 48) -> Command:
     return command("download", tmp, params, repeats=8)
 
 
+def large_download(tmp: Path) -> Command:
+    """Two shards, of 12 and of 2 MB: six pictures of noise, 900 pixels wide."""
+    import numpy as np
+
+    from components.images import encode
+
+    source = tmp / "photographs"
+    source.mkdir()
+    for i in range(6):
+        pixels = np.random.default_rng(i).integers(0, 256, (900, 900, 3), np.uint8)
+        (source / f"{i}.png").write_bytes(encode(pixels, "png"))
+    (source / "captions.jsonl").write_text(
+        "\n".join(json.dumps({"image": f"{i}.png", "caption": f"picture {i}"}) for i in range(6))
+    )
+    params = {
+        "source": "folder", "path": str(source), "dataset": "faults", "image_size": 900, "image_format": "png",
+        "shard_size": 5, "num_train": 0, "num_val": 0, "num_test": 1,
+    }  # fmt: skip
+    made = command("download", tmp, params, repeats=5)
+    return replace(made, varies=True)  # in how many pieces a part is sent, and which part first
+
+
 def url_download(
     tmp: Path, web: str, *, addresses: int = 40, how: str = "ok", allow: tuple[str, ...] = ("127.0.0.0/8",)
 ) -> Command:

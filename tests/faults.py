@@ -163,10 +163,12 @@ class ForkServer:
         port: int = 0,
         plant: str = "",
         also: str = "",
+        part_size: int = 0,
     ) -> list[Ran]:
         """Commands at the same time, each with its blow.
 
-        port: of an S3 server; plant: a mistake of fault_planted.py; also: a folder whose points count, too ("/": all).
+        port: of an S3 server; plant: a mistake of fault_planted.py; also: a folder whose points count, too ("/": all);
+        part_size: bytes above which a file is uploaded in parts, else the store's own 16 MiB.
         """
         of_s3 = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
         cases = []
@@ -181,7 +183,7 @@ class ForkServer:
                     "argv": list(argv), "tmp": str(tmp), "env": {"TMPDIR": str(tmp), **of_s3},
                     "folders": [str(tmp), *filter(None, [also]), *([] if "://" in store else [store])],
                     "point": blow.point, "action": blow.action, "when": blow.when, "error": blow.error, "port": port,
-                    "plant": plant,
+                    "plant": plant, "part_size": part_size,
                     **{name: str(place / name) for name in ("stdout", "stderr", "work", "points", "modules")},
                 }
             )  # fmt: skip
@@ -356,15 +358,15 @@ def _passing(name: str) -> bool:
     return "/_checkpoint/" in name or name.endswith(f"/{AT_WORK}")
 
 
-def survives_kill(server: ForkServer, what: Command, whole: Whole, store: str, blow: Blow, **more: Any) -> None:
-    """The row "kill -9 / SIGTERM": strike, look, run again, look."""
+def survives_kill(server: ForkServer, what: Command, whole: Whole, store: str, blow: Blow, **more: Any) -> int:
+    """The row "kill -9 / SIGTERM": strike, look, run again, look. How many uploads in parts the blow left behind."""
     ran = server.run(what.argv(store), store, blow, **more)
     while what.varies and ran.code == 0 and len(ran.points) < blow.point:  # it had fewer points this time
         blow, store = replace(blow, point=blow.point - 5), f"{store}x"
         ran = server.run(what.argv(store), store, blow, **more)
     where = f"{what.stage}: {blow} ({ran.points[-1]})"
     assert ran.code == _expected(blow), f"{where}: exit {ran.code}\n{ran.stderr}"
-    there = contents(store)
+    there, left = contents(store), len(open_store(store).uploads())
     temporary = {name for name in there if name.rpartition("/")[2].startswith(".tmp-")}
     for name in there.keys() - temporary:
         undone = f"{where}: {name} is visible and not the undisturbed run's"
@@ -373,6 +375,7 @@ def survives_kill(server: ForkServer, what: Command, whole: Whole, store: str, b
     if blow.action is Action.TERM:
         assert not ran.litter, f"{where}: left in the temporary folder: {ran.litter}"
         assert not temporary, f"{where}: left in the store: {temporary}"
+        assert not left, f"{where}: left in the store: {left} uploads in parts"
         assert "run the same command again" in ran.stderr, f"{where}: {ran.stderr}"
         assert "Traceback" not in ran.stderr, f"{where}: {ran.stderr}"
     again = server.run(what.argv(store), store, **more)
@@ -380,7 +383,9 @@ def survives_kill(server: ForkServer, what: Command, whole: Whole, store: str, b
     repeated = ran.work + again.work - whole.ran.work
     assert repeated <= what.repeats, f"{where}: {repeated} pieces of work were done twice; {what.repeats} at most"
     assert tidied(store) == whole.files, f"{where}: the rerun differs"
+    assert not open_store(store).uploads(), f"{where}: uploads in parts are still there"
     is_sound(store, finished=True)
+    return left
 
 
 def finished_before(store: str, stage: str) -> str:

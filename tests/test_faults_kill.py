@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from fault_worlds import fit, folder_download, trained_flow, url_download
+from fault_worlds import fit, folder_download, large_download, trained_flow, url_download
 from faults import (
     Action,
     Blow,
@@ -135,6 +135,30 @@ def test_eighty_requests_to_s3(
 ) -> None:
     what = make(tmp_path)
     strike_s3(servers(what.stage), what, 80, endpoint, fault_row)
+
+
+def strike_parts(server: ForkServer, what: Command, bar: int, endpoint: str, row: Row) -> None:
+    """The same within the upload in parts of a 12 MB shard, from its beginning until its parts are one file."""
+    chance, bucket = seed(), new_bucket()
+    more = {"port": urlsplit(endpoint).port or 0, "part_size": 5 << 20}
+    whole = undisturbed(server, what, f"{bucket}/whole", **more)
+    requests = [point for point in whole.ran.points if re.match("(PUT|POST) ", point.path)]
+    begun, *parts, completing = (point.number for point in requests if re.search(r"[?&]upload", point.path))
+    assert len(parts) == 3
+    puts = [point for point in whole.ran.points if begun < point.number <= completing]
+    blows = [
+        Blow(begun, Action.KILL, When.AFTER), Blow(completing, Action.KILL), Blow(parts[1] + 2, Action.TERM, When.TORN),
+        *killing(puts, max(bar - 3, 4), random.Random(chance)),
+    ][:bar]  # fmt: skip
+    left = [survives_kill(server, what, whole, f"{bucket}/store{i}", blow, **more) for i, blow in enumerate(blows)]
+    assert any(left[:2]), "begun, or with all its parts, for gc to take"
+    seen = f"{len({blow.point for blow in blows})} of {len(puts)} pieces sent, {sum(left)} uploads left behind"
+    row(ROW, f"{what.stage}, S3, in parts", bar, chance, seen)
+
+
+@pytest.mark.parametrize("bar", [3, pytest.param(40, marks=pytest.mark.full)])
+def test_an_upload_in_parts(servers: Servers, tmp_path: Path, bar: int, endpoint: str, fault_row: Row) -> None:
+    strike_parts(servers("download"), large_download(tmp_path), bar, endpoint, fault_row)
 
 
 def test_the_choice_of_points_keeps_its_promises() -> None:
