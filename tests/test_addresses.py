@@ -6,6 +6,7 @@ import socket
 from typing import Any
 
 import pytest
+from faults import Row
 from web import web_server
 
 from components.download.addresses import blocked, networks
@@ -54,7 +55,8 @@ http://[::ffff:0:127.0.0.1]:{port}/ http://[64:ff9b::7f00:1]:{port}/ http://0177
 ).split(" ")
 
 
-def test_no_form_of_an_address_reaches_the_inside() -> None:
+@pytest.mark.faults
+def test_no_form_of_an_address_reaches_the_inside(fault_row: Row) -> None:
     """Forty spellings of this machine, against a server on it: not one connection arrives."""
     with web_server({"1": b"x"}) as web:
         port = web.url.rpartition(":")[2]
@@ -67,10 +69,12 @@ def test_no_form_of_an_address_reaches_the_inside() -> None:
         assert {reasons.get(url) for url in urls} == {"blocked_address", "bad_url", "no_such_host"}
         assert reasons[f"http://localhost:{port}/"] == reasons[f"http://127.0.0.1:{port}/"] == "blocked_address"
         assert not web.requests
+    fault_row("URLs", "spellings", len(urls), None, "no connection arrived")
 
 
+@pytest.mark.faults
 def test_a_name_that_is_rebound_is_resolved_once_and_checked_as_it_is_connected_to(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, fault_row: Row
 ) -> None:
     """A name server that answers with an allowed address first, and with an inner one to whoever asks again."""
     real, asked = socket.getaddrinfo, []
@@ -96,3 +100,4 @@ def test_a_name_that_is_rebound_is_resolved_once_and_checked_as_it_is_connected_
         before = dict(web.requests)
         assert fetched() == ["blocked_address", "blocked_address"]
         assert web.requests == before
+    fault_row("URLs", "rebound names", 1, None, "resolved once; checked as it is connected to")
