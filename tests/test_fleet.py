@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -235,6 +236,44 @@ def test_a_job_that_is_deleted_before_its_work_is_done(images: Artifact, here: P
     kube.exits = {1: [0]}
     with pytest.raises(PermanentError, match="deleted while it was at work; 2 of 4 shards were fitted"):
         launch(images, here)
+
+
+def test_a_failed_job_whose_shards_others_did_is_no_failure(
+    images: Artifact, whole: dict[str, bytes], here: Path, kube: Kube, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    kube.exits = {0: [75, 75]}
+    create = cluster.Cluster.create
+
+    def helped(self: cluster.Cluster, body: dict[str, Any]) -> dict[str, Any]:
+        made = create(self, body)
+        stage.fit_group(SECTION, images=images.url, store=str(here), share=stage.Share(2, (0,)))
+        return made
+
+    monkeypatch.setattr(cluster.Cluster, "create", helped)
+    launch(images, here)
+    assert fitted(here) == whole
+    assert kube.jobs == {}
+    assert "has failed (FailedIndexes), but all 4 shards are fitted" in capfd.readouterr().err
+
+
+def test_a_job_whose_time_is_over_as_its_last_shard_is_done_is_no_failure(
+    images: Artifact, whole: dict[str, bytes], here: Path, kube: Kube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kube.hold = True
+    create = cluster.Cluster.create
+
+    def late(self: cluster.Cluster, body: dict[str, Any]) -> dict[str, Any]:
+        made = create(self, body)
+        stage.fit_group(SECTION, images=images.url, store=str(here), share=stage.Share(1, (0,)))
+        with kube.lock:
+            (state,) = kube.jobs.values()
+            kube._end(state, "Failed", "DeadlineExceeded", "Job was active longer than specified deadline")
+        return made
+
+    monkeypatch.setattr(cluster.Cluster, "create", late)
+    launch(images, here)
+    assert fitted(here) == whole
 
 
 @pytest.mark.full

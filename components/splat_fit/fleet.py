@@ -281,13 +281,19 @@ def _failed_indexes(job: Mapping[str, Any]) -> list[int]:
 
 
 def _judge(cluster: Cluster, job: Mapping[str, Any], work: Work) -> None:
-    """Raise what a failed Job comes to; its shards and reasons are named, and it stays to be looked at."""
+    """Raise what a failed Job comes to; its shards and reasons are named, and it stays to be looked at.
+
+    Not where every shard is committed: an index's last pod may be killed as it ends, or others do its shards.
+    """
     end = _end(job)
     if end is None or end["type"] == "Complete":
         return
     name = job["metadata"]["name"]
-    share = jobs.share_of(jobs.container(job, name).get("args", []))
-    done, reasons = work.commit.done_indexes(), work.commit.failures()
+    done = work.commit.done_indexes()
+    if done >= {entry.index for entry in work.shards}:
+        _say(f"Job {name} has failed ({end.get('reason')}), but all {len(work.shards)} shards are fitted")
+        return
+    share, reasons = jobs.share_of(jobs.container(job, name).get("args", [])), work.commit.failures()
     groups = cut(work.shards, share.total) if share else []
     failed: dict[str, str] = {}
     for index in _failed_indexes(job):
