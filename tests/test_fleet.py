@@ -18,10 +18,11 @@ from fleets import fitted, picture_set, profile, run, start
 from kube import Kube, a_cluster
 from safetensors.numpy import save
 
+from components import progress as bars
 from components.cluster_params import Resources
 from components.errors import PermanentError, TransientError, UsageError
 from components.manifest import Artifact, Commit
-from components.splat_fit import cluster, fleet, reader, stage
+from components.splat_fit import cluster, fleet, reader, stage, tally
 from components.splat_fit import job as jobs
 from components.store import FolderStore
 
@@ -76,6 +77,35 @@ def test_its_life(
     before = len(kube.requests)
     assert launch(images, here).cached
     assert len(kube.requests) == before, "what is finished asks nobody"
+
+
+def test_its_progress(
+    images: Artifact, here: Path, kube: Kube, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A line for every change: pods without an image wait; later one runs beside an index that has failed."""
+    monkeypatch.setattr(bars, "PLAIN_INTERVAL_S", 0.0)
+    monkeypatch.setattr(bars, "PLAIN_SHARE", 0.0)
+    monkeypatch.setattr(fleet, "TALLY_S", 0.0)
+    monkeypatch.setattr(tally, "LISTING_SHARE", 1e9)
+    kube.hold, kube.exits = True, {0: [42], 1: [42]}
+    changes = cluster.Cluster.changes
+
+    def watched(self: cluster.Cluster, job: Any, seconds: float) -> Iterator[dict[str, Any] | None]:
+        for changed in changes(self, job, seconds):
+            yield changed
+            if kube.hold and changed and changed["status"].get("active"):
+                stage.fit_group(SECTION, images=images.url, store=str(here), share=stage.Share(4, (0,)))
+                kube.hold = False
+
+    monkeypatch.setattr(cluster.Cluster, "changes", watched)
+    with pytest.raises(PermanentError, match="MaxFailedIndexesExceeded"):
+        launch(images, here, replace(FLEET, parallelism=1))
+    said = capfd.readouterr().err
+    held, _, begun = said.partition("splat-fit 0/4")
+    assert re.search(r"splat-fit: 0/8 pictures, 0/s, 0 s left shards 0 running 0 waiting 1 failed_indexes 0\n", held)
+    line = r"splat-fit: 2/8 pictures, [\d.e+]+/s, \d+ s left shards 1 running 1 waiting 0 failed_indexes "
+    assert re.search(line + "0\n", begun), said
+    assert re.search(line + "1\n", begun), said
 
 
 def test_a_job_that_kueue_admits_in_part_says_so(

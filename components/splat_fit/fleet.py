@@ -246,8 +246,10 @@ def _wait(
 
         def show(*, now: bool = False) -> None:
             status = job.get("status") or {}
+            running = status.get("ready") or 0
+            waiting = max(0, (status.get("active") or 0) - running)  # active are those without a node or image, too
             failed = len(_failed_indexes(job))
-            tally.look(now=now, running=status.get("active", 0), failed_indexes=failed)
+            tally.look(now=now, running=running, waiting=waiting, failed_indexes=failed)
             start.look(job)
 
         while _end(job) is None:
