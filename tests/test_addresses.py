@@ -50,14 +50,16 @@ http://\u2460\u2461\u2466.0.0.1:{port}/ http://127.0.0.1\u3002:{port}/ http://0x
 http://127.0.1:{port}/ http://00000127.0.0.1:{port}/ http://[fe80::1%25lo]:{port}/ http://[0:0:0:0:0:ffff:127.0.0.1]:{port}/
 file:///etc/passwd gopher://127.0.0.1:{port}/ dict://127.0.0.1:{port}/ //127.0.0.1:{port}/ http:///127.0.0.1:{port}/
 http:127.0.0.1:{port} HTTP://127.0.0.1:{port}/ http://127.0.0.1:{port}/%0d%0aHost:x http://lo\tcalhost:{port}/
-http://[::ffff:0:127.0.0.1]:{port}/ http://[64:ff9b::7f00:1]:{port}/ http://017700000001:{port}/""".replace(
-    "\n", " "
-).split(" ")
+http://[::ffff:0:127.0.0.1]:{port}/ http://[64:ff9b::7f00:1]:{port}/ http://017700000001:{port}/
+http://100.64.0.1:{port}/ http://100.127.255.254:{port}/ http://169.254.0.1:{port}/ http://169.254.169.254/
+http://[::ffff:169.254.169.254]/ http://[::ffff:100.64.0.1]:{port}/""".replace("\n", " ").split(" ")
 
 
 @pytest.mark.faults
 def test_no_form_of_an_address_reaches_the_inside(fault_row: Row) -> None:
-    """Forty spellings of this machine, against a server on it: not one connection arrives."""
+    """Forty spellings of this machine, against a server on it: not one connection arrives. And its neighbours, by the
+    ranges of carriers and of links, where clouds answer with a machine's own keys.
+    """
     with web_server({"1": b"x"}) as web:
         port = web.url.rpartition(":")[2]
         urls = [form.format(port=port) for form in FORMS]
@@ -68,8 +70,25 @@ def test_no_form_of_an_address_reaches_the_inside(fault_row: Row) -> None:
         reasons = {job.url: outcome.reason for job, outcome in found if isinstance(outcome, ImageError)}
         assert {reasons.get(url) for url in urls} == {"blocked_address", "bad_url", "no_such_host"}
         assert reasons[f"http://localhost:{port}/"] == reasons[f"http://127.0.0.1:{port}/"] == "blocked_address"
+        assert {reasons[url] for url in urls if "100." in url or "169.254" in url} == {"blocked_address"}
         assert not web.requests
     fault_row("URLs", "spellings", len(urls), None, "no connection arrived")
+
+
+@pytest.mark.faults
+def test_a_redirect_reaches_the_inside_no_more_than_an_address() -> None:
+    """From a server that may be asked."""
+    with web_server({"1": b"x"}) as web:
+        port = web.url.rpartition(":")[2]
+        inner = ["100.64.0.1", "169.254.169.254/latest", f"127.0.0.2:{port}/ok/1", f"[::ffff:127.0.0.2]:{port}/ok/1"]
+        urls = [f"{web.url}/out/{place}" for place in [*inner, f"127.0.0.1:{port}/ok/1"]]
+        params = UrlParams(retries=0, timeout_s=5.0, allow_networks=("127.0.0.1/32",))
+        with Fetcher(params, max_bytes=1 << 20) as fetcher:
+            found = [result for result in fetcher.fetch(Job(url, url) for url in urls) if result is not None]
+        reasons = {job.url: outcome.reason if isinstance(outcome, ImageError) else "ok" for job, outcome in found}
+        assert [reasons[url] for url in urls] == ["blocked_address"] * len(inner) + ["ok"]
+        assert web.requests["/ok/1"] == 1
+        assert sum(web.requests[f"/out/{place}"] for place in inner) == len(inner)
 
 
 @pytest.mark.faults

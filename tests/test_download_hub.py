@@ -14,8 +14,9 @@ from test_s3_errors import certificate
 from components.download import hub as module
 from components.download.fetch import open_tree
 from components.download.hub import HubTree, endpoint, split_address
+from components.download.hub_records import HubFile, read_record, write_record
 from components.errors import PermanentError, TransientError, UsageError
-from components.store import StoreNotFound, open_store
+from components.store import StoreDamaged, StoreNotFound, open_store
 
 FILES = {
     "README.md": b"a card\n", "data/big.parquet": bytes(range(256)) * 900, "data/b c.txt": b"two\n",
@@ -255,6 +256,52 @@ def test_files_stay_where_they_are_kept_and_do_without_the_hub(
     with pytest.raises(TransientError):
         HubTree("me/set", "other", kept=kept)
     away.close()
+
+
+def test_a_byte_that_changed_in_a_record_is_seen_wherever_it_is() -> None:
+    files = [HubFile("a/0.tar", 512, f"sha256:{'0a' * 32}"), HubFile("b", 7, f"git:{'1' * 40}")]
+    record = write_record("c" * 40, files)
+    assert read_record(record) == ("c" * 40, files)
+    for place in range(len(record)):
+        assert read_record(record[:place] + bytes([record[place] ^ 1]) + record[place + 1 :]) is None, place
+    for other in (b"", b"[]", b"null", b"{}", b"\xff", b"[" * 100_000, record[:-1]):
+        assert read_record(other) is None
+
+
+@pytest.mark.parametrize("kind", ["a record that changed", "one that the store refuses"])
+def test_a_damaged_record_is_asked_for_again_and_put_anew(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    kept = open_store(str(tmp_path / "kept"))
+    tree = HubTree("me/set", kept=kept)
+    assert tree.read("test/0.tar") == FILES["test/0.tar"]
+    tree.close()
+    records = {name: kept.get_bytes(name) for name in kept.list() if name.endswith(".json")}
+    assert len(records) == 2
+
+    def refused(name: str) -> bytes:
+        raise StoreDamaged(f"{name}: another MD5 than the service's")
+
+    with monkeypatch.context() as patched:
+        if kind == "a record that changed":
+            for name, data in records.items():
+                kept.put_bytes(name, data.replace(b'"size": 5000', b'"size": 5001'))
+        else:
+            patched.setattr(kept, "get_bytes", refused)
+            patched.setattr(kept, "local", refused)
+        hub.requests.clear()
+        again = HubTree("me/set", tree.commit, kept=kept)
+        assert hub.requests["tree"] > 0
+        assert again.read("test/0.tar") == FILES["test/0.tar"]
+        again.close()
+        HubTree("me/set", kept=kept).close()
+    assert {name: kept.get_bytes(name) for name in records} == records
+    for name in records:
+        kept.put_bytes(name, b"{}")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    for revision in ("main", tree.commit):
+        with pytest.raises(TransientError, match="no whole answer"):
+            HubTree("me/set", revision, kept=kept)
 
 
 def test_the_stand_in_is_one_for_the_hubs_own_client(hub: Hub, tmp_path: Path) -> None:

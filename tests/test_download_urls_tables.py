@@ -7,12 +7,17 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from downloads import samples
 from pyarrow import parquet
+from s3 import moto_server, new_bucket
+from test_download_remote import served
 from url_lists import HERE, PICTURES, outcomes, params, table
 from web import web_server
 
@@ -45,29 +50,59 @@ def test_what_a_list_says_of_a_picture_goes_along_and_its_sum_is_checked(tmp_pat
     assert (meta["url"], meta["caption"]) == (urls[4], "picture 4")
 
 
-def test_tables_of_every_kind_give_the_same_shards(tmp_path: Path) -> None:
-    import pyarrow as pa
-    from pyarrow import parquet
+def lists(folder: Path, rows: list[tuple[str, str]]) -> list[str]:
+    """The same addresses and captions as a table of every kind, and as two; the ends of download.path for each."""
+    folder.mkdir()
+    urls, texts = (list(values) for values in zip(*rows, strict=True))
+    parquet.write_table(pa.table({"URL": urls, "TEXT": texts}), folder / "list.parquet")
+    lines = [json.dumps({"URL": url, "TEXT": text}) + "\n" for url, text in rows]
+    (folder / "list.jsonl").write_text("".join(lines))
+    (folder / "parts").mkdir()
+    for number, some in enumerate((lines[:5], lines[5:])):
+        (folder / f"parts/{number:05d}.jsonl").write_text("".join(some))
+    for kind, delimiter in (("csv", ","), ("tsv", "\t")):
+        with (folder / f"list.{kind}").open("w", newline="") as stream:
+            csv.writer(stream, delimiter=delimiter).writerows([("URL", "TEXT"), *rows])
+    return ["list.parquet", "list.csv", "list.tsv", "list.jsonl", "parts/{00000..00001}.jsonl", "parts"]
 
+
+@contextmanager
+def lying(where: str, folder: Path) -> Iterator[str]:
+    """The address of a folder's files where they lie: there, behind a web server, or in a bucket."""
+    if where == "folder":
+        yield str(folder)
+    elif where == "http":
+        with served(folder) as url:
+            yield url
+    else:
+        with moto_server():
+            place = f"{new_bucket()}/lists"
+            for path in filter(Path.is_file, folder.rglob("*")):
+                open_store(place).put_file(path.relative_to(folder).as_posix(), path)
+            yield place
+
+
+@pytest.mark.parametrize("where", ["folder", "http", "bucket"])
+def test_tables_of_every_kind_give_the_same_shards(tmp_path: Path, where: str) -> None:
     captions = [f'a "quoted" picture, {number}, \u00fc' for number in range(12)]
-    manifests = set()
+    manifests, seen = set(), []
     with web_server(PICTURES) as web:
-        urls = [f"{web.url}/ok/{number}" for number in range(12)]
-        for kind in ("parquet", "csv", "tsv", "jsonl"):
-            path = tmp_path / f"list.{kind}"
-            if kind == "parquet":
-                parquet.write_table(pa.table({"URL": urls, "TEXT": captions}), path)
-            elif kind == "jsonl":
-                rows = zip(urls, captions, strict=True)
-                path.write_text("".join(json.dumps({"URL": url, "TEXT": text}) + "\n" for url, text in rows))
-            else:
-                with path.open("w", newline="") as stream:
-                    writer = csv.writer(stream, delimiter="\t" if kind == "tsv" else ",")
-                    writer.writerows([("URL", "TEXT"), *zip(urls, captions, strict=True)])
-            report = stage.run(params(path), store=str(tmp_path / kind))
-            assert report.manifest.counts["ok"] == 12
-            manifests.add(tuple(shard.sha256 for shard in report.manifest.shards))
+        rows = [(f"{web.url}/ok/{number}", captions[number]) for number in range(12)]
+        ends = lists(tmp_path / "lists", rows)
+        if where == "http":
+            ends.remove("parts")  # a folder cannot be listed there
+        with lying(where, tmp_path / "lists") as place:
+            for number, end in enumerate(ends):
+                given = replace(params(tmp_path), path=f"{place}/{end}")
+                report = stage.run(given, store=str(tmp_path / f"store{number}"))
+                assert report.manifest.counts["ok"] == 12
+                manifests.add(tuple(shard.sha256 for shard in report.manifest.shards))
+                seen += [json.loads(sample.fields["json"]) for sample in samples(report)]
+            if where == "http":
+                with pytest.raises(PermanentError, match=f"{place}/parts.*no list of URLs there"):
+                    stage.run(replace(given, path=f"{place}/parts"), store=str(tmp_path / "none"))
     assert len(manifests) == 1
+    assert {(meta["url"], meta["caption"]) for meta in seen} == set(rows)
 
 
 @pytest.mark.parametrize(

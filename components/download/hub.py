@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit
@@ -21,10 +21,11 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from components.download.fetch import LONGEST_WAIT_S, Tree
+from components.download.hub_records import HubFile, read_record, write_record
 from components.download.tls import NoTlsError, Retries, no_tls
 from components.errors import PermanentError, TransientError, UsageError
 from components.hub_params import check_repository
-from components.store import CHUNK, Store, StoreNotFound, os_error
+from components.store import CHUNK, Store, StoreDamaged, StoreNotFound, os_error
 
 ENDPOINT = "https://huggingface.co"
 PREFIX = "hf://datasets/"
@@ -33,15 +34,6 @@ PAUSE_S = 0.5
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SUM = re.compile(r"(sha256:[0-9a-f]{64}|git:[0-9a-f]{40})")
 _AGAIN = (408, 429, 500, 502, 503, 504)
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """A file of a commit. sum: `sha256:...` of its content, or `git:...` of small ones, as git names them."""
-
-    path: str
-    size: int
-    sum: str
 
 
 def endpoint() -> str:
@@ -161,20 +153,21 @@ class HubTree(Tree):
                 f"{self._endpoint} does not answer as a hub does ({error!r}); check HF_ENDPOINT"
             ) from None
         if self._kept_in is not None:
-            record = {"commit": commit, "files": [asdict(file) for file in files]}
             for name in {revision, commit}:
-                self._kept_in.put_bytes(self._record(name), json.dumps(record, sort_keys=True).encode())
+                self._kept_in.put_bytes(self._record(name), write_record(commit, files))
         return commit, files
 
     def _record(self, revision: str) -> str:
         return f"{self.repo}/{quote(revision, safe='')}.json"
 
     def _known(self, revision: str) -> tuple[str, list[HubFile]] | None:
-        """What a revision was the last time."""
+        """What a revision was the last time; a damaged record counts as none, so that the next answer replaces it."""
         if self._kept_in is None or not self._kept_in.exists(self._record(revision)):
             return None
-        record = json.loads(self._kept_in.get_bytes(self._record(revision)))
-        return record["commit"], [HubFile(**file) for file in record["files"]]
+        try:
+            return read_record(self._kept_in.get_bytes(self._record(revision)))
+        except StoreDamaged:
+            return None
 
     def _list(self, commit: str) -> Iterator[HubFile]:
         """All files of a commit, a page at a time."""
@@ -244,11 +237,11 @@ class HubTree(Tree):
         key = file.sum.replace(":", "-")
         try:
             if self._kept_in is not None and self._kept_in.exists(key):
-                with self._kept_in.local(key) as there:
+                with suppress(StoreDamaged), self._kept_in.local(key) as there:
                     path.write_bytes(b"")
                     _copy(there, path)
-                if _right(path, file):
-                    return
+                    if _right(path, file):
+                        return
             self._download(file, path)
         except OSError as error:  # of the temporary folder
             raise os_error(path.parent, error) from error
