@@ -21,7 +21,7 @@ from fuzz.targets import NAMES, target
 from components import yaml_text
 from components.download.fetch import MAX_NAMES, expand
 from components.download.robots import rules_of
-from components.entries import Manifest
+from components.entries import Manifest, read_entry
 from components.errors import PermanentError, UsageError
 from components.params import load_params
 from components.tar import BLOCK, members
@@ -212,6 +212,18 @@ def test_counts_of_a_manifest_are_counts(field: str, odd: object) -> None:
     values["shards"][0][field] = odd
     with pytest.raises(PermanentError, match=r"m\.json: not a valid manifest"):
         Manifest.from_bytes(json.dumps(values).encode(), "m.json")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "entry.json"])
+def test_records_are_refused_deeper_than_they_could_be_written(name: str) -> None:
+    import json
+
+    values = json.loads((CORPUS / "manifests" / "manifest.json").read_bytes()[1:])
+    values = values if name == "manifest.json" else values["shards"][0]
+    values["metrics"] = {"psnr_db": json.loads("[" * 900 + "]" * 900)}
+    read_it = Manifest.from_bytes if name == "manifest.json" else read_entry
+    with pytest.raises(PermanentError, match=rf"{name}: not a valid .* nested more than 50 deep"):
+        read_it(json.dumps(values).encode(), name)
 
 
 def test_json_is_changed_by_structure() -> None:
