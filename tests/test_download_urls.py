@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -21,7 +20,7 @@ from web import web_server
 from components.config import DownloadParams, semantic
 from components.download import stage
 from components.download.request import check_url
-from components.errors import Interrupted, TransientError, UsageError
+from components.errors import Interrupted, UsageError
 from components.images import ImageError
 from components.manifest import Commit, ShardEntry
 from components.params import params_from_dict
@@ -144,23 +143,6 @@ def test_shards_that_were_written_are_not_fetched_again(tmp_path: Path, monkeypa
         again = stage.run(params(path), store=str(tmp_path / "again"))
     assert again.manifest_sha256 == whole.manifest_sha256
     assert sum(web.requests.values()) < 15  # one shard of at most ten and robots.txt
-
-
-def test_an_outage_on_this_side_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = socket.getaddrinfo
-
-    def away(host: str | None, *more: Any, **options: Any) -> Any:
-        if host == "pictures.test":
-            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
-        return real(host, *more, **options)
-
-    monkeypatch.setattr(socket, "getaddrinfo", away)
-    urls = [f"http://pictures.test/{row}" for row in range(12)]
-    urls[::5] = ["", "http://10.0.0.1/x", "ftp://x/"]  # which nobody is asked for
-    path = table(tmp_path / "list.csv", urls)
-    with pytest.raises(TransientError, match=r"no_name_server.*run the same command again"):
-        stage.run(params(path, retries=0), store=str(tmp_path / "store"))
-    assert not list((tmp_path / "store").rglob("_done/*"))
 
 
 def test_how_fast_it_is_fetched_is_no_part_of_the_key() -> None:

@@ -16,6 +16,7 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 
 from components.download.addresses import NOT_PUBLIC, checked_socket, networks
+from components.download.names import HostUnanswered, Names
 from components.download.robots import Robots, RobotsAway
 from components.download.sources import Skip
 from components.images import ImageError
@@ -134,6 +135,7 @@ class Client:
         self._large = asyncio.Semaphore(NUM_LARGE)
         connector = aiohttp.TCPConnector(
             limit=0,  # whoever calls bounds the number; the rules' requests come on top
+            resolver=Names(),
             ttl_dns_cache=300,
             keepalive_timeout=KEEPALIVE_S,
             socket_factory=lambda place: checked_socket(place, self._allowed),
@@ -184,6 +186,8 @@ class Client:
         except RobotsAway as error:
             raise _Again(ImageError("robots_unavailable", str(error))) from None
         except aiohttp.ClientConnectorDNSError as error:
+            if isinstance(error.os_error, HostUnanswered):
+                raise _Again(ImageError("no_such_host", f"{error.host}: {error.os_error.strerror}")) from None
             if getattr(error.os_error, "errno", None) == socket.EAI_AGAIN:
                 raise _Again(ImageError("no_name_server", f"{error.host}: no name server answers")) from None
             raise ImageError("no_such_host", f"{error.host}: {error.os_error.strerror or 'not resolved'}") from None
