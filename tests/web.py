@@ -90,10 +90,12 @@ def _pictures(pictures: Mapping[str, bytes], robots: str, seen: Web) -> web.Appl
             if request.transport is not None:
                 request.transport.abort()
             return stream
-        if how == "drip":
+        if how in {"drip", "stall"}:  # from the first byte on, or over the last kilobyte
             stream.content_length = len(body)
             await stream.prepare(request)
-            for byte in body:
+            if how == "stall":
+                await stream.write(body[:-1024])
+            for byte in body if how == "drip" else body[-1024:]:
                 await stream.write(bytes([byte]))
                 await asyncio.sleep(0.2)
             return stream
