@@ -184,7 +184,7 @@ class Client:
         except TimeoutError:
             raise _Again(ImageError("timeout", f"not whole after {limit:g} s")) from None
         except RobotsAway as error:
-            raise _Again(ImageError("robots_unavailable", str(error))) from None
+            raise _Again(ImageError(error.reason, str(error))) from None
         except aiohttp.ClientConnectorDNSError as error:
             if isinstance(error.os_error, HostUnanswered):
                 raise _Again(ImageError("no_such_host", f"{error.host}: {error.os_error.strerror}")) from None
