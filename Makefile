@@ -30,7 +30,7 @@ test: .venv/.installed-dev  ## what a laptop can test; no root, no network
 	$(BIN)/python -m pytest $(IN_PARALLEL) $(shell expr $(CORES) + 1)
 
 test-full: .venv/.installed-dev system-packages image-packages build/tools/.installed  ## what needs nvcc, root or time
-	$(BIN)/python -m pytest $(IN_PARALLEL) $(CORES) -m "full or image" --timeout 1800
+	$(BIN)/python -m pytest $(IN_PARALLEL) $(CORES) -m "full or image or faults" --timeout 1800
 
 e2e-kind: .venv/.installed  ## all of it on a real cluster: wants kind, kubectl, Docker, half an hour (docs/untested.md)
 	BIN=$(BIN) tests/e2e/kind.sh

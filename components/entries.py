@@ -13,7 +13,7 @@ from json.encoder import encode_basestring
 from typing import Any, TypeVar, get_type_hints
 
 from components.errors import PermanentError, UsageError
-from components.json_text import parse
+from components.json_text import parse, shallow
 from components.store import check_name
 
 FORMAT = 1
@@ -191,6 +191,7 @@ class Manifest:
             values, summed = without_sum(values)
             values["shards"] = [shard_entry(shard) for shard in values["shards"]]
             values["files"] = [_file(entry) for entry in values["files"]]
+            shallow(*(value for name, value in values.items() if name not in {"shards", "files"}))
             manifest = _build(cls, {**values, "summed": summed})
             _check_counts(manifest)
             if not summed:  # whatever is read can be written: no NaN, no half of a surrogate pair
@@ -278,6 +279,7 @@ def shard_entry(values: Any) -> ShardEntry:
     notes = [_build(SampleNote, note) for note in values.get("samples", [])]
     files = [_file(entry) for entry in values["files"]]
     entry = _build(ShardEntry, {**values, "samples": notes, "files": files})
+    shallow(entry.metrics, entry.source, entry.skipped, entry.failed)
     counted = {"index": entry.index, "bytes": entry.bytes, "ok": entry.ok, **entry.skipped, **entry.failed}
     for name, number in counted.items():
         if type(number) is not int or number < 0:

@@ -14,6 +14,19 @@ def parse(data: str | bytes) -> Any:
         raise ValueError("values are nested too deeply") from None
 
 
+def shallow(*values: Any, most: int = 50) -> None:
+    """ValueError where lists and mappings lie in each other more than `most` deep: what reads them as deep as the stack
+    is could not write them again.
+    """
+    waiting = [(value, 0) for value in values]
+    while waiting:
+        value, deep = waiting.pop()
+        if isinstance(value, (dict, list, tuple)):
+            if deep == most:
+                raise ValueError(f"values are nested more than {most} deep")
+            waiting += [(item, deep + 1) for item in (value.values() if isinstance(value, dict) else value)]
+
+
 def whole(value: Any, low: int = -(1 << 63), high: int = (1 << 63) - 1) -> int:
     """int(value) from low to high, at first the range of int64; ValueError or TypeError where it is none."""
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 from kfp import kubernetes
@@ -143,6 +144,7 @@ class Placing:
         named = {
             "name": "splatclip",
             "instance": f"splatclip-{self.environment}"[:63].rstrip("-"),
+            "version": version("splatclip"),
             "component": name,
             "part-of": "splatclip",
             "managed-by": "kubeflow-pipelines",

@@ -24,7 +24,7 @@ ENVIRONMENT = {
 }
 LOCKED = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--network=none")
 TOOLS = re.compile(
-    r"(\w+-linux-gnu-)?(gcc|g\+\+|cc|c\+\+|cc1plus|cpp|clang|ld|as|make|cmake|ninja|nvcc|ptxas|cicc|git|pip[\d.]*)"
+    r"(\w+-linux-gnu-)?(gcc|g\+\+|cc|c\+\+|cpp|clang|ld|as|make|cmake|ninja|nvcc|ptxas|cicc|git|pip[\d.]*)"
     r"(-[\d.]+)?"
 )
 LEFT_OVERS = (

@@ -69,11 +69,12 @@ class Controller:
             (state,) = self.jobs.values()
             return copy.deepcopy(state.job)
 
-    def preempt(self, index: int, *, wait_s: float = 30) -> None:
-        """Evict the pod of an index: SIGTERM, and the condition DisruptionTarget."""
+    def preempt(self, index: int, number: signal.Signals = signal.SIGTERM, *, wait_s: float = 30) -> Pod:
+        """Evict the pod of an index: the signal (SIGKILL: its node has ended), and the condition DisruptionTarget."""
         pod = self.pod(index, wait_s=wait_s)
         pod.disrupted = True
-        pod.process.send_signal(signal.SIGTERM)
+        pod.process.send_signal(number)
+        return pod
 
     def pod(self, index: int, *, wait_s: float = 30) -> Pod:
         until = time.monotonic() + wait_s

@@ -6,6 +6,7 @@ import socket
 from typing import Any
 
 import pytest
+from faults import Row
 from web import web_server
 
 from components.download.addresses import blocked, networks
@@ -54,7 +55,8 @@ http://100.64.0.1:{port}/ http://100.127.255.254:{port}/ http://169.254.0.1:{por
 http://[::ffff:169.254.169.254]/ http://[::ffff:100.64.0.1]:{port}/""".replace("\n", " ").split(" ")
 
 
-def test_no_form_of_an_address_reaches_the_inside() -> None:
+@pytest.mark.faults
+def test_no_form_of_an_address_reaches_the_inside(fault_row: Row) -> None:
     """Forty spellings of this machine, against a server on it: not one connection arrives. And its neighbours, by the
     ranges of carriers and of links, where clouds answer with a machine's own keys.
     """
@@ -70,8 +72,10 @@ def test_no_form_of_an_address_reaches_the_inside() -> None:
         assert reasons[f"http://localhost:{port}/"] == reasons[f"http://127.0.0.1:{port}/"] == "blocked_address"
         assert {reasons[url] for url in urls if "100." in url or "169.254" in url} == {"blocked_address"}
         assert not web.requests
+    fault_row("URLs", "spellings", len(urls), None, "no connection arrived")
 
 
+@pytest.mark.faults
 def test_a_redirect_reaches_the_inside_no_more_than_an_address() -> None:
     """From a server that may be asked."""
     with web_server({"1": b"x"}) as web:
@@ -87,8 +91,9 @@ def test_a_redirect_reaches_the_inside_no_more_than_an_address() -> None:
         assert sum(web.requests[f"/out/{place}"] for place in inner) == len(inner)
 
 
+@pytest.mark.faults
 def test_a_name_that_is_rebound_is_resolved_once_and_checked_as_it_is_connected_to(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, fault_row: Row
 ) -> None:
     """A name server that answers with an allowed address first, and with an inner one to whoever asks again."""
     real, asked = socket.getaddrinfo, []
@@ -114,3 +119,4 @@ def test_a_name_that_is_rebound_is_resolved_once_and_checked_as_it_is_connected_
         before = dict(web.requests)
         assert fetched() == ["blocked_address", "blocked_address"]
         assert web.requests == before
+    fault_row("URLs", "rebound names", 1, None, "resolved once; checked as it is connected to")

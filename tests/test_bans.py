@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from faults import Row
 
 RUFF = Path(sys.executable).with_name("ruff")
 PLANTED = {  # code that does it -> the rule that must find it
@@ -83,7 +84,8 @@ def found_rules(place: str, code: str) -> set[str]:
     return {one["code"] for one in json.loads(done.stdout)}
 
 
-def test_each_planted_violation_is_refused(tmp_path: Path) -> None:
+@pytest.mark.faults
+def test_each_planted_violation_is_refused(tmp_path: Path, fault_row: Row) -> None:
     """One file each, outside the project: nothing but the configuration decides."""
     for number, code in enumerate(PLANTED):
         (tmp_path / f"planted_{number}.py").write_text(code + "\n")
@@ -95,6 +97,7 @@ def test_each_planted_violation_is_refused(tmp_path: Path) -> None:
         broken.setdefault(Path(one["filename"]).name, set()).add(one["code"])
     for number, (code, rule) in enumerate(PLANTED.items()):
         assert rule in broken.get(f"planted_{number}.py", set()), f"ruff lets this through: {code}"
+    fault_row("deserialising", "planted bans", len(PLANTED), None, "each refused by lint")
 
 
 @pytest.mark.parametrize("folder", ["components/download", "pipelines", "kernels/splat2d", "benchmarks", "tests"])

@@ -11,17 +11,17 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import ROOT
+from measured import measured
 from url_lists import HERE, PICTURES, outcomes, params, table
 from web import web_server
 
 from components.config import DownloadParams, semantic
 from components.download import stage
 from components.download.request import check_url
-from components.errors import Interrupted, TransientError, UsageError
+from components.errors import Interrupted, UsageError
 from components.images import ImageError
 from components.manifest import Commit, ShardEntry
 from components.params import params_from_dict
@@ -70,21 +70,27 @@ REASONS = {
 }  # fmt: skip
 
 
+# All that the process holds at its peak, some 120 MiB of it the interpreter and its libraries; 64 requests at a time
+# come to 64 MiB, if all of them are as large as they may be.
+BOUND = 270 << 20
+
+
 @pytest.mark.full
 def test_two_thousand_addresses_a_quarter_of_them_bad(tmp_path: Path) -> None:
-    """The benchmark's list, with the answers that never end: each row by its reason, in bounded time."""
+    """The benchmark's list, with the answers that never end: each row by its reason, in bounded time and memory."""
     rows = addresses(2000, len(PICTURES), (*BAD, *ENDLESS))
     with web_server(PICTURES) as web:
         path = table(tmp_path / "list.csv", [web.url + place for place, _ in rows])
         given = params(path, timeout_s=5.0, concurrency=64, per_host=64, dedup=False)
-        started = time.monotonic()
-        report = stage.run(replace(given, shard_size=100), store=str(tmp_path / "store"))
-        seconds = time.monotonic() - started
+        told = measured(replace(given, shard_size=100), tmp_path / "store")
+    assert told["peak"] < BOUND, f"{told['peak'] >> 20} MiB"
     expected = {row: "" if good else REASONS[place.split("/")[1]] for row, (place, good) in enumerate(rows)}
-    assert {row: reason for row, (_, reason) in outcomes(report.url).items()} == expected
-    assert report.manifest.counts["in"] == 2000
-    slow = sum(reason in {"timeout", "truncated"} for reason in expected.values())
-    assert seconds < slow * 10 / 2, "one after the other the slow ones alone take twice as long"
+    assert {row: reason for row, (_, reason) in outcomes(told["url"]).items()} == expected
+    assert told["counts"]["in"] == 2000
+    alone = 10 * sum(
+        reason == "timeout" for reason in expected.values()
+    )  # seconds, one after the other, two tries each
+    assert told["seconds"] < alone / 4, "no more than four at a time"
 
 
 def test_networks_and_agents_are_checked_early() -> None:
@@ -144,23 +150,6 @@ def test_shards_that_were_written_are_not_fetched_again(tmp_path: Path, monkeypa
         again = stage.run(params(path), store=str(tmp_path / "again"))
     assert again.manifest_sha256 == whole.manifest_sha256
     assert sum(web.requests.values()) < 15  # one shard of at most ten and robots.txt
-
-
-def test_an_outage_on_this_side_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = socket.getaddrinfo
-
-    def away(host: str | None, *more: Any, **options: Any) -> Any:
-        if host == "pictures.test":
-            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
-        return real(host, *more, **options)
-
-    monkeypatch.setattr(socket, "getaddrinfo", away)
-    urls = [f"http://pictures.test/{row}" for row in range(12)]
-    urls[::5] = ["", "http://10.0.0.1/x", "ftp://x/"]  # which nobody is asked for
-    path = table(tmp_path / "list.csv", urls)
-    with pytest.raises(TransientError, match=r"no_name_server.*run the same command again"):
-        stage.run(params(path, retries=0), store=str(tmp_path / "store"))
-    assert not list((tmp_path / "store").rglob("_done/*"))
 
 
 def test_how_fast_it_is_fetched_is_no_part_of_the_key() -> None:

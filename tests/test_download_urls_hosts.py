@@ -17,22 +17,27 @@ from web import web_server
 
 from components.download import http, robots, stage
 from components.download.http import Fetched, Fetcher, Job
-from components.download.request import forbids, retry_after
+from components.download.request import Client, forbids, retry_after
 from components.url_params import UrlParams
 
 
 @pytest.mark.parametrize("slow", ["hang", "drip"])
-def test_slow_ones_hold_up_no_others(tmp_path: Path, slow: str) -> None:
-    """Twenty that never end, first in the list: the others take no longer than they would alone."""
-    urls = [f"/{slow}/{number}" for number in range(20)] + [f"/ok/{number}" for number in range(20, 40)]
-    with web_server(PICTURES) as web:
-        path = table(tmp_path / "list.csv", [web.url + url for url in urls])
-        started = time.monotonic()
-        report = stage.run(params(path, timeout_s=2.0, retries=0, concurrency=24), store=str(tmp_path / "store"))
-        seconds = time.monotonic() - started
-    assert report.manifest.counts["reasons"] == {"timeout": 20}
-    assert report.manifest.counts["ok"] == 20
-    assert seconds < 20  # one after the other they take 40
+def test_slow_ones_hold_up_no_others(slow: str) -> None:
+    """Forty of one host that never end, first in the list and more than may run at a time: the host has its share of
+    these, and the others are there before its second round has ended.
+    """
+    with web_server(PICTURES) as web, web_server(PICTURES) as other:
+        jobs = [Job(f"{web.url}/{slow}/{number}", slow) for number in range(40)]
+        jobs += [Job(f"{other.url}/ok/{number}", "ok") for number in range(40)]
+        given = UrlParams(allow_networks=HERE, timeout_s=1.0, retries=0, concurrency=8, per_host=4)
+        with Fetcher(given, max_bytes=1 << 20) as fetcher:
+            found = [(job.payload, outcome) for job, outcome in filter(None, fetcher.fetch(iter(jobs)))]
+    kinds = [kind for kind, _ in found]
+    assert {outcome.reason for kind, outcome in found if kind == slow} == {"timeout", "host_down"}
+    assert all(isinstance(outcome, Fetched) for kind, outcome in found if kind == "ok")
+    last = len(kinds) - 1 - kinds[::-1].index("ok")
+    assert kinds[:last].count(slow) <= 4, "one round of them at most"
+    assert len(found) == 80
 
 
 def test_a_host_is_asked_for_no_more_than_its_share_at_a_time(tmp_path: Path) -> None:
@@ -145,11 +150,48 @@ def test_rules_of_many_hosts_do_not_add_up(more: str, read: int, monkeypatch: py
 
 
 def test_robots_that_are_away_for_a_moment_do_not_lose_the_host(tmp_path: Path) -> None:
-    with web_server(PICTURES, "503 once") as web:
+    with web_server(PICTURES, robots_at_first="503") as web:
         path = table(tmp_path / "list.csv", [f"{web.url}/ok/{row}" for row in range(20)])
         report = stage.run(params(path), store=str(tmp_path / "store"))
         assert web.requests["/robots.txt"] == 2
     assert report.manifest.counts["ok"] == 20
+
+
+@pytest.mark.parametrize("how", ["reset", "short", "hang", "503"])
+def test_robots_that_are_not_whole_at_first_are_asked_for_again(how: str, tmp_path: Path) -> None:
+    """They counted as a host that allows everything, for the rest of the run."""
+    with web_server(PICTURES, "User-agent: *\nDisallow: /ok/1\n", robots_at_first=how) as web:
+        path = table(tmp_path / "list.csv", [f"{web.url}/ok/{row}" for row in range(20)])
+        report = stage.run(params(path, timeout_s=0.5, retries=2), store=str(tmp_path / "store"))
+        assert web.requests["/robots.txt"] == 2 + (how == "reset")  # aiohttp itself tries those again once
+        assert not any(name.startswith("/ok/1") for name in web.requests)
+    assert report.manifest.counts["reasons"] == {"robots": 11}
+    assert report.manifest.counts["ok"] == 9
+
+
+@pytest.mark.parametrize(("how", "reason"), [("short", "robots_unavailable"), ("reset", "no_connection")])
+def test_nothing_is_fetched_where_there_are_no_robots_to_be_had(how: str, reason: str, tmp_path: Path) -> None:
+    with web_server(PICTURES, robots_at_first=how) as web, web_server(PICTURES) as other:
+        path = table(tmp_path / "list.csv", [f"{web.url}/ok/0", *(f"{other.url}/ok/{row}" for row in range(1, 9))])
+        report = stage.run(params(path, retries=0), store=str(tmp_path / "store"))
+        assert set(web.requests) == {"/robots.txt"}
+    assert report.manifest.counts["reasons"] == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    ("where", "reason"), [("10.0.0.1/", "robots_unavailable"), ("127.0.0.1:1/", "robots_unavailable"), ("[", "")]
+)
+def test_robots_that_lead_elsewhere(where: str, reason: str) -> None:
+    """To where nothing can be reached: nothing is fetched; to what is no address: there are no rules."""
+
+    async def look() -> str:
+        async with Client(UrlParams(allow_networks=HERE), max_bytes=1 << 20) as client:
+            found = await client.get(f"{web.url}/ok/1", retries=0)
+            return "" if isinstance(found, Fetched) else found.reason
+
+    with web_server(PICTURES, robots_at_first=f"out/{where}") as web:
+        assert asyncio.run(look()) == reason
+    assert web.requests["/ok/1"] == (not reason)
 
 
 def test_requests_go_on_while_a_table_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,26 @@ def test_the_graph_of_groups_compiles(tmp_path: Path) -> None:
     assert {"splat_fit", "splat_fit_eval", "train_adapter", "zero_shot_eval"} <= names, "the step is called as ever"
 
 
+def test_a_graph_that_kubernetes_would_not_take_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "MAX_BYTES", 50_000)
+    with pytest.raises(UsageError, match=r"p\.yaml: the pipeline compiles to \d+ bytes; .* at most 50000"):
+        client.compile_pipeline(load_params(ROOT / "params.yaml"), tmp_path / "p.yaml")
+    assert not (tmp_path / "p.yaml").exists()
+
+
+@pytest.mark.full
+def test_the_page_says_how_large_the_graphs_are(tmp_path: Path) -> None:
+    sizes = []
+    for executor in ("task", "groups", "job"):
+        params = load_params(ROOT / "params.yaml", [f"fleet.executor={executor}", "fleet.groups=32"])
+        for out in (tmp_path / "one.yaml", tmp_path / "other.yaml"):
+            client.compile_pipeline(params, out)
+        assert (tmp_path / "one.yaml").read_bytes() == (tmp_path / "other.yaml").read_bytes()
+        sizes.append(f"{len((tmp_path / 'one.yaml').read_bytes()) / 1000:.0f}")
+    row = f"| pipeline as compiled: task, groups (32), job | {', '.join(sizes)} kB |"
+    assert row in (ROOT / "docs/scale.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(("executor", "component"), [("job", "splat-fit-job"), ("groups", "splat-fit-finalise")])
 def test_who_works_out_a_readers_metric_has_room_for_the_teacher(tmp_path: Path, executor: str, component: str) -> None:
     given = [f"fleet.executor={executor}", "splat_fit.reader=s3://b/train_teacher/x", "splat_fit.reader_weight=1"]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +18,11 @@ from fleets import fitted, picture_set, profile, run, start
 from kube import Kube, a_cluster
 from safetensors.numpy import save
 
+from components import progress as bars
 from components.cluster_params import Resources
 from components.errors import PermanentError, TransientError, UsageError
 from components.manifest import Artifact, Commit
-from components.splat_fit import cluster, fleet, reader, stage
+from components.splat_fit import cluster, fleet, reader, stage, tally
 from components.splat_fit import job as jobs
 from components.store import FolderStore
 
@@ -75,6 +77,35 @@ def test_its_life(
     before = len(kube.requests)
     assert launch(images, here).cached
     assert len(kube.requests) == before, "what is finished asks nobody"
+
+
+def test_its_progress(
+    images: Artifact, here: Path, kube: Kube, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A line for every change: pods without an image wait; later one runs beside an index that has failed."""
+    monkeypatch.setattr(bars, "PLAIN_INTERVAL_S", 0.0)
+    monkeypatch.setattr(bars, "PLAIN_SHARE", 0.0)
+    monkeypatch.setattr(fleet, "TALLY_S", 0.0)
+    monkeypatch.setattr(tally, "LISTING_SHARE", 1e9)
+    kube.hold, kube.exits = True, {0: [42], 1: [42]}
+    changes = cluster.Cluster.changes
+
+    def watched(self: cluster.Cluster, job: Any, seconds: float) -> Iterator[dict[str, Any] | None]:
+        for changed in changes(self, job, seconds):
+            yield changed
+            if kube.hold and changed and changed["status"].get("active"):
+                stage.fit_group(SECTION, images=images.url, store=str(here), share=stage.Share(4, (0,)))
+                kube.hold = False
+
+    monkeypatch.setattr(cluster.Cluster, "changes", watched)
+    with pytest.raises(PermanentError, match="MaxFailedIndexesExceeded"):
+        launch(images, here, replace(FLEET, parallelism=1))
+    said = capfd.readouterr().err
+    held, _, begun = said.partition("splat-fit 0/4")
+    assert re.search(r"splat-fit: 0/8 pictures, 0/s, 0 s left shards 0 running 0 waiting 1 failed_indexes 0\n", held)
+    line = r"splat-fit: 2/8 pictures, [\d.e+]+/s, \d+ s left shards 1 running 1 waiting 0 failed_indexes "
+    assert re.search(line + "0\n", begun), said
+    assert re.search(line + "1\n", begun), said
 
 
 def test_a_job_that_kueue_admits_in_part_says_so(
@@ -235,6 +266,44 @@ def test_a_job_that_is_deleted_before_its_work_is_done(images: Artifact, here: P
     kube.exits = {1: [0]}
     with pytest.raises(PermanentError, match="deleted while it was at work; 2 of 4 shards were fitted"):
         launch(images, here)
+
+
+def test_a_failed_job_whose_shards_others_did_is_no_failure(
+    images: Artifact, whole: dict[str, bytes], here: Path, kube: Kube, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    kube.exits = {0: [75, 75]}
+    create = cluster.Cluster.create
+
+    def helped(self: cluster.Cluster, body: dict[str, Any]) -> dict[str, Any]:
+        made = create(self, body)
+        stage.fit_group(SECTION, images=images.url, store=str(here), share=stage.Share(2, (0,)))
+        return made
+
+    monkeypatch.setattr(cluster.Cluster, "create", helped)
+    launch(images, here)
+    assert fitted(here) == whole
+    assert kube.jobs == {}
+    assert "has failed (FailedIndexes), but all 4 shards are fitted" in capfd.readouterr().err
+
+
+def test_a_job_whose_time_is_over_as_its_last_shard_is_done_is_no_failure(
+    images: Artifact, whole: dict[str, bytes], here: Path, kube: Kube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kube.hold = True
+    create = cluster.Cluster.create
+
+    def late(self: cluster.Cluster, body: dict[str, Any]) -> dict[str, Any]:
+        made = create(self, body)
+        stage.fit_group(SECTION, images=images.url, store=str(here), share=stage.Share(1, (0,)))
+        with kube.lock:
+            (state,) = kube.jobs.values()
+            kube._end(state, "Failed", "DeadlineExceeded", "Job was active longer than specified deadline")
+        return made
+
+    monkeypatch.setattr(cluster.Cluster, "create", late)
+    launch(images, here)
+    assert fitted(here) == whole
 
 
 @pytest.mark.full

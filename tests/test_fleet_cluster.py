@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Iterator
@@ -46,6 +47,10 @@ def whole(images: Artifact, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     store = tmp_path_factory.mktemp("whole")
     stage.run(SECTION, images=images.url, store=str(store))
     return fitted(store)
+
+
+def cancel(images: Artifact, store: Path) -> str:
+    return fleet.cancel(SECTION, images=images.url, store=str(store), fleet=FLEET)
 
 
 def test_a_lost_answer_to_create(images: Artifact, whole: dict[str, bytes], here: Path, kube: Kube) -> None:
@@ -129,12 +134,37 @@ def test_a_kubeconfig_that_is_named_comes_before_the_pods_own_account(
     images: Artifact, here: Path, kube: Kube, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "192.0.2.1")
-    assert "there is no Job" in fleet.cancel(SECTION, images=images.url, store=str(here), fleet=FLEET)
+    assert "there is no Job" in cancel(images, here)
     monkeypatch.delenv("KUBECONFIG")
     with pytest.raises(
         UsageError, match=r"no way to a cluster: this pod's service account: .*kubeconfig in KUBECONFIG"
     ):
-        fleet.cancel(SECTION, images=images.url, store=str(here), fleet=FLEET)
+        cancel(images, here)
+
+
+def test_a_kubeconfig_that_checks_no_certificate_is_refused(images: Artifact, here: Path, kube: Kube) -> None:
+    file = here / "kubeconfig"
+    settings = yaml.safe_load(file.read_text())
+    settings["clusters"][0]["cluster"]["insecure-skip-tls-verify"] = True
+    file.write_text(yaml.safe_dump(settings))
+    for call in (launch, cancel):
+        with pytest.raises(UsageError, match=r"insecure-skip-tls-verify, .*certificate-authority instead"):
+            call(images, here)
+    assert kube.requests == []
+
+
+def test_a_renewed_token_is_not_written_into_the_kubeconfig(images: Artifact, here: Path, kube: Kube) -> None:
+    file, program = here / "kubeconfig", here / "renew"
+    made = json.dumps({"credential": {"access_token": "right", "token_expiry": "2100-01-01T00:00:00Z"}})
+    program.write_text(f"#!/bin/sh\necho '{made}'\n")
+    program.chmod(0o700)
+    settings = yaml.safe_load(file.read_text())
+    known = {"access-token": "old", "expiry": "2001-01-01T00:00:00Z", "cmd-path": str(program)}
+    settings["users"][0]["user"] = {"auth-provider": {"name": "gcp", "config": known}}
+    file.write_text(yaml.safe_dump(settings))
+    before = file.read_bytes()
+    assert "there is no Job" in cancel(images, here)
+    assert file.read_bytes() == before
 
 
 def test_a_template_that_a_cluster_refuses(images: Artifact, here: Path, kube: Kube) -> None:

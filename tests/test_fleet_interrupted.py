@@ -54,9 +54,10 @@ def test_a_preempted_pod_does_not_count(here: Path, kube: Kube) -> None:
     """With no failure allowed at all, two evictions and a kill by the node's end change nothing but the time."""
     images, whole, params = slow_set(here)
     launcher = start(images.url, here / "store", "--job", params=params)
-    for index in (0, 0, 1):
-        kube.preempt(index, wait_s=60)
-        wait_for(lambda: all(one.code is not None for state in kube.jobs.values() for one in state.ended))
+    for index, number in ((0, signal.SIGTERM), (0, signal.SIGTERM), (1, signal.SIGKILL)):
+        pod = kube.preempt(index, number, wait_s=60)
+        wait_for(lambda pod=pod: pod.code is not None)
+        assert pod.code == 128 + number
         time.sleep(0.3)
     out, err = launcher.communicate(timeout=120)
     assert launcher.returncode == 0, out + err

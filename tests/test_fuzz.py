@@ -14,14 +14,14 @@ import pytest
 from conftest import ROOT
 from fuzz import mutators, shards
 from fuzz.checks import WHERE, Finding, read
-from fuzz.run import CODEC, build_codec
+from fuzz.run import CODEC, KEPT_BYTES, REACHED, build_codec, keep, reached
 from fuzz.seeds import ALL
 from fuzz.targets import NAMES, target
 
 from components import yaml_text
 from components.download.fetch import MAX_NAMES, expand
 from components.download.robots import rules_of
-from components.entries import Manifest
+from components.entries import Manifest, read_entry
 from components.errors import PermanentError, UsageError
 from components.params import load_params
 from components.tar import BLOCK, members
@@ -36,15 +36,34 @@ def test_the_corpus_keeps_what_parsers_promise(name: str) -> None:
     run = target(name)
     files = sorted((CORPUS / name).iterdir())
     assert len(files) > 3
-    for file in files:
+    inputs = [(file.name, file.read_bytes()) for file in files]
+    inputs += [(f"reached {number:04}", data) for number, data in enumerate(reached(name))]
+    assert len(inputs) > len(files), "what fuzzing reached is kept"
+    for what, data in inputs:
         start = time.process_time()
-        run(file.read_bytes())
-        assert time.process_time() - start < INPUT_S, file.name
+        run(data)
+        assert time.process_time() - start < INPUT_S, what
+
+
+def test_what_is_reached_is_packed_smallest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fuzz.run.ROOT", tmp_path)
+    monkeypatch.setattr("fuzz.run.REACHED", tmp_path / "reached")
+    folder = tmp_path / "build/fuzz/urls/corpus"
+    folder.mkdir(parents=True)
+    for name, data in {"b": b"22", "a": b"1", "same": b"22", "large": bytes(KEPT_BYTES)}.items():
+        (folder / name).write_bytes(data)
+    assert keep("urls") == 2
+    assert reached("urls") == [b"1", b"22"]
+    before = (tmp_path / "reached/urls.tar.gz").read_bytes()
+    (folder / "b").unlink()
+    assert keep("urls") == 2, "what was kept stays"
+    assert (tmp_path / "reached/urls.tar.gz").read_bytes() == before
 
 
 def test_the_corpus_is_small_and_each_parser_has_files() -> None:
-    assert {path.name for path in CORPUS.iterdir()} == {*NAMES, CODEC} == set(ALL)
-    assert sum(path.stat().st_size for path in CORPUS.rglob("*") if path.is_file()) < 128 << 10
+    assert {path.name for path in CORPUS.iterdir()} - {REACHED.name} == {*NAMES, CODEC} == set(ALL)
+    assert {path.name for path in REACHED.iterdir()} == {f"{name}.tar.gz" for name in ALL}
+    assert sum(path.stat().st_size for path in CORPUS.rglob("*") if path.is_file()) < 512 << 10
 
 
 @pytest.mark.parametrize("name", ["gs2d", "shards", "manifests", "captions", "params", "images"])
@@ -195,6 +214,18 @@ def test_counts_of_a_manifest_are_counts(field: str, odd: object) -> None:
         Manifest.from_bytes(json.dumps(values).encode(), "m.json")
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "entry.json"])
+def test_records_are_refused_deeper_than_they_could_be_written(name: str) -> None:
+    import json
+
+    values = json.loads((CORPUS / "manifests" / "manifest.json").read_bytes()[1:])
+    values = values if name == "manifest.json" else values["shards"][0]
+    values["metrics"] = {"psnr_db": json.loads("[" * 900 + "]" * 900)}
+    read_it = Manifest.from_bytes if name == "manifest.json" else read_entry
+    with pytest.raises(PermanentError, match=rf"{name}: not a valid .* nested more than 50 deep"):
+        read_it(json.dumps(values).encode(), name)
+
+
 def test_json_is_changed_by_structure() -> None:
     rng = random.Random(0)
     found = {mutators.json_changed(b'{"a": [1, 2]}', rng) for _ in range(200)}
@@ -206,6 +237,9 @@ def test_json_is_changed_by_structure() -> None:
 def test_the_native_corpus_under_sanitizers(tmp_path: Path) -> None:
     program = build_codec(tmp_path, fuzzer=False)
     files = sorted((CORPUS / CODEC).iterdir())
+    for number, data in enumerate(reached(CODEC)):
+        files.append(tmp_path / f"reached-{number:04}")
+        files[-1].write_bytes(data)
     done = subprocess.run([program, *files], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("holds") == len(files)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import hostile
 import pytest
-from conftest import ROOT
 from faults import Row
+from measured import measured
+
+from components.config import DownloadParams
 
 pytestmark = pytest.mark.faults
 
@@ -18,18 +17,6 @@ MIB = 1 << 20
 # All that the process holds at its peak, interpreter and libraries included (some 120 MiB of 150). Two of the largest
 # pictures that hostile.MAX_PIXELS lets through, decoded and resized at some 20 bytes a pixel, would be 150 MiB.
 BOUND = 270 * MIB
-CODE = """
-import json, sys
-from components.config import DownloadParams
-from components.download import stage
-from components.manifest import open_artifact
-from components.store import open_store
-
-report = stage.run(DownloadParams(**json.loads(sys.argv[1])), store=sys.argv[2])
-status = open("/proc/self/status").read()  # not getrusage: that begins at what the parent held when it started this
-peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
-print(json.dumps({"url": report.url, "counts": report.manifest.counts, "peak": peak}))
-"""
 
 
 def run(tmp_path: Path, count: int, seed: int) -> tuple[dict[str, str], dict, dict[str, dict]]:
@@ -37,21 +24,11 @@ def run(tmp_path: Path, count: int, seed: int) -> tuple[dict[str, str], dict, di
     import pyarrow.parquet as pq
 
     made = hostile.make(tmp_path / "in", count, seed)
-    params = {
-        "source": "folder",
-        "path": str(tmp_path / "in"),
-        "image_size": 32,
-        "shard_size": 40,
-        "num_train": 0,
-        "num_val": 5,
-        "num_test": 10,
-        "max_bytes": hostile.MAX_BYTES,
-        "max_pixels": hostile.MAX_PIXELS,
-    }
-    command = [sys.executable, "-c", CODE, json.dumps(params), str(tmp_path / "store")]
-    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, errors="replace")
-    assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout)
+    params = DownloadParams(
+        source="folder", path=str(tmp_path / "in"), image_size=32, shard_size=40, num_train=0, num_val=5, num_test=10,
+        max_bytes=hostile.MAX_BYTES, max_pixels=hostile.MAX_PIXELS,
+    )  # fmt: skip
+    told = measured(params, tmp_path / "store")
     tables = sorted(Path(told["url"]).glob("*/*.parquet"))
     rows = [row for table in tables for row in pq.read_table(table).to_pylist()]
     assert len({row["url"] for row in rows}) == len(rows)

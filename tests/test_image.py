@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from image_contents import ENVIRONMENT, FOLDER, configuration, findings, podman, run_locked
+from image_contents import ENVIRONMENT, FOLDER, SITE, configuration, findings, podman, run_locked
 from test_bill import script
 
 from components import STAGES
@@ -34,6 +34,12 @@ PLANTED = {
     "RUN mkdir -p /root/.cache/pip && echo > /root/.cache/pip/wheel": "root/.cache holds root/.cache/pip/wheel",
     "RUN chmod o+w /opt/splatclip/lib": "opt/splatclip/lib can be changed by others",
     "RUN chmod o-r /opt/splatclip/bin/splatclip": "opt/splatclip/bin/splatclip cannot be read by everyone",
+    "RUN mkdir -p /usr/include && touch /usr/include/stdio.h": "usr/include holds C's headers",
+    f"RUN rm /{SITE}/kfp/__pycache__/__init__.cpython-311.pyc": "kfp is not compiled",
+    f"RUN mv /{SITE}/mlflow-*.dist-info /tmp/": "mlflow is not installed",
+    f"RUN cd /{SITE} && sed -i 's/^Version: .*/Version: 0.0.1/' aiohttp-*/METADATA": "aiohttp 0.0.1 is not",
+    f"RUN mkdir /{SITE}/pytest-8.0.dist-info && cd /{SITE}/pytest-8.0.dist-info && "
+    "printf 'Metadata-Version: 2.1\\nName: pytest\\nVersion: 8.0\\n' > METADATA": "pytest is installed",
 }
 
 

@@ -197,9 +197,7 @@ def validated(objects: list[Object], file: Path, version: str) -> subprocess.Com
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("kind", "version"), [("everything", "1.33"), ("everything", "1.37"), ("overlays/kind", "1.37")]
-)
+@pytest.mark.parametrize(("kind", "version"), [("everything", "1.33"), *((kind, "1.37") for kind in KINDS)])
 def test_kubernetes_knows_every_field(
     rendered: dict[str, list[Object]], kind: str, version: str, tmp_path: Path
 ) -> None:
@@ -210,14 +208,20 @@ def test_kubernetes_knows_every_field(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("where", ["Deployment", "Job"])
+@pytest.mark.parametrize("where", ["Deployment", "Job", "Service"])
 def test_a_misspelt_field_is_found(rendered: dict[str, list[Object]], where: str, tmp_path: Path) -> None:
-    one = {"Deployment": find(rendered["base"], "Deployment", "mlflow"), "Job": fit_job(rendered["base"])}[where]
-    planted = copy.deepcopy(one)
-    planted["spec"]["template"]["spec"]["containers"][0]["securityContex"] = {}
+    planted = copy.deepcopy({
+        "Deployment": find(rendered["base"], "Deployment", "mlflow"),
+        "Job": fit_job(rendered["base"]),
+        "Service": find(rendered["overlays/minio"], "Service", "store"),
+    }[where])  # fmt: skip
+    inner, field = planted["spec"], "externalName"
+    if where != "Service":
+        inner, field = inner["template"]["spec"]["containers"][0], "securityContext"
+    inner[field[:-1]] = inner.pop(field)
     done = validated([planted], tmp_path / "objects.yaml", "1.37")
     assert done.returncode != 0
-    assert "securityContex" in done.stdout + done.stderr
+    assert f"'{field[:-1]}'" in done.stdout + done.stderr
 
 
 def test_the_pages_own_overlay_works(tmp_path: Path, rendered: dict[str, list[Object]]) -> None:

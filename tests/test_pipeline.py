@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
+from faults import Row
 
 from components.__main__ import main
 from components.errors import UsageError
@@ -40,7 +41,8 @@ def executors(path: Path) -> dict[str, Any]:
     return {name: executor["container"] for name, executor in found.items()}
 
 
-def test_the_same_params_give_the_same_bytes_and_no_secret(tmp_path: Path) -> None:
+@pytest.mark.faults
+def test_the_same_params_give_the_same_bytes_and_no_secret(tmp_path: Path, fault_row: Row) -> None:
     secret = "k3ep-th1s-quiet"
     named = {"AWS_SECRET_ACCESS_KEY": secret, "MLFLOW_TRACKING_PASSWORD": secret, "MINIO_SECRET_KEY": secret}
     named["SPLATCLIP_IMAGE"] = "registry.example/mine:1"  # of what is submitted, not of what is committed
@@ -55,6 +57,7 @@ def test_the_same_params_give_the_same_bytes_and_no_secret(tmp_path: Path) -> No
     assert secret not in text
     assert str(ROOT) not in text
     assert str(Path.home()) not in text
+    fault_row("compile", "train_eval", 2, None, f"{len(one)} bytes, both times the same, no secret")
 
 
 def test_check_sees_the_source_and_not_the_sdk(tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT
+from manifests import LABELS
 
 from components import FLOW
 from components.errors import UsageError
@@ -207,6 +209,8 @@ def test_labels_are_labels(tmp_path: Path, golden: dict[str, Task]) -> None:
         found.append(task.pod["podMetadata"]["labels"])
         assert found[-1]["app.kubernetes.io/instance"].startswith(f"splatclip-{environment[0]}")
     for labels in found:
+        assert {*labels} == LABELS | {ROLE}
+        assert labels["app.kubernetes.io/version"] == version("splatclip")
         for value in labels.values():
             assert re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?", value), value
 

@@ -10,12 +10,16 @@ from pathlib import Path
 import forks
 import gates
 import pytest
+from faults import Row
 from mlflow_server import MlflowServer
 
 from components.registry_calls import CHALLENGER, CHAMPION, Registry
 
 # SQLAlchemy 2.1 on what MLflow 3.17 asks of it; seen where a test's own process opens the database
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
+]
 MEET_S = 600.0  # for all gates to be ready; if one is not, the others fail and the test with them
 
 
@@ -56,7 +60,9 @@ def shuffled(count: int) -> list[float]:
 
 
 @pytest.mark.parametrize("count", [12, pytest.param(100, marks=pytest.mark.full)])
-def test_of_many_at_once_the_best_is_champion(server: MlflowServer, tmp_path: Path, model: str, count: int) -> None:
+def test_of_many_at_once_the_best_is_champion(
+    server: MlflowServer, tmp_path: Path, model: str, count: int, fault_row: Row
+) -> None:
     values = shuffled(count)
     at_once(server.uri, tmp_path, model, values)
     state = Registry(model).state()
@@ -64,6 +70,7 @@ def test_of_many_at_once_the_best_is_champion(server: MlflowServer, tmp_path: Pa
     assert champion_score(model) == max(values)
     newest = max(one.number for one in state.versions if one.number != state.aliases[CHAMPION])
     assert state.aliases[CHALLENGER] == newest
+    fault_row("promotion", "gates at once", count, None, "the best is champion")
 
 
 @pytest.mark.full
@@ -99,7 +106,7 @@ def test_many_at_once_on_a_database_that_is_yet_to_be_made(tmp_path: Path, monke
 
 @pytest.mark.full
 def test_gates_killed_anywhere_leave_nothing_that_the_next_does_not_mend(
-    server: MlflowServer, tmp_path: Path, model: str
+    server: MlflowServer, tmp_path: Path, model: str, fault_row: Row
 ) -> None:
     values = shuffled(40)
     barrier = forks.CONTEXT.Barrier(len(values), timeout=MEET_S)
@@ -119,3 +126,4 @@ def test_gates_killed_anywhere_leave_nothing_that_the_next_does_not_mend(
     state = Registry(model).state()
     assert champion_score(model) == max(one.score for one in state.versions)
     assert len({one.package for one in state.versions}) == len(state.versions)
+    fault_row("promotion", "gates killed", codes.count(-9), 0, f"of {len(values)}; the next one mended what they left")

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from fault_proxy import Proxy, Rule, fault_proxy
+from faults import Row
 from s3 import moto_server, new_bucket, s3_environment
 from swift import ACCESS, SECRET, missing, swift_server
 from urllib3 import BaseHTTPResponse
@@ -29,6 +30,7 @@ DEADLINE_S = 4.0  # one try has a quarter of it, on a busy machine, too
 SMALL = os.urandom(3000)
 LARGE = os.urandom(1 << 20) * 5 + bytes(100_000)  # two parts
 Service = tuple[str, str, str]  # endpoint, access key, secret
+ROW = "store faults"
 FAULTS = ["500", "503", "429", "reset", "stall", "short", "flip"]
 
 
@@ -112,7 +114,9 @@ def check_all_there(store: S3Store, proxy: Proxy, work: Callable[[S3Store, Path]
 
 @pytest.mark.parametrize("name", WORK)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_that_passes_is_not_noticed(fault: str, name: str, place: S3Store, proxy: Proxy, large: Path) -> None:
+def test_a_fault_that_passes_is_not_noticed(
+    fault: str, name: str, place: S3Store, proxy: Proxy, large: Path, fault_row: Row
+) -> None:
     work, method, pattern = WORK[name]
     place.put_bytes("small", SMALL)
     place.put_bytes("large", b"1")
@@ -123,13 +127,15 @@ def test_a_fault_that_passes_is_not_noticed(fault: str, name: str, place: S3Stor
     assert proxy.rules[0].met == 1, "the fault was met, and hidden"
     assert proxy.requests <= 8
     check_all_there(place, proxy, work)
+    fault_row(ROW, f"{name}, passes", 1)
 
 
 @pytest.mark.parametrize("name", WORK)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_that_stays_ends_in_an_error_before_the_deadline(
-    fault: str, name: str, place: S3Store, proxy: Proxy, large: Path, service: Service
+    fault: str, name: str, place: S3Store, proxy: Proxy, large: Path, service: Service, fault_row: Row
 ) -> None:
+    fault_row(ROW, f"{name}, stays", 1)
     work, method, pattern = WORK[name]
     place.put_bytes("small", SMALL)
     place.put_bytes("large", b"1")
@@ -167,7 +173,7 @@ def test_what_is_damaged_on_the_way_up_is_seen_by_the_service_or_by_us(
 
 
 def test_at_ten_per_cent_errors_many_objects_cost_less_than_twice_the_requests(
-    place: S3Store, proxy: Proxy, service: Service
+    place: S3Store, proxy: Proxy, service: Service, fault_row: Row
 ) -> None:
     objects = 1000 if service[1] == ACCESS else 250
     proxy.reset(*(Rule(fault, probability=0.1 / 4) for fault in ("500", "503", "reset", "short")))
@@ -178,6 +184,7 @@ def test_at_ten_per_cent_errors_many_objects_cost_less_than_twice_the_requests(
         found = list(threads.map(lambda at: place.get_bytes(f"{at:04}"), range(objects)))
     assert found == contents
     assert 2 * objects * 1.03 < proxy.requests < 2 * objects * 2, f"faults: {[rule.met for rule in proxy.rules]}"
+    fault_row(ROW, "10 % errors", objects, proxy.seed, f"{proxy.requests} requests, {2 * objects} without")
 
 
 def test_a_dripping_body_ends_before_the_deadline(place: S3Store, proxy: Proxy) -> None:

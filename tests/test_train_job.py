@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import manifests
 import pytest
 import yaml
 from conftest import ROOT
 from kube_rules import check_type
+from pod_security import restricted
 from torch.distributed.run import get_args_parser
 
 from components.__main__ import _parser
@@ -34,14 +36,17 @@ def test_the_runtime_makes_restricted_pods(objects: dict[str, Any]) -> None:
     (job,) = spec["template"]["spec"]["replicatedJobs"]
     check_type(job["template"]["spec"], "V1JobSpec", "job")
     assert job["template"]["metadata"]["labels"] == {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
-    pod = job["template"]["spec"]["template"]["spec"]
-    assert "sidecar.istio.io/inject" in job["template"]["spec"]["template"]["metadata"]["labels"]
-    (container,) = pod["containers"]
+    pod = job["template"]["spec"]["template"]
+    assert "sidecar.istio.io/inject" in pod["metadata"]["labels"]
+    (container,) = pod["spec"]["containers"]
     assert container["name"] == job["name"] == "node", "Trainer fills in that container"
-    assert pod["securityContext"]["runAsNonRoot"]
-    assert container["securityContext"] == {
-        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}
-    }  # fmt: skip
+    trainer = objects["TrainJob"]["spec"]["trainer"]
+    container |= {"image": trainer["image"], "resources": trainer["resourcesPerNode"]}
+    made = {"kind": "Job", "metadata": {"name": "node", "namespace": "splatclip"}, "spec": job["template"]["spec"]}
+    for rule in (restricted, manifests.resources, manifests.images):
+        assert rule([made]) == []
+    disk = container["resources"]["limits"]["ephemeral-storage"]
+    assert manifests.quantity(disk) >= manifests.quantity(pod["spec"]["volumes"][0]["emptyDir"]["sizeLimit"])
 
 
 def test_one_incident_is_one_failure(objects: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ class Web:
     first: float = 0.0
 
 
-def _pictures(pictures: Mapping[str, bytes], robots: str, seen: Web) -> web.Application:
+def _pictures(pictures: Mapping[str, bytes], robots: str, at_first: str, seen: Web) -> web.Application:
     async def answer(request: web.Request) -> web.StreamResponse:
         seen.requests[request.path] += 1
         seen.now += 1
@@ -49,9 +49,10 @@ def _pictures(pictures: Mapping[str, bytes], robots: str, seen: Web) -> web.Appl
             seen.requests.clear()
             return web.Response(text=str(first))
         seen.first = seen.first or time.time()
-        if how == "robots.txt" and robots == "503 once":
-            return web.Response(status=503 if times == 1 else 404)
-        if how == "robots.txt" and robots:
+        if how == "robots.txt" and at_first and times <= 1 + (at_first == "reset"):  # of which aiohttp tries one again
+            how, _, name = at_first.partition("/")
+            body = robots.encode() or b"#" * 100
+        elif how == "robots.txt" and robots:
             return web.Response(text=robots)
         if how == "ok":
             return web.Response(body=body, content_type="image/jpeg") if body else web.Response(status=404)
@@ -82,6 +83,8 @@ def _pictures(pictures: Mapping[str, bytes], robots: str, seen: Web) -> web.Appl
             return web.Response(status=302, headers={"Location": f"http://{name}"})
         if how == "hang":
             await asyncio.sleep(60)
+        if how == "reset" and request.transport is not None:
+            request.transport.abort()
         stream = web.StreamResponse(headers={"Content-Type": "image/jpeg"})
         if how == "short":
             stream.content_length = len(body)
@@ -90,10 +93,12 @@ def _pictures(pictures: Mapping[str, bytes], robots: str, seen: Web) -> web.Appl
             if request.transport is not None:
                 request.transport.abort()
             return stream
-        if how == "drip":
+        if how in {"drip", "stall"}:  # from the first byte on, or over the last kilobyte
             stream.content_length = len(body)
             await stream.prepare(request)
-            for byte in body:
+            if how == "stall":
+                await stream.write(body[:-1024])
+            for byte in body if how == "drip" else body[-1024:]:
                 await stream.write(bytes([byte]))
                 await asyncio.sleep(0.2)
             return stream
@@ -111,13 +116,15 @@ def _pictures(pictures: Mapping[str, bytes], robots: str, seen: Web) -> web.Appl
 
 
 @contextmanager
-def web_server(pictures: Mapping[str, bytes], robots: str = "") -> Iterator[Web]:
-    """Serve /HOW/NAME: HOW is how the server behaves, NAME the picture. robots: the text of /robots.txt; empty: 404."""
+def web_server(pictures: Mapping[str, bytes], robots: str = "", robots_at_first: str = "") -> Iterator[Web]:
+    """Serve /HOW/NAME: HOW is how the server behaves, NAME the picture. robots: the text of /robots.txt; empty: 404;
+    robots_at_first: how it behaves when it is asked for that for the first time.
+    """
     seen, started, loop = Web(), threading.Event(), asyncio.new_event_loop()
     stop = asyncio.Event()
 
     async def main() -> None:
-        runner = web.AppRunner(_pictures(pictures, robots, seen), shutdown_timeout=0.1)
+        runner = web.AppRunner(_pictures(pictures, robots, robots_at_first, seen), shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
         await site.start()

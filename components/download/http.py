@@ -25,7 +25,7 @@ from components.url_params import UrlParams
 __all__ = ["Fetched", "Fetcher", "Job"]
 
 P = TypeVar("P")
-BUFFER_BYTES = 256 << 20  # of fetched bodies that nobody has taken yet; no new ones are begun beyond
+BUFFER_BYTES = 128 << 20  # of fetched bodies that nobody has taken yet; no new ones are begun beyond
 WINDOW = 64  # jobs that wait for their host, as a multiple of what runs at a time
 FEED = 256  # jobs that are taken at a time, where there is room for so many
 _PAUSE_S = 0.02  # where nothing runs and nothing may begin

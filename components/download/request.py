@@ -16,6 +16,8 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 
 from components.download.addresses import NOT_PUBLIC, checked_socket, networks
+from components.download.large import LARGE_BYTES, SLOW_BYTES, Large, LargeBodies
+from components.download.names import HostUnanswered, Names
 from components.download.robots import Robots, RobotsAway
 from components.download.sources import Skip
 from components.images import ImageError
@@ -23,7 +25,6 @@ from components.url_params import UrlParams
 
 MAX_REDIRECTS = 10  # as urllib, which img2dataset uses
 MAX_URL = 8192  # characters
-LARGE_BYTES, NUM_LARGE = 4 << 20, 8  # bodies beyond so many bytes are read so many at a time: memory stays bounded
 LONGEST_WAIT_S = 30.0  # that a Retry-After is waited for
 BACKOFF_S = 0.5
 KEEPALIVE_S = 2.0  # a list has many hosts, and each idle connection takes a file descriptor
@@ -131,9 +132,10 @@ class Client:
     def __init__(self, params: UrlParams, *, max_bytes: int) -> None:
         self._params, self._max_bytes = params, max_bytes
         self._allowed = networks(params.allow_networks)
-        self._large = asyncio.Semaphore(NUM_LARGE)
+        self._large = LargeBodies()
         connector = aiohttp.TCPConnector(
             limit=0,  # whoever calls bounds the number; the rules' requests come on top
+            resolver=Names(),
             ttl_dns_cache=300,
             keepalive_timeout=KEEPALIVE_S,
             socket_factory=lambda place: checked_socket(place, self._allowed),
@@ -177,13 +179,15 @@ class Client:
     async def _attempt(self, url: str) -> Fetched:
         limit = self._params.timeout_s
         try:
-            async with asyncio.timeout(limit):
-                return await self._follow(url)
+            async with asyncio.timeout(limit) as deadline:
+                return await self._follow(url, deadline)
         except TimeoutError:
             raise _Again(ImageError("timeout", f"not whole after {limit:g} s")) from None
         except RobotsAway as error:
-            raise _Again(ImageError("robots_unavailable", str(error))) from None
+            raise _Again(ImageError(error.reason, str(error))) from None
         except aiohttp.ClientConnectorDNSError as error:
+            if isinstance(error.os_error, HostUnanswered):
+                raise _Again(ImageError("no_such_host", f"{error.host}: {error.os_error.strerror}")) from None
             if getattr(error.os_error, "errno", None) == socket.EAI_AGAIN:
                 raise _Again(ImageError("no_name_server", f"{error.host}: no name server answers")) from None
             raise ImageError("no_such_host", f"{error.host}: {error.os_error.strerror or 'not resolved'}") from None
@@ -206,7 +210,7 @@ class Client:
         except ValueError as error:  # of header values and addresses that the client cannot take
             raise ImageError("bad_url", str(error)[:200]) from None
 
-    async def _follow(self, url: str) -> Fetched:
+    async def _follow(self, url: str, deadline: asyncio.Timeout) -> Fetched:
         seen: list[str] = []
         while True:
             if url in seen:
@@ -220,9 +224,9 @@ class Client:
                 if answer.status in _REDIRECTS and answer.headers.get("Location"):
                     url = redirected(url, answer.headers["Location"])
                     continue
-                return await self._body(answer, url)
+                return Fetched(await self._body(answer, deadline), url, answer.content_type)
 
-    async def _body(self, answer: aiohttp.ClientResponse, url: str) -> Fetched:
+    async def _body(self, answer: aiohttp.ClientResponse, deadline: asyncio.Timeout) -> bytes:
         if answer.status != 200:
             failure = ImageError(f"http_{answer.status}", f"the server answers HTTP {answer.status}")
             if answer.status in _AGAIN:
@@ -238,19 +242,26 @@ class Client:
             raise ImageError("too_large", f"{length} bytes; the limit is {self._max_bytes}")
         parts: list[bytes] = []
         size = 0
-        large = False
+        large: Large | None = None
         try:
-            async for chunk in answer.content.iter_chunked(_CHUNK):
-                if not size and PAGE.match(chunk[:512]):
-                    raise ImageError("not_a_picture", f"a page ({answer.content_type})")
-                parts.append(chunk)
-                size += len(chunk)
-                if size > self._max_bytes:
-                    raise ImageError("too_large", f"more than {self._max_bytes} bytes")
-                if not large and size > LARGE_BYTES:
-                    await self._large.acquire()
-                    large = True
+            async with asyncio.timeout(None) as scope:
+                async for chunk in answer.content.iter_chunked(_CHUNK):
+                    if not size and PAGE.match(chunk[:512]):
+                        raise ImageError("not_a_picture", f"a page ({answer.content_type})")
+                    parts.append(chunk)
+                    size += len(chunk)
+                    if size > self._max_bytes:
+                        raise ImageError("too_large", f"more than {self._max_bytes} bytes")
+                    if large is not None:
+                        large.size = size
+                    elif size > LARGE_BYTES:
+                        large = await self._large.enter(size, deadline, scope)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            slow = f"{size} bytes, then less than {SLOW_BYTES} a second while others waited"
+            raise _Again(ImageError("timeout", slow)) from None
         finally:
-            if large:
-                self._large.release()
-        return Fetched(b"".join(parts), url, answer.content_type)
+            if large is not None:
+                self._large.leave(large)
+        return b"".join(parts)

@@ -17,7 +17,11 @@ MAX_REDIRECTS = 5
 
 
 class RobotsAway(Exception):
-    """A host cannot say now what it allows."""
+    """A host cannot say now what it allows. reason: what that is to be counted as."""
+
+    def __init__(self, detail: str, reason: str = "robots_unavailable") -> None:
+        super().__init__(f"robots.txt: {detail}")
+        self.reason = reason
 
 
 def rules_of(text: str) -> RobotFileParser:
@@ -43,9 +47,10 @@ def _readable(line: str) -> bool:
 class Robots:
     """Whether an agent may fetch an address.
 
-    4xx: there are no rules, all is allowed; 5xx: nothing is until it answers otherwise (RFC 9309, 2.3.1.3, 2.3.1.4). A
-    host that gives no answer is let through: the request for the picture meets the same, and is counted by what it
-    met. Rules are read as urllib does: the first that fits counts, and `*` within a path is no wildcard.
+    4xx: there are no rules, all is allowed. 5xx, an answer that is cut off or none at all: nothing is until it answers
+    otherwise (RFC 9309, 2.3.1.3, 2.3.1.4), and it is asked again when the next address comes. A host that cannot be
+    connected to is counted by that, as the request for the picture would be. Rules are read as urllib does: the first
+    that fits counts, and `*` within a path is no wildcard.
     """
 
     def __init__(self, http: aiohttp.ClientSession, *, agent: str, timeout_s: float) -> None:
@@ -55,10 +60,16 @@ class Robots:
         self._held = 0  # sum of these
 
     async def allow(self, url: str) -> bool:
-        """Whether the host's rules allow `url`; RobotsAway where it answers 5xx."""
+        """Whether the host's rules allow `url`.
+
+        Raises RobotsAway where it gives no rules for now, and what aiohttp does where no connection is to be had.
+        """
         parts = urlsplit(url)
         base = f"{parts.scheme}://{parts.netloc}"
         found = self._rules.get(base)
+        if found is not None and found.done() and found.exception() is not None:
+            self._forget(base)  # whoever asked had no time left to wait for it
+            found = None
         if found is None:
             found = asyncio.ensure_future(self._keep(base))
             self._rules[base] = found
@@ -66,7 +77,7 @@ class Robots:
                 self._forget(next(iter(self._rules)))
         try:
             rules = await asyncio.shield(found)  # others wait for the same rules when this one's deadline has passed
-        except RobotsAway:
+        except (RobotsAway, aiohttp.ClientError, OSError):
             if self._rules.get(base) is found:
                 self._forget(base)
             raise
@@ -87,8 +98,8 @@ class Robots:
         self._held -= self._sizes.pop(base, 0)
 
     async def _read(self, url: str) -> str:
-        """A robots.txt, empty where there is none to be had; RobotsAway where it is answered with 5xx."""
-        text = ""
+        """A robots.txt, empty where there is none. Raises as `allow` does."""
+        here = url
         try:
             async with asyncio.timeout(self._timeout_s):
                 for _ in range(MAX_REDIRECTS + 1):
@@ -97,13 +108,21 @@ class Robots:
                             url = urljoin(url, answer.headers["Location"])
                             continue
                         if answer.status == 200:
-                            text = (await self._start_of(answer)).decode("utf-8-sig", "replace")
-                        elif answer.status >= 500:
-                            raise RobotsAway(f"robots.txt: the server answers HTTP {answer.status}")
+                            return (await self._start_of(answer)).decode("utf-8-sig", "replace")
+                        if answer.status >= 500:
+                            raise RobotsAway(f"the server answers HTTP {answer.status}")
                         break
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+        except TimeoutError:
+            raise RobotsAway(f"not whole after {self._timeout_s:g} s", "timeout") from None
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:  # before ValueError: TLS's are both
+            if url == here:
+                raise
+            raise RobotsAway(f"it leads where there is no answer ({type(error).__name__})") from None
+        except ValueError:  # it leads to no address, and there are no rules
             pass
-        return text
+        except (aiohttp.ClientError, OSError) as error:
+            raise RobotsAway(f"cut off, or no HTTP ({type(error).__name__})") from None
+        return ""
 
     @staticmethod
     async def _start_of(answer: aiohttp.ClientResponse) -> bytes:

@@ -11,13 +11,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from components.config import DownloadParams, semantic
+from components.download.outage import check_outage
 from components.download.picture import sized
 from components.download.sources import (
     CLASSNAMES,
-    OWN_FAULTS,
     SPLITS,
     TEMPLATES,
-    UNASKED,
     Raw,
     Ref,
     ShardPlan,
@@ -29,7 +28,7 @@ from components.download.sources import (
 )
 from components.download.streaming import Made, ShardStream, refused
 from components.download.table import SUCCESS, TABLE_SUFFIX, Row, row, side_files, sums_of
-from components.errors import PermanentError, TransientError
+from components.errors import PermanentError
 from components.images import ImageError
 from components.manifest import Artifact, Commit, FileEntry, SampleNote, ShardEntry
 from components.progress import progress
@@ -183,7 +182,7 @@ def _write(commit: Commit, shard: ShardPlan, source: Source, read: Read) -> Shar
     with scratch_folder() as folder:
         path = folder / "shard.tar"
         layout = write_shard(path, good())
-        _check_own_faults(notes, shard)
+        check_outage(shard.index, rows, notes)
         groups = {source.group_name(ref.group) for ref in shard.refs}
         origin = groups.pop() if len(groups) == 1 else None
         return commit.put_shard(
@@ -194,19 +193,6 @@ def _write(commit: Commit, shard: ShardPlan, source: Source, read: Read) -> Shar
             notes=notes,
             source=origin,
             side_files=side_files(rows),
-        )
-
-
-def _check_own_faults(notes: list[SampleNote], shard: ShardPlan) -> None:
-    """TransientError if a whole shard failed for reasons that lie on this side: it is not to stay so for ever.
-
-    Rows that are refused before anything is asked (UNASKED) say nothing of the network.
-    """
-    asked = [note for note in notes if note.reason not in UNASKED]
-    if len(notes) == len(shard.refs) and asked and all(note.reason in OWN_FAULTS for note in asked):
-        raise TransientError(
-            f"none of the {len(asked)} addresses of shard {shard.index} could be reached ({asked[0].reason}: "
-            f"{asked[0].detail}); see to this machine's network and name servers, and run the same command again"
         )
 
 

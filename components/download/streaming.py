@@ -18,7 +18,10 @@ from components.shards import Sample
 
 AHEAD = 32768  # samples that are begun before the oldest shard is whole: one slow host must not hold up the others
 OPEN = 64  # shards at a time, each with a temporary file
-PENDING = 4  # pictures waiting to be decoded, as a multiple of the threads
+# Pictures waiting to be decoded, as a multiple of the threads; fewer where they have more bytes together. As many bytes
+# again may wait in http.Fetcher.
+PENDING = 4
+PENDING_BYTES = 128 << 20
 Made = tuple[Sample | SampleNote, Row]
 """A sample, or why there is none, and its row in the shard's table."""
 Extra = Mapping[str, str | float | int]
@@ -128,7 +131,8 @@ class ShardStream:
         self._seen, self._check, self._most = seen, check, PENDING * workers
         self._shard_of = {ref.position: shard.index for shard in shards for ref in shard.refs}
         self._spools: dict[int, _Spool] = {}
-        self._pending: deque[tuple[Ref, Future[Made], Extra | None]] = deque()
+        self._pending: deque[tuple[Ref, int, Future[Made], Extra | None]] = deque()
+        self._pending_bytes = 0
         self._files = ExitStack()
         largest = max((len(shard.refs) for shard in shards), default=0)
         self._gate = _Gate(shards, max(min(AHEAD, OPEN * largest), 2 * largest))
@@ -141,7 +145,7 @@ class ShardStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._gate.close()
-        for _, future, _ in self._pending:
+        for _, _, future, _ in self._pending:
             future.cancel()
         self._files.close()
         for spool in self._spools.values():
@@ -166,16 +170,20 @@ class ShardStream:
             if not self._pending:
                 raise RuntimeError("the source ended before it had given all samples") from None
             result = None
-            self._pending[0][1].exception()  # waits for it
+            self._pending[0][2].exception()  # waits for it
         if result is not None:
             ref, raw, error = result
             if error is None:
                 extra = None if self._seen is None else raw.extra
-                self._pending.append((ref, self._pool.submit(self._make, ref, raw), extra))
+                self._pending.append((ref, len(raw.image), self._pool.submit(self._make, ref, raw), extra))
+                self._pending_bytes += len(raw.image)
             else:
                 self._keep(ref, refused(ref, raw, error, loaded=False))
-        while self._pending and (self._pending[0][1].done() or len(self._pending) > self._most):
-            ref, future, extra = self._pending.popleft()
+        while self._pending and (
+            self._pending[0][2].done() or len(self._pending) > self._most or self._pending_bytes > PENDING_BYTES
+        ):
+            ref, size, future, extra = self._pending.popleft()
+            self._pending_bytes -= size
             self._keep(ref, future.result(), extra)
 
     def _keep(self, ref: Ref, made: Made, extra: Extra | None = None) -> None:

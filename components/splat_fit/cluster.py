@@ -31,7 +31,10 @@ T = TypeVar("T")
 
 
 class Cluster:
-    """The Jobs of one namespace. namespace: "" for that of the pod, or of the kubeconfig's context."""
+    """The Jobs of one namespace. namespace: "" for that of the pod, or of the kubeconfig's context.
+
+    Raises UsageError where neither leads to a cluster, or the kubeconfig switches checking certificates off.
+    """
 
     def __init__(self, namespace: str = "") -> None:
         settings = client.Configuration()
@@ -43,7 +46,7 @@ class Cluster:
                 config.load_incluster_config(client_configuration=settings)
                 found = NAMESPACE_FILE.read_text(encoding="utf-8").strip() if not namespace else ""
             else:
-                config.load_kube_config(file, client_configuration=settings)
+                config.load_kube_config(file, client_configuration=settings, persist_config=False)
                 found = config.list_kube_config_contexts(file)[1]["context"].get("namespace", "")
         except (ConfigException, OSError) as error:
             where = "this pod's service account" if inside else "the kubeconfig"
@@ -51,6 +54,11 @@ class Cluster:
                 f"no way to a cluster: {where}: {error}; run this in a pod whose service account may create Jobs, "
                 "or name a kubeconfig in KUBECONFIG"
             ) from None
+        if not settings.verify_ssl:
+            raise UsageError(
+                "the kubeconfig says insecure-skip-tls-verify, so anybody could answer in the cluster's place; give "
+                "the cluster's certificate-authority instead"
+            )
         self.namespace = namespace or found or "default"
         api = client.ApiClient(settings)
         self._jobs, self._core = client.BatchV1Api(api), client.CoreV1Api(api)

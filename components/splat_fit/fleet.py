@@ -246,8 +246,10 @@ def _wait(
 
         def show(*, now: bool = False) -> None:
             status = job.get("status") or {}
+            running = status.get("ready") or 0
+            waiting = max(0, (status.get("active") or 0) - running)  # active are those without a node or image, too
             failed = len(_failed_indexes(job))
-            tally.look(now=now, running=status.get("active", 0), failed_indexes=failed)
+            tally.look(now=now, running=running, waiting=waiting, failed_indexes=failed)
             start.look(job)
 
         while _end(job) is None:
@@ -281,13 +283,19 @@ def _failed_indexes(job: Mapping[str, Any]) -> list[int]:
 
 
 def _judge(cluster: Cluster, job: Mapping[str, Any], work: Work) -> None:
-    """Raise what a failed Job comes to; its shards and reasons are named, and it stays to be looked at."""
+    """Raise what a failed Job comes to; its shards and reasons are named, and it stays to be looked at.
+
+    Not where every shard is committed: an index's last pod may be killed as it ends, or others do its shards.
+    """
     end = _end(job)
     if end is None or end["type"] == "Complete":
         return
     name = job["metadata"]["name"]
-    share = jobs.share_of(jobs.container(job, name).get("args", []))
-    done, reasons = work.commit.done_indexes(), work.commit.failures()
+    done = work.commit.done_indexes()
+    if done >= {entry.index for entry in work.shards}:
+        _say(f"Job {name} has failed ({end.get('reason')}), but all {len(work.shards)} shards are fitted")
+        return
+    share, reasons = jobs.share_of(jobs.container(job, name).get("args", [])), work.commit.failures()
     groups = cut(work.shards, share.total) if share else []
     failed: dict[str, str] = {}
     for index in _failed_indexes(job):

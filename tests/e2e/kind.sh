@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The whole of it on a real cluster of one node: Kubeflow Pipelines standalone, k8s/overlays/kind, a run followed to its
-# end, taken up again, scheduled. Wants kind, kubectl, Docker, openssl, 8 cores and 24 GiB; half an hour. The cluster is
-# removed at the end, but with KEEP=1. LIMIT: how long one command of ours may take. What this proves that no test here does:
+# end, taken up again, fitted by a Job, scheduled. Wants kind, kubectl, Docker, openssl, 8 cores and 24 GiB; half an hour. The
+# cluster is removed at the end, but with KEEP=1. LIMIT: how long one command of ours may take. Where there is no image IMAGE
+# yet, the target cpu is built, with the caller's TORCH_INDEX_URL (docs/image.md). What this proves that no test here does:
 # docs/untested.md.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -58,7 +59,7 @@ finish() {
 trap finish EXIT
 
 say "image $IMAGE"
-docker image inspect "$IMAGE" >/dev/null 2>&1 || docker build --tag "$IMAGE" .
+docker image inspect "$IMAGE" >/dev/null 2>&1 || BUILDER=docker TARGET=cpu IMAGE=$IMAGE .ci/image.sh
 
 say "cluster $CLUSTER"
 kind create cluster --name "$CLUSTER" --wait 5m
@@ -120,6 +121,12 @@ ends_with 0 splatclip pipeline resume "$run" --follow --json 2> >(tee "$WORK/aga
 say "nothing changed: nothing is started"
 splatclip pipeline submit "${small[@]}" --if-changed --follow >/dev/null
 splatclip pipeline submit "${small[@]}" --if-changed | tee /dev/stderr | grep -q 'none is started'
+
+say "the pictures are fitted by an Indexed Job"
+# another graph, so a pipeline of its own; other splats than those that are there
+ends_with 0 splatclip pipeline submit "${small[@]}" --pipeline train-eval-job --set fleet.executor=job \
+  --set splat_fit.num_gaussians=40 --follow 2> >(tee "$WORK/job.log" >&2)
+grep -q 'Job .* in namespace splatclip: .* indexes for' "$WORK/job.log" || { echo "no Job was made" >&2; exit 1; }
 
 say "a run that cannot succeed ends with 42"
 ends_with 42 splatclip pipeline submit "${small[@]}" --follow \

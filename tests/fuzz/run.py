@@ -1,18 +1,22 @@
 """Run one fuzzer: `python tests/fuzz/run.py NAME`, or replay inputs: `python tests/fuzz/run.py NAME FILE...`.
 
 Coverage guides it (libFuzzer; through Atheris in Python). New inputs that reach new code are kept in
-build/fuzz/NAME/corpus, what breaks a promise in build/fuzz/NAME/findings; tests/corpus/NAME is where it begins.
+build/fuzz/NAME/corpus, what breaks a promise in build/fuzz/NAME/findings. It begins with tests/corpus/NAME and
+with what `--keep` packed into tests/corpus/reached.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
+import io
 import platform
 import random
 import secrets
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -23,12 +27,42 @@ from fuzz.targets import NAMES, target  # noqa: E402
 CODEC = "codec"
 INPUT_S, MEMORY_MB = 10, 2048  # what one input may take at most, with a wide margin: the machine may be busy
 SANITIZERS = "-fsanitize=fuzzer,address,undefined"
+REACHED = ROOT / "tests" / "corpus" / "reached"
+KEPT_BYTES = 64 << 10  # of a fuzzer's inputs, the smallest first
+
+
+def reached(name: str) -> list[bytes]:
+    """Inputs that an earlier run found to reach new code."""
+    path = REACHED / f"{name}.tar.gz"
+    if not path.is_file():
+        return []
+    with tarfile.open(path) as tar:
+        return [stream.read() for member in tar if (stream := tar.extractfile(member)) is not None]
+
+
+def keep(name: str) -> int:
+    """Pack what runs here have reached, with what was kept before, and return how many. Same inputs, same file."""
+    found = {path.read_bytes() for path in (ROOT / "build" / "fuzz" / name / "corpus").glob("*")} | {*reached(name)}
+    packed, left = io.BytesIO(), KEPT_BYTES
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for number, data in enumerate(sorted(found, key=lambda data: (len(data), data))):
+            left -= len(data)
+            if left < 0:
+                break
+            about = tarfile.TarInfo(f"{number:04}")
+            about.size = len(data)
+            tar.addfile(about, io.BytesIO(data))
+    REACHED.mkdir(exist_ok=True)
+    (REACHED / f"{name}.tar.gz").write_bytes(gzip.compress(packed.getvalue(), mtime=0))
+    return len(reached(name))
 
 
 def _options(name: str, seconds: int, seed: int) -> list[str]:
     out = ROOT / "build" / "fuzz" / name
     for folder in ("corpus", "findings"):
         (out / folder).mkdir(parents=True, exist_ok=True)
+    for number, data in enumerate(reached(name)):
+        (out / "corpus" / f"kept-{number:04}").write_bytes(data)
     return [
         f"-max_total_time={seconds}", f"-seed={seed}", f"-timeout={10 * INPUT_S}", f"-rss_limit_mb={MEMORY_MB}",
         f"-artifact_prefix={out}/findings/", "-print_final_stats=1", "-report_slow_units=5",
@@ -108,9 +142,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=[*NAMES, CODEC])
     parser.add_argument("files", nargs="*", type=Path, help="inputs to replay once")
+    parser.add_argument("--keep", action="store_true", help="pack what runs have reached into tests/corpus/reached")
     parser.add_argument("--seconds", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0, help="0: a new one")
     given = parser.parse_args()
+    if given.keep:
+        print(f"{REACHED / given.name}.tar.gz: {keep(given.name)} inputs")
+        return 0
     if given.files and given.name == CODEC:
         program = build_codec(ROOT / "build" / "fuzz" / CODEC, fuzzer=False)
         return subprocess.run([program, *given.files], check=False).returncode

@@ -1,0 +1,68 @@
+"""Large bodies beside others that send their beginning and then next to nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from url_lists import HERE
+from web import web_server
+
+from components.download import large, request
+from components.download.http import Fetched, Fetcher, Job
+from components.url_params import UrlParams
+
+SLOW, GOOD = 4, 12
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two bodies beyond 8 KiB at a time, looked at after three tenths of a second."""
+    monkeypatch.setattr(request, "LARGE_BYTES", 8 << 10)
+    monkeypatch.setattr(large, "NUM_LARGE", 2)
+    monkeypatch.setattr(large, "SLOW_S", 0.3)
+    monkeypatch.setattr(large, "SLOW_BYTES", 2048)
+
+
+def fetched(timeout_s: float) -> tuple[list[Any], list[Any]]:
+    """What came of slow ones, which ask first, and of good ones."""
+    bodies = {str(number): bytes([number]) * (40 << 10) for number in range(GOOD)}
+
+    def jobs() -> Iterator[Job[str] | None]:
+        yield from (Job(f"{web.url}/stall/{number}", "slow") for number in range(SLOW))
+        while sum(web.requests.values()) < SLOW:
+            yield None
+        time.sleep(0.1)  # until their beginnings have come
+        yield from (Job(f"{web.url}/ok/{number}", "good") for number in range(GOOD))
+
+    given = UrlParams(
+        allow_networks=HERE, timeout_s=timeout_s, retries=0, concurrency=64, per_host=64, robots=False
+    )  # fmt: skip
+    found: dict[str, list[Any]] = {"slow": [], "good": []}
+    with web_server(bodies) as web, Fetcher(given, max_bytes=1 << 20) as fetcher:
+        for job, outcome in filter(None, fetcher.fetch(jobs())):
+            found[job.payload].append(outcome)
+    return found["slow"], found["good"]
+
+
+@pytest.mark.usefixtures("few")
+def test_slow_ones_keep_no_large_one_from_its_body() -> None:
+    """Two rounds of two slow ones until the good ones' turn: the deadline is long, and nobody waits for it."""
+    started = time.monotonic()
+    slow, good = fetched(timeout_s=20.0)
+    assert [type(outcome) for outcome in good] == [Fetched] * GOOD
+    assert {len(outcome.body) for outcome in good} == {40 << 10}
+    assert [outcome.reason for outcome in slow] == ["timeout"] * SLOW
+    assert all("while others waited" in outcome.detail for outcome in slow)
+    assert time.monotonic() - started < 20.0, "one round of slow ones that are left to their deadline takes as long"
+
+
+@pytest.mark.usefixtures("few")
+def test_who_waits_is_not_charged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No slow one is ended before its deadline here, so that the good ones wait for longer than theirs."""
+    monkeypatch.setattr(large, "SLOW_BYTES", 0)
+    slow, good = fetched(timeout_s=1.0)
+    assert [type(outcome) for outcome in good] == [Fetched] * GOOD
+    assert [outcome.reason for outcome in slow] == ["timeout"] * SLOW
