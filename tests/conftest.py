@@ -39,6 +39,7 @@ inspect.stack = functools.partial(inspect.stack, 0)
 LONG = (
     "test_image",
     "test_faults_kill",
+    "test_faults_disk",
     "test_splat2d_cuda_planted",
     "test_clip_benchmark",
     "test_whole_sets",
@@ -57,7 +58,6 @@ LONG = (
     "test_tracking",
     "test_pipeline",
     "test_splat2d_cuda",
-    "test_faults_disk",
     "test_faults_tar",
 )
 
