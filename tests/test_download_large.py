@@ -12,6 +12,7 @@ from web import web_server
 
 from components.download import large, request
 from components.download.http import Fetched, Fetcher, Job
+from components.images import ImageError
 from components.url_params import UrlParams
 
 SLOW, GOOD = 4, 12
@@ -66,3 +67,14 @@ def test_who_waits_is_not_charged(monkeypatch: pytest.MonkeyPatch) -> None:
     slow, good = fetched(timeout_s=1.0)
     assert [type(outcome) for outcome in good] == [Fetched] * GOOD
     assert [outcome.reason for outcome in slow] == ["timeout"] * SLOW
+
+
+def test_what_is_refused_holds_nothing_of_its_body() -> None:
+    """A traceback would, and until a garbage collection: gigabytes where many bodies have no end."""
+    with web_server({"1": bytes(3000)}) as web:
+        url = f"{web.url}/ok/1"
+        params = UrlParams(retries=0, timeout_s=5.0, allow_networks=("127.0.0.1/32",), robots=False)
+        with Fetcher(params, max_bytes=1000) as fetcher:
+            (found,) = [one for one in fetcher.fetch(iter([Job(url, url)])) if one is not None]
+    assert isinstance(found[1], ImageError)
+    assert (found[1].reason, found[1].__traceback__) == ("too_large", None)

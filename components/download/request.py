@@ -173,7 +173,8 @@ class Client:
                     pause = BACKOFF_S * 2**attempt * random.uniform(0.5, 1.5)
                     await asyncio.sleep(max(pause, again.wait_s))
         except (Skip, ImageError) as outcome:
-            return outcome
+            # its frames hold the body, and by their deadlines this task, whose result it is: only gc would free them
+            return outcome.with_traceback(None)
         raise RuntimeError("a request ended without a result")
 
     async def _attempt(self, url: str) -> Fetched:
