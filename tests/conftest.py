@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from faults import ForkServer, Row
+    from kube import Kube
+    from kubeflow import Kubeflow
     from manifests import Object
     from worlds import World
 
     from components.manifest import Artifact
     from components.store import Store
+    from pipelines.api import Api
 
 ROOT = Path(__file__).resolve().parent.parent
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts background jobs; the tests mean a terminal
@@ -89,6 +92,45 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def scored(world: World) -> Artifact:
     """Its evaluation."""
     return world.run()
+
+
+@pytest.fixture
+def kube() -> Iterator[Kube]:
+    """A stand-in of a Kubernetes cluster."""
+    from kube import a_cluster
+
+    with a_cluster() as made:
+        yield made
+
+
+@pytest.fixture
+def here(tmp_path: Path, kube: Kube, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder, with the cluster as what KUBECONFIG names; nothing waits long."""
+    from fleet_jobs import point_to
+
+    point_to(kube, tmp_path, monkeypatch)
+    return tmp_path
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Kubeflow]:
+    """A stand-in of Kubeflow Pipelines, which the environment names."""
+    from kfp_worlds import no_cluster
+    from kubeflow_server import kubeflow
+
+    no_cluster(monkeypatch, tmp_path)
+    with kubeflow() as state:
+        monkeypatch.setenv("SPLATCLIP_KFP_HOST", state.url)
+        yield state
+
+
+@pytest.fixture
+def api(server: Kubeflow) -> Api:
+    """A connection to it."""
+    from pipelines.api import Api
+    from pipelines.connection import Connection
+
+    return Api(Connection(server.url, said="--host"))
 
 
 @pytest.fixture(scope="module")

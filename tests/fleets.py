@@ -12,6 +12,7 @@ from typing import Any
 from conftest import ROOT
 from picture_sets import commit_images, png_samples
 
+from components.config import SplatFitParams
 from components.manifest import AT_WORK, Artifact
 
 PARAMS: dict[str, Any] = {"num_gaussians": 8, "num_iters": 10, "threads": 1}
@@ -45,3 +46,11 @@ def fitted(store: Path | str) -> dict[str, bytes]:
     """All files of the store's fits by name, but for the mark of a worker that began as others were finishing."""
     files = sorted(path for path in (Path(store) / "splat_fit").rglob("*") if path.is_file() and path.name != AT_WORK)
     return {path.relative_to(store).as_posix(): path.read_bytes() for path in files}
+
+
+def fitted_at_once(section: SplatFitParams, images: Artifact, store: Path) -> dict[str, bytes]:
+    """What one call leaves that does all of it."""
+    from components.splat_fit import stage
+
+    stage.run(section, images=images.url, store=str(store))
+    return fitted(store)

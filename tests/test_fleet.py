@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from fleet_jobs import FLEET, ONE, SECTION, launch, point_to
-from fleets import fitted, picture_set, profile, run, start
-from kube import Kube, a_cluster
+from fleet_jobs import FLEET, ONE, SECTION, launch
+from fleets import fitted, fitted_at_once, picture_set, profile, run, start
+from kube import Kube
 from safetensors.numpy import save
 
 from components import progress as bars
@@ -27,19 +27,6 @@ from components.splat_fit import job as jobs
 from components.store import FolderStore
 
 
-@pytest.fixture
-def kube() -> Iterator[Kube]:
-    with a_cluster() as made:
-        yield made
-
-
-@pytest.fixture
-def here(tmp_path: Path, kube: Kube, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder, with the cluster as what KUBECONFIG names; nothing waits long."""
-    point_to(kube, tmp_path, monkeypatch)
-    return tmp_path
-
-
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return picture_set(tmp_path_factory.mktemp("pictures"), shards=4, per_shard=2)
@@ -47,10 +34,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture(scope="module")
 def whole(images: Artifact, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What one call leaves that does all of it."""
-    store = tmp_path_factory.mktemp("whole")
-    stage.run(SECTION, images=images.url, store=str(store))
-    return fitted(store)
+    return fitted_at_once(SECTION, images, tmp_path_factory.mktemp("whole"))
 
 
 def test_its_life(

@@ -5,35 +5,21 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from fleet_jobs import FLEET, ONE, SECTION, launch, point_to
-from fleets import fitted, picture_set
-from kube import Kube, a_cluster
+from fleet_jobs import FLEET, ONE, SECTION, launch
+from fleets import fitted, fitted_at_once, picture_set
+from kube import Kube
 
 from components.cluster_params import Resources
 from components.errors import PermanentError, TransientError, UsageError
 from components.manifest import Artifact
-from components.splat_fit import cluster, fleet, stage
+from components.splat_fit import cluster, fleet
 from components.splat_fit import job as jobs
-
-
-@pytest.fixture
-def kube() -> Iterator[Kube]:
-    with a_cluster() as made:
-        yield made
-
-
-@pytest.fixture
-def here(tmp_path: Path, kube: Kube, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder, with the cluster as what KUBECONFIG names; nothing waits long."""
-    point_to(kube, tmp_path, monkeypatch)
-    return tmp_path
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +29,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture(scope="module")
 def whole(images: Artifact, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What one call leaves that does all of it."""
-    store = tmp_path_factory.mktemp("whole")
-    stage.run(SECTION, images=images.url, store=str(store))
-    return fitted(store)
+    return fitted_at_once(SECTION, images, tmp_path_factory.mktemp("whole"))
 
 
 def cancel(images: Artifact, store: Path) -> str:

@@ -5,34 +5,20 @@ from __future__ import annotations
 import re
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet_jobs import FLEET, point_to
+from fleet_jobs import FLEET
 from fleets import PARAMS, fitted, picture_set, profile, start
-from kube import Kube, a_cluster
+from kube import Kube
 
 from components.config import SplatFitParams
 from components.manifest import Artifact
 from components.splat_fit import fleet, stage
 
 SLOW = SplatFitParams(**(PARAMS | {"num_iters": 4000}))  # a second or so a shard
-
-
-@pytest.fixture
-def kube() -> Iterator[Kube]:
-    with a_cluster() as made:
-        yield made
-
-
-@pytest.fixture
-def here(tmp_path: Path, kube: Kube, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder, with the cluster as what KUBECONFIG names; nothing waits long."""
-    point_to(kube, tmp_path, monkeypatch)
-    return tmp_path
 
 
 def slow_set(here: Path) -> tuple[Artifact, dict[str, bytes], str]:

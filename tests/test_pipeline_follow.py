@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 from cluster import Cluster, Pod, cluster
 from conftest import ROOT
-from kfp_worlds import STORE, no_cluster, package, params, point_to, to
+from kfp_worlds import STORE, package, params, point_to, to
 from kubeflow import Fault, Kubeflow
-from kubeflow_server import kubeflow
 
 from components.__main__ import main
 from pipelines import runs
@@ -28,14 +27,6 @@ from pipelines.connection import Connection
 from pipelines.follow import exit_code
 from pipelines.pod_log import LONGEST, Seen, lines
 from pipelines.steps import step_states
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Kubeflow]:
-    no_cluster(monkeypatch, tmp_path)
-    with kubeflow() as state:
-        monkeypatch.setenv("SPLATCLIP_KFP_HOST", state.url)
-        yield state
 
 
 @pytest.fixture

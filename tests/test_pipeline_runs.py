@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from conftest import ROOT
-from kfp_worlds import DIGEST, SHA, STORE, no_cluster, package, params, to
+from kfp_worlds import DIGEST, SHA, STORE, package, params, to
 from kubeflow import Fault, Kubeflow
-from kubeflow_server import kubeflow
 
 from components.__main__ import main
 from components.errors import PermanentError, UsageError
 from pipelines import notes, runs, versions
 from pipelines.api import Api
-from pipelines.connection import Connection
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Kubeflow]:
-    no_cluster(monkeypatch, tmp_path)
-    with kubeflow() as state:
-        monkeypatch.setenv("SPLATCLIP_KFP_HOST", state.url)
-        yield state
-
-
-@pytest.fixture
-def api(server: Kubeflow) -> Api:
-    return Api(Connection(server.url, said="--host"))
 
 
 def only(kept: dict[str, dict[str, Any]]) -> dict[str, Any]:

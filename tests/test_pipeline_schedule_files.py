@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,9 @@ import pytest
 import yaml
 from applied_schedules import NAME
 from conftest import ROOT
-from kfp_worlds import DIGEST, SHA, STORE, no_cluster
+from kfp_worlds import DIGEST, SHA, STORE
 from kubeflow import Kubeflow
 from kubeflow_contract import cron_fields
-from kubeflow_server import kubeflow
 
 from components.__main__ import main
 from components.errors import UsageError
@@ -23,14 +22,6 @@ from pipelines.schedule_files import cron, read_schedules
 BASE: dict[str, Any] = {
     "name": "nightly", "cron": "0 2 * * *", "params": str(ROOT / "params.yaml"), "store": STORE, "image": DIGEST
 }  # fmt: skip
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Kubeflow]:
-    no_cluster(monkeypatch, tmp_path)
-    with kubeflow() as state:
-        monkeypatch.setenv("SPLATCLIP_KFP_HOST", state.url)
-        yield state
 
 
 @pytest.fixture

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import pytest
 from applied_schedules import NAME, apply, given
-from kfp_worlds import no_cluster
 from kubeflow import Fault, Kubeflow
-from kubeflow_server import kubeflow
 
 from components.errors import TransientError
 from pipelines import schedules
 from pipelines.api import Api
 from pipelines.connection import Connection
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Kubeflow]:
-    no_cluster(monkeypatch, tmp_path)
-    with kubeflow() as state:
-        monkeypatch.setenv("SPLATCLIP_KFP_HOST", state.url)
-        yield state
-
-
-@pytest.fixture
-def api(server: Kubeflow) -> Api:
-    return Api(Connection(server.url, said="--host"))
 
 
 class _Killed(BaseException):

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import splat2d
-from fleets import PARAMS, fitted, picture_set, profile, run, start
+from fleets import PARAMS, fitted, fitted_at_once, picture_set, profile, run, start
 from picture_sets import commit_images, png_samples
 
 from components.__main__ import main
@@ -37,9 +37,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture(scope="module")
 def whole(images: Artifact, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    store = tmp_path_factory.mktemp("whole")
-    stage.run(SECTION, images=images.url, store=str(store))
-    return fitted(store)
+    return fitted_at_once(SECTION, images, tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture
