@@ -4,13 +4,12 @@ changed byte in a file's own sum from the hub's.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
+from components.entries import canonical, with_sum, without_sum
+from components.errors import PermanentError
 from components.json_text import parse
-from components.manifest import sha256_bytes
 
 
 @dataclass(frozen=True)
@@ -22,23 +21,15 @@ class HubFile:
     sum: str
 
 
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
-
-
 def write_record(commit: str, files: Sequence[HubFile]) -> bytes:
     """A commit and its files as read_record takes them."""
-    found = {"commit": commit, "files": [asdict(file) for file in files]}
-    return _text({**found, "sha256": sha256_bytes(_text(found).encode())}).encode()
+    return canonical(with_sum({"commit": commit, "files": [asdict(file) for file in files]}))
 
 
 def read_record(data: bytes) -> tuple[str, list[HubFile]] | None:
     """The commit and its files; None where the record is not as it was written."""
     try:
-        record = parse(data)
-        expected = record.pop("sha256")
-        if sha256_bytes(_text(record).encode()) != expected:
-            return None
-        return record["commit"], [HubFile(**file) for file in record["files"]]
-    except (AttributeError, KeyError, TypeError, ValueError):  # no JSON, or of another shape
+        record, summed = without_sum(parse(data))
+        return (record["commit"], [HubFile(**file) for file in record["files"]]) if summed else None
+    except (KeyError, TypeError, ValueError, RecursionError, PermanentError):  # no JSON, of another shape, or changed
         return None
