@@ -241,8 +241,9 @@ def test_dvc_goes_on_where_it_was_killed(workspace: Path) -> None:
 
 
 def kill_tree(pid: int) -> None:
-    """SIGKILL a process and all below it: DVC runs a stage through a shell."""
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        kill_tree(int(child))
+    """SIGKILL a process and all below it, itself first: DVC told of its stage's end writes its rwlock, no longer whole."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+    for child in children:
+        kill_tree(int(child))
