@@ -39,7 +39,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LADDER = (20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120, 135, 150, 165, 180, 200, 230, 260, 300, 400, 600)
 # Seconds a section may end after the start, if the whole may take 500.
 SECTIONS = {
-    "tests": 190, "control": 340, "batches": 390, "sorted": 410, "torch": 435, "adapter": 490, "gsplat": 500
+    "tests": 190, "control": 340, "batches": 380, "stage": 400,
+    "sorted": 420, "torch": 440, "adapter": 490, "gsplat": 500,
 }  # fmt: skip
 
 
@@ -216,6 +217,19 @@ class Bench:
                 row = self.fit_row(number, "default", self.reached(number), batch, 1.5 * batch / rate)
                 rate = rate if row is None else float(row["images_per_s"])
 
+    def stage(self) -> None:
+        """Pictures a second of the whole stage, for which splat_fit's packages are needed."""
+        self.begin("stage")
+        for number in (self.args.num_gaussians[0], max(self.args.num_gaussians)):
+            num_iters = self.reached(number)
+
+            def work(number: int = number, num_iters: int = num_iters) -> Row:
+                from gpu_stage import measured
+
+                return measured(list(self.images[: self.args.most]), number, num_iters, self.device)
+
+            self.once({"kind": "stage", "N": number, "num_iters": num_iters}, work)
+
     def sorted(self, program: Future[Path] | None) -> None:
         """The sort-based rasteriser, one picture at a time, and this project's fit of one picture."""
         self.begin("sorted")
@@ -326,6 +340,7 @@ def main() -> None:
         bench.once({"kind": "peak"}, partial(measured_peak, os.cpu_count() or 1) if args.cpu else _device_peak)
         bench.control()
         bench.batches()
+        bench.stage()
         bench.sorted(program)
         bench.torch()
         bench.adapter()

@@ -34,6 +34,7 @@ def markdown(journal: Journal) -> str:
     parts = ["# splat2d.fit on a GPU", "\n".join(f"- {line}" for line in notes), how]
     parts += ["## At the control's PSNR", _control(journal, peak)]
     parts += ["## By batch size", _batches(journal, peak)]
+    parts += ["## The whole stage", _stage(journal)]
     parts += ["## One picture: against a sort-based rasteriser and plain PyTorch", _others(journal)]
     parts += ["## A training step of the adapter", _adapter(journal)]
     parts += ["## Every fit", _fits(peak, rows_of(journal, kind="fit"))]
@@ -102,6 +103,20 @@ def _fits(peak: float | None, found: list[Row]) -> str:
         cells = [f"`{key['recipe']}`", key["N"], key["num_iters"], key["batch"], f"{row['psnr_db_mean']:.2f}"]
         rows.append([*cells, f"{row['file_loss_db']:.3f}", *_cells(row, peak)])
     return table(header, rows) if rows else "Not measured."
+
+
+def _stage(journal: Journal) -> str:
+    header = ["N", "iterations", "dB after the file", "images/s", "of splat2d.fit's best"]
+    rows = []
+    for row in rows_of(journal, kind="stage"):
+        number, its = row["key"]["N"], row["key"]["num_iters"]
+        fits = rows_of(journal, kind="fit", N=number, recipe="default", num_iters=its)
+        best = max((fit["images_per_s"] for fit in fits), default=None)
+        against = f"{row['images_per_s'] / best:.2f}" if best else "-"
+        rows.append([number, its, f"{row['psnr_db_mean']:.2f}", f"{row['images_per_s']:.1f}", against])
+    text = "Stage splat_fit in one process: JPEG files out of shards, decoded, fitted, packed, each file read back and"
+    text += " measured, committed to a folder."
+    return text + "\n\n" + (table(header, rows) if rows else "Not measured.")
 
 
 def _adapter(journal: Journal) -> str:
