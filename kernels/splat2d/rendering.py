@@ -42,6 +42,12 @@ def psnr(render: npt.ArrayLike, images: npt.ArrayLike) -> npt.NDArray[np.float32
         values = values[None]
     if values.shape != pictures.shape or values.dtype.kind != "f":
         raise ValueError(f"expected render float {list(pictures.shape)}, got {described(values)}")
-    error = values.astype(np.float64) - pictures.astype(np.float64) / 255.0
-    mean = np.square(error).mean(axis=(1, 2, 3))
+    mean = np.array([_squared_error(*pair) for pair in zip(values, pictures, strict=True)])
     return np.asarray(-10.0 * np.log10(np.maximum(mean, 1e-10)), dtype=np.float32)
+
+
+def _squared_error(render: npt.NDArray[np.floating], picture: npt.NDArray[np.generic]) -> float:
+    """The mean of one picture: a batch's doubles would not stay in the cache."""
+    error = np.divide(picture, 255.0, dtype=np.float64)
+    np.subtract(render, error, out=error)
+    return float(np.square(error, out=error).mean())
