@@ -241,7 +241,7 @@ def test_dvc_goes_on_where_it_was_killed(workspace: Path) -> None:
 
 
 def kill_tree(pid: int) -> None:
-    """SIGKILL a process and all below it, itself first: DVC told of its stage's end writes its rwlock, no longer whole."""
+    """SIGKILL a process, then all below it: DVC, told that its stage ended, would be killed as it writes its rwlock."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
