@@ -34,7 +34,7 @@ class Plan:
     shard_size: int = 10_000
     shards_per_index: int = 16
     workers: int = 2
-    rate: float = 139.0
+    rate: float = 278.0
     start_s: float = 60.0
     preempted: float = 0.0
     fails: float = 0.0
@@ -179,7 +179,7 @@ def needs(plan: Plan, hours: float) -> dict[str, str]:
     }
 
 
-GPU = Plan()  # pictures a second of a GPU: as the paper has it (docs/scale.md)
+GPU = Plan()  # pictures a second of a GPU: results/fit_h200_2026-11-29.md, the whole stage at N = 400
 # Eight cores of the machine of results/fit_cpu_kodak.md: 24 pictures in .158 s on two, and 1.1 ms to decode each.
 CPU = replace(GPU, rate=8 / (2 * 0.158 / 24 + 0.0011), start_s=30.0)
 LARGE = {"pictures": 1_280_000_000}
@@ -203,8 +203,8 @@ def fault_table(seed: int = 0) -> Iterator[str]:
     """What preemptions and failures add: simulated, and by the closed form where there is one."""
     yield "| set | pods at once | preempted | fail for now | hours | closed form | pods started | refitted | requests |"
     yield "|---|---|---|---|---|---|---|---|---|"
-    small, large = replace(GPU, workers=2), replace(GPU, workers=16, **LARGE)
-    spot = replace(large, workers=20)
+    small, large = replace(GPU, workers=2), replace(GPU, workers=8, **LARGE)
+    spot = replace(large, workers=10)
     for plan in (
         small,
         replace(small, preempted=0.2),

@@ -28,7 +28,7 @@ TOOLS = re.compile(
     r"(-[\d.]+)?"
 )
 LEFT_OVERS = (
-    *("root/.cache", "root/.config", "src", "out", "wheels", "mnt", "tmp"),
+    *("root/.cache", "root/.config", "src", "out", "wheels", "scripts", "toolkit", "mnt", "tmp"),
     *("var/tmp", "var/lib/apt/lists", "var/cache/apt"),
 )
 BIN = ("bin", "sbin", "libexec")

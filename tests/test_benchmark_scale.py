@@ -18,8 +18,8 @@ SMALL = scale.Plan(pictures=400_000, workers=4)
 def test_without_failures_it_is_a_division() -> None:
     found = scale.simulate(SMALL)
     assert (found.pods, found.preemptions, found.failures, found.refitted) == (3, 0, 0, 0)
-    assert found.busy_s == pytest.approx(3 * 60 + 40 * 10_000 / 139)
-    assert found.hours * 3600 == pytest.approx(60 + 16 * 10_000 / 139), "the longest index decides"
+    assert found.busy_s == pytest.approx(3 * 60 + 40 * 10_000 / SMALL.rate)
+    assert found.hours * 3600 == pytest.approx(60 + 16 * 10_000 / SMALL.rate), "the longest index decides"
     assert found.requests == 3 * 18 + 40 * 11
 
 

@@ -73,6 +73,15 @@ def test_quota_and_machine_have_room_for_fitters(rendered: dict[str, list[Object
         assert wanted + machine()[kind] - room(objects, kind) <= quantity(quota[f"requests.{kind}"])
 
 
+def test_what_the_script_looks_for_in_a_log_is_written_there() -> None:
+    """Steps' lines go to stderr only beside --json (pipelines/follow.py)."""
+    lines = re.sub(r"\\\n *", "", (ROOT / "tests/e2e/kind.sh").read_text("utf-8")).splitlines()
+    followed = [line for line in lines if "2> >(tee" in line]
+    assert len(followed) == 3
+    for line in followed:
+        assert "--follow --json" in line
+
+
 def test_a_run_whose_pods_wait_for_ever_ends_the_script(tmp_path: Path) -> None:
     script, programs = tmp_path / "tests/e2e/kind.sh", tmp_path / "bin"
     for path in (script, *(ROOT / "k8s/overlays/kind").glob("*.example")):

@@ -218,16 +218,29 @@ def test_pods_get_a_reader_that_they_reach(images: Artifact, here: Path, kube: K
     assert json.loads(given[given.index("--params") + 1])["splat_fit"]["reader"] == made.url
 
 
-def test_pods_that_get_a_gpu_do_not_fall_back_to_the_cpu(images: Artifact, here: Path, kube: Kube) -> None:
-    section = replace(SECTION, device="auto")
-    for gpus, device in ((1, "cuda"), (0, "auto")):
-        kube.exits = {0: [0]}
-        with pytest.raises(TransientError, match="not fitted yet"):
-            fleet.fit(
-                section, images=images.url, store=str(here / device), fleet=ONE, resources=Resources(gpus=gpus)
-            )  # fmt: skip
-        given = jobs.container(kube.created[-1], "")["args"]
-        assert json.loads(given[given.index("--params") + 1])["splat_fit"]["device"] == device
+@pytest.mark.parametrize(
+    ("gpus", "section", "device", "said"),
+    [
+        (1, {"device": "auto"}, "cuda", ""),
+        (0, {"device": "auto"}, "auto", ""),
+        (0, {"device": "cpu"}, "cpu", ""),
+        (1, {"device": "cpu"}, "cpu", "fit on the CPU: splat_fit.device is cpu"),
+        (1, {"device": "auto", "target_psnr": 30.0}, "auto", "fit on the CPU: a target or a reader"),
+    ],
+)
+def test_pods_that_get_a_gpu_use_it_or_it_is_said(
+    images: Artifact, here: Path, kube: Kube, capfd: pytest.CaptureFixture[str],
+    gpus: int, section: dict[str, Any], device: str, said: str,
+) -> None:  # fmt: skip
+    kube.exits = {0: [0]}
+    params = replace(SECTION, **section)
+    with pytest.raises(TransientError, match="not fitted yet"):
+        fleet.fit(params, images=images.url, store=str(here / "store"), fleet=ONE, resources=Resources(gpus=gpus))
+    given = jobs.container(kube.created[-1], "")["args"]
+    assert json.loads(given[given.index("--params") + 1])["splat_fit"]["device"] == device
+    told = capfd.readouterr().err
+    assert said in told
+    assert said or "GPU" not in told
 
 
 @pytest.mark.full

@@ -122,8 +122,11 @@ def _for_pods(params: SplatFitParams, work: Work, template: Mapping[str, Any]) -
     """
     if work.reader is not None:
         params = replace(params, reader=_address(work.reader.url))
-    if params.device == "auto" and cuda_takes(params) and jobs.asks_for_gpu(template):
-        params = replace(params, device="cuda")
+    if params.device != "cuda" and jobs.asks_for_gpu(template):
+        if params.device == "auto" and cuda_takes(params):
+            return replace(params, device="cuda")
+        why = "splat_fit.device is cpu, not auto" if params.device == "cpu" else "a target or a reader needs it"
+        _say(f"the pods will hold a GPU and fit on the CPU: {why}")
     return params
 
 

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # The whole of it on a real cluster of one node: Kubeflow Pipelines standalone, k8s/overlays/kind, a run followed to its
 # end, taken up again, fitted by a Job, scheduled. Wants kind, kubectl, Docker, openssl, 8 cores and 24 GiB; half an hour. The
-# cluster is removed at the end, but with KEEP=1. LIMIT: how long one command of ours may take. Where there is no image IMAGE
-# yet, the target cpu is built, with the caller's TORCH_INDEX_URL (docs/image.md). What this proves that no test here does:
-# docs/untested.md.
+# cluster is removed at the end, but with KEEP=1. LIMIT: how long one command of ours may take. Where the image that
+# the overlay names is not there yet, the target cpu is built, for which TORCH_INDEX_URL must say where torch for the CPU
+# lies (docs/image.md). What this proves that no test here does: docs/untested.md.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 CLUSTER=${CLUSTER:-splatclip-e2e}
 KFP_VERSION=${KFP_VERSION:-2.17.0}
-IMAGE=${IMAGE:-splatclip-python:dev}
+IMAGE=splatclip-python:dev # as k8s/overlays/kind has it
 STORE=s3://splatclip/store
 PARAMS=${PARAMS:-params/kind.yaml}
 LIMIT=${LIMIT:-20m}
@@ -23,6 +23,11 @@ for tool in kind kubectl docker openssl timeout; do
   command -v "$tool" >/dev/null ||
     { echo "$tool is missing; this needs kind, kubectl, docker, openssl and coreutils' timeout" >&2; exit 2; }
 done
+if [ -z "${TORCH_INDEX_URL:-}" ] && ! docker image inspect "$IMAGE" >/dev/null 2>&1; then
+  echo "there is no image $IMAGE: build it (make image TARGET=cpu TORCH_INDEX_URL=...), or set TORCH_INDEX_URL to where torch" \
+    "for the CPU lies (docs/image.md)" >&2
+  exit 2
+fi
 if kind get clusters 2>/dev/null | grep -qx "$CLUSTER"; then
   echo "a cluster $CLUSTER is there already; delete it (kind delete cluster --name $CLUSTER) or set CLUSTER" >&2
   exit 2
@@ -125,7 +130,7 @@ splatclip pipeline submit "${small[@]}" --if-changed | tee /dev/stderr | grep -q
 say "the pictures are fitted by an Indexed Job"
 # another graph, so a pipeline of its own; other splats than those that are there
 ends_with 0 splatclip pipeline submit "${small[@]}" --pipeline train-eval-job --set fleet.executor=job \
-  --set splat_fit.num_gaussians=40 --follow 2> >(tee "$WORK/job.log" >&2)
+  --set splat_fit.num_gaussians=40 --follow --json 2> >(tee "$WORK/job.log" >&2) >/dev/null
 grep -q 'Job .* in namespace splatclip: .* indexes for' "$WORK/job.log" || { echo "no Job was made" >&2; exit 1; }
 
 say "a run that cannot succeed ends with 42"
