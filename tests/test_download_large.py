@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import time
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +15,7 @@ from web import web_server
 
 from components.download import large, request
 from components.download.http import Fetched, Fetcher, Job
+from components.download.request import Client
 from components.images import ImageError
 from components.url_params import UrlParams
 
@@ -78,3 +82,57 @@ def test_what_is_refused_holds_nothing_of_its_body() -> None:
             (found,) = [one for one in fetcher.fetch(iter([Job(url, url)])) if one is not None]
     assert isinstance(found[1], ImageError)
     assert (found[1].reason, found[1].__traceback__) == ("too_large", None)
+
+
+def test_what_breaks_off_holds_nothing_of_its_body() -> None:
+    """Nor until a garbage collection, for which the client's own reference to the error would wait."""
+    size, count = 1 << 20, 8
+
+    def held() -> int:
+        return tracemalloc.get_traced_memory()[0]
+
+    async def look() -> int:
+        given = UrlParams(allow_networks=HERE, robots=False, timeout_s=5.0)
+        async with Client(given, max_bytes=4 * size) as client:
+            tracemalloc.start()
+            before = held()
+            for _ in range(count):
+                found = await client.get(f"{web.url}/short/1", retries=0)
+                assert isinstance(found, ImageError)
+                assert found.reason == "truncated"
+            return held() - before
+
+    gc.disable()
+    try:
+        with web_server({"1": bytes(size)}) as web:
+            assert asyncio.run(look()) < count * size / 4, "each has half of its body sent"
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+
+
+def test_a_pause_while_nobody_waited_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that stood still and now makes enough is read on, one that does not is ended."""
+    monkeypatch.setattr(large, "NUM_LARGE", 1)
+    monkeypatch.setattr(large, "SLOW_S", 0.2)
+    monkeypatch.setattr(large, "SLOW_BYTES", 1000)
+
+    async def first(rate: float) -> bool:
+        bodies, now = large.LargeBodies(), asyncio.get_running_loop().time
+        try:
+            async with asyncio.timeout(None) as deadline, asyncio.timeout(None) as scope:
+                body = await bodies.enter(0, deadline, scope)
+                body.since -= 60  # in which not a byte came
+                begun = now()
+                other = asyncio.ensure_future(bodies.enter(0, deadline, scope))
+                while now() - begun < 0.35:
+                    await asyncio.sleep(0.01)
+                    body.size = int(rate * (now() - begun))
+        except TimeoutError:
+            return True
+        finally:
+            other.cancel()
+        return False
+
+    assert not asyncio.run(first(4000.0))
+    assert asyncio.run(first(100.0))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,15 @@ import pytest
 from url_lists import PICTURES, outcomes, params, table
 from web import web_server
 
-from components.download import stage
+from components.download import request, stage
 from components.download.names import HostUnanswered, Names
 from components.download.outage import check_outage
+from components.download.request import Client
 from components.download.table import Row
 from components.errors import TransientError
+from components.images import ImageError
 from components.manifest import SampleNote
+from components.url_params import UrlParams
 
 resolve = socket.getaddrinfo
 Known = Callable[[str], bool]
@@ -87,14 +92,47 @@ def test_a_host_whose_own_name_servers_fail_stops_nothing(tmp_path: Path, monkey
         report = stage.run(params(path, retries=0), store=str(tmp_path / "store"))
     found = outcomes(report.url)
     assert {row for row, (outcome, _) in found.items() if outcome == "failed"} == set(range(3, 40, 4))
-    assert {reason for _, reason in found.values()} <= {"", "no_name_server", "no_such_host"}
+    assert {reason for _, reason in found.values()} <= {"", "no_name_server", "name_unanswered"}
+
+
+def broken_late(row: int, every: int) -> str:
+    return f"broken{row}.test" if row >= 20 and row % every == 0 else f"h{row}.test"
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_few_broken_hosts_stop_nothing_however_fast_they_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retries: int
+) -> None:
+    """Nobody else's name is answered meanwhile: the resolver has kept their failure."""
+    monkeypatch.setattr(request, "BACKOFF_S", 0.01)
+    names(monkeypatch, lambda host: True, lambda host: host.startswith("broken"))
+    with web_server(PICTURES) as web:
+        port = web.url.rpartition(":")[2]
+        hosts = [broken_late(row, 25) for row in range(120)]
+        path = table(tmp_path / "list.csv", [f"http://{host}:{port}/ok/{row % 40}" for row, host in enumerate(hosts)])
+        given = params(path, retries=retries, robots=False, dedup=False, concurrency=4)
+        report = stage.run(replace(given, shard_size=500), store=str(tmp_path / "store"))
+    failed = {row: reason for row, (outcome, reason) in outcomes(report.url).items() if outcome == "failed"}
+    assert failed == dict.fromkeys(range(25, 120, 25), "name_unanswered")
+
+
+def test_an_outage_behind_a_cache_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four in five names are answered; the others' servers are away."""
+    names(monkeypatch, lambda host: True, lambda host: host.startswith("broken"))
+    with web_server(PICTURES) as web:
+        port = web.url.rpartition(":")[2]
+        hosts = [broken_late(row, 5) for row in range(100)]
+        path = table(tmp_path / "list.csv", [f"http://{host}:{port}/ok/{row % 40}" for row, host in enumerate(hosts)])
+        given = replace(params(path, retries=0, robots=False), shard_size=100)
+        with pytest.raises(TransientError, match=r"16 of the 98 .*name_unanswered .*name servers"):
+            stage.run(given, store=str(tmp_path / "store"))
 
 
 def test_try_again_for_one_name_is_its_hosts_fault_where_another_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, answered = threading.Event(), threading.Event()
+    begun, answered, away = threading.Event(), threading.Event(), threading.Event()
 
     def answer(host: str, *more: Any, **options: Any) -> Any:
-        if host == "good.test":
+        if host == "good.test" and not away.is_set():
             begun.wait(10)
             return resolve("127.0.0.1", *more, **options)
         begun.set()
@@ -108,12 +146,31 @@ def test_try_again_for_one_name_is_its_hosts_fault_where_another_is_answered(mon
         answered.set()
         with pytest.raises(HostUnanswered):
             await broken
-        with pytest.raises(socket.gaierror) as caught:  # nobody else was answered meanwhile
+        with pytest.raises(HostUnanswered):  # asked again, the other name is answered
             await resolver.resolve("broken.test", 80)
+        away.set()
+        with pytest.raises(socket.gaierror) as caught:
+            await resolver.resolve("broken.test", 80)
+        assert not isinstance(caught.value, HostUnanswered)
+        with pytest.raises(socket.gaierror) as caught:  # nobody was ever answered
+            await Names().resolve("broken.test", 80)
         assert not isinstance(caught.value, HostUnanswered)
 
     monkeypatch.setattr(socket, "getaddrinfo", answer)
     asyncio.run(both())
+
+
+def test_no_descriptor_left_to_look_up_a_name_is_this_machines_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(*asked: Any, **options: Any) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def look() -> str:
+        async with Client(UrlParams(robots=False), max_bytes=1 << 20) as client:
+            monkeypatch.setattr(socket, "getaddrinfo", answer)
+            found = await client.get("http://pictures.test/1", retries=0)
+            return found.reason if isinstance(found, ImageError) else ""
+
+    assert asyncio.run(look()) == "too_many_files"
 
 
 def shard(*ended: tuple[str, str, int]) -> tuple[list[Row], list[SampleNote]]:
@@ -135,7 +192,15 @@ KEPT = {
     "two hosts": [("a", "timeout", 5), ("b", "no_connection", 5)],
     "unreached, but one": [("a", "timeout", 5), ("b", "host_down", 5), ("c", "no_connection", 5), ("d", "http_404", 1)],
     "one host with IPv6 alone": [("a", "no_network", 50), ("b", "", 50)],
-    "a broken delegation": [("a", "no_name_server", 50), ("a", "no_such_host", 9), ("b", "", 50)],
+    "a broken delegation": [("a", "no_name_server", 50), ("a", "name_unanswered", 9), ("b", "", 50)],
+    "broken delegations": [
+        ("a", "name_unanswered", 4),
+        ("b", "name_unanswered", 4),
+        ("c", "name_unanswered", 1),
+        ("d", "", 9),
+    ],
+    "one in ten": [*((host, "name_unanswered", 10) for host in "abc"), ("d", "", 270)],
+    "a redirect to one": [("a", "no_name_server", 2), ("a", "", 38)],
     "one in fifty": [("a", "no_name_server", 1), ("b", "no_network", 1), ("c", "no_name_server", 1), ("d", "", 147)],
     "nobody asked": [("a", "bad_url", 3), ("b", "blocked_address", 3), ("c", "no_caption", 3)],
 }
@@ -146,6 +211,9 @@ NOT_KEPT = {
     "more than one in fifty": (
         "no_name_server",
         [("a", "no_name_server", 1), ("b", "no_network", 1), ("c", "no_name_server", 1), ("d", "", 146)],
+    ),
+    "names, but for a cache's": (
+        "name_unanswered", [*((host, "name_unanswered", 10) for host in "abc"), ("d", "", 269)],
     ),
     "files": ("ulimit -n", [("a", "too_many_files", 1), ("a", "", 500)]),
     "none reached": (

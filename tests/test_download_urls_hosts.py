@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from web import web_server
 from components.download import http, robots, stage
 from components.download.http import Fetched, Fetcher, Job
 from components.download.request import Client, forbids, retry_after
+from components.images import ImageError
 from components.url_params import UrlParams
 
 
@@ -192,6 +194,23 @@ def test_robots_that_lead_elsewhere(where: str, reason: str) -> None:
     with web_server(PICTURES, robots_at_first=f"out/{where}") as web:
         assert asyncio.run(look()) == reason
     assert web.requests["/ok/1"] == (not reason)
+
+
+def test_rules_that_nobody_waits_for_any_more_end_without_a_word() -> None:
+    """They have the time of an attempt, and begin within one."""
+    said: list[Any] = []
+
+    async def look() -> str:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: said.append(context))
+        async with Client(UrlParams(allow_networks=HERE, timeout_s=0.3), max_bytes=1 << 20) as client:
+            found = await client.get(f"{web.url}/ok/1", retries=0)
+            await asyncio.sleep(0.3)
+            return found.reason if isinstance(found, ImageError) else ""
+
+    with web_server(PICTURES, robots_at_first="hang") as web:
+        assert asyncio.run(look()) in {"timeout", "robots_unavailable"}
+        gc.collect()
+    assert said == []
 
 
 def test_requests_go_on_while_a_table_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

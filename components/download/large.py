@@ -45,6 +45,8 @@ class LargeBodies:
             deadline.reschedule(None)
             self._waiting += 1
             if self._timer is None:
+                for body in self._read:  # what they did while nobody waited is their own affair
+                    body.since, body.size_then = now, body.size
                 self._timer = loop.call_later(SLOW_S, self._look)
             try:
                 await self._slots.acquire()

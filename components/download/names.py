@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 
 from aiohttp.abc import ResolveResult
 from aiohttp.resolver import ThreadedResolver
+
+ASK_AGAIN_S = 1.0  # a name that was answered a moment ago is in the name server's cache
 
 
 class HostUnanswered(socket.gaierror):
@@ -15,12 +18,15 @@ class HostUnanswered(socket.gaierror):
 
 class Names(ThreadedResolver):
     """The system's resolver. It says "try again" (EAI_AGAIN) both where no name server answers and where one answers
-    that a host's own ones fail (SERVFAIL); the second it is where another name was answered meanwhile.
+    that a host's own ones fail (SERVFAIL); the second it is where another name was answered meanwhile, or is when it is
+    asked for once more. A cache on this machine may answer for those names, too: docs/urls.md, Outages.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._answered = 0.0  # when, by time.monotonic
+        self._known = ""  # the name
+        self._asking: asyncio.Future[bool] | None = None
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
@@ -31,9 +37,30 @@ class Names(ThreadedResolver):
             found = await super().resolve(host, port, family)
         except socket.gaierror as error:
             if error.errno != socket.EAI_AGAIN:
-                self._answered = time.monotonic()
-            elif self._answered > began:
+                self._note(host)
+            elif self._answered > began or await self._others_are_answered():
                 raise HostUnanswered(error.errno, "its name servers do not answer") from None
             raise
-        self._answered = time.monotonic()
+        self._note(host)
         return found
+
+    def _note(self, host: str) -> None:
+        self._answered, self._known = time.monotonic(), host
+
+    async def _others_are_answered(self) -> bool:
+        if not self._known:
+            return False
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.ensure_future(self._ask(self._known))
+        asking = self._asking  # one at a time, for all who want to know
+        await asyncio.wait({asking}, timeout=ASK_AGAIN_S)
+        return asking.done() and asking.result()
+
+    async def _ask(self, host: str) -> bool:
+        try:
+            await super().resolve(host, 0, socket.AF_UNSPEC)
+        except socket.gaierror as error:
+            return error.errno != socket.EAI_AGAIN
+        except OSError:
+            return False
+        return True

@@ -6,16 +6,19 @@ from collections import Counter
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from components.download.sources import OWN_FAULTS, UNASKED
+from components.download.sources import NAME_UNANSWERED, OWN_FAULTS, UNASKED
 from components.download.table import Row
 from components.errors import TransientError
 from components.manifest import SampleNote
 
-UNREACHED = {*OWN_FAULTS, "timeout", "no_connection", "host_down"}
+UNREACHED = {*OWN_FAULTS, NAME_UNANSWERED, "timeout", "no_connection", "host_down"}
 _SILENT = {*UNREACHED, *UNASKED, "no_such_host"}  # of which a host itself said nothing
 SEVERAL = 3  # hosts: one or two may be at fault themselves, for as long as a list names them
 SHARE = 50  # of the rows that were asked one in so many may end so and the shard is kept: a few hosts always do
+# Rows that may be lost by name servers although some names are answered, by a cache: so many, and one in so many.
+MANY, NAMES_SHARE = 10, 10
 _MENDS = {
+    NAME_UNANSWERED: "see to this machine's name servers, or take the rows out if those of their hosts are gone",
     "no_name_server": "see to this machine's name servers",
     "no_network": "see to this machine's network",
     "too_many_files": "raise the limit on open files (ulimit -n) or lower download.urls.concurrency",
@@ -28,8 +31,11 @@ def check_outage(index: int, rows: Sequence[Row], notes: Sequence[SampleNote]) -
     index: the shard's; rows: a line of the table for each sample; notes: those that are not ok. An outage is
 
     - any row that met too many open files;
-    - no network or no name server for more than one in SHARE of the rows that were asked, of SEVERAL hosts or of one
-      that answered another row: a broken delegation, or a host with IPv6 alone, fails by itself and every time;
+    - no network or no name server for more than one in SHARE of the rows that were asked, of SEVERAL hosts, or SEVERAL
+      of a host that answered another row: a broken delegation, or a host with IPv6 alone, fails by itself and every
+      time, also as what another host's redirect leads to;
+    - no answer for the names of SEVERAL hosts, of MANY rows and more than one in NAMES_SHARE of those that were asked,
+      though others' were answered;
     - all rows that were asked, if all met these faults, or if of SEVERAL hosts or more none could be reached.
     """
     known = {note.key: note for note in notes}
@@ -44,8 +50,11 @@ def check_outage(index: int, rows: Sequence[Row], notes: Sequence[SampleNote]) -
     if (
         any(note.reason == "too_many_files" for note in own)
         or len(own) == asked
-        or (len(own) * SHARE > asked and (len(lost) >= SEVERAL or bool(lost & answered)))
+        or (len(own) * SHARE > asked and (len(lost) >= SEVERAL or (len(own) >= SEVERAL and bool(lost & answered))))
     ):
+        _stop(index, asked, own)
+    own += [note for note in unreached if note.reason == NAME_UNANSWERED]
+    if len(own) >= MANY and len(own) * NAMES_SHARE > asked and len({hosts[note.key] for note in own}) >= SEVERAL:
         _stop(index, asked, own)
     if len(unreached) == asked and len({hosts[note.key] for note in unreached}) >= SEVERAL:
         _stop(index, asked, unreached)

@@ -19,7 +19,7 @@ from components.download.addresses import NOT_PUBLIC, checked_socket, networks
 from components.download.large import LARGE_BYTES, SLOW_BYTES, Large, LargeBodies
 from components.download.names import HostUnanswered, Names
 from components.download.robots import Robots, RobotsAway
-from components.download.sources import Skip
+from components.download.sources import NAME_UNANSWERED, Skip
 from components.images import ImageError
 from components.url_params import UrlParams
 
@@ -188,8 +188,10 @@ class Client:
             raise _Again(ImageError(error.reason, str(error))) from None
         except aiohttp.ClientConnectorDNSError as error:
             if isinstance(error.os_error, HostUnanswered):
-                raise _Again(ImageError("no_such_host", f"{error.host}: {error.os_error.strerror}")) from None
-            if getattr(error.os_error, "errno", None) == socket.EAI_AGAIN:
+                raise _Again(ImageError(NAME_UNANSWERED, f"{error.host}: {error.os_error.strerror}")) from None
+            if (own := _OWN.get(error.os_error.errno or 0)) is not None:  # no descriptor was left to look it up with
+                raise _Again(ImageError(own, error.os_error.strerror or "")) from None
+            if error.os_error.errno == socket.EAI_AGAIN:
                 raise _Again(ImageError("no_name_server", f"{error.host}: no name server answers")) from None
             raise ImageError("no_such_host", f"{error.host}: {error.os_error.strerror or 'not resolved'}") from None
         except aiohttp.ClientSSLError as error:
@@ -262,7 +264,9 @@ class Client:
                 raise
             slow = f"{size} bytes, then less than {SLOW_BYTES} a second while others waited"
             raise _Again(ImageError("timeout", slow)) from None
+        else:
+            return b"".join(parts)
         finally:
+            parts.clear()  # aiohttp keeps what it raised, and so this frame: only gc would free them
             if large is not None:
                 self._large.leave(large)
-        return b"".join(parts)

@@ -72,6 +72,7 @@ class Robots:
             found = None
         if found is None:
             found = asyncio.ensure_future(self._keep(base))
+            found.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may be left to hear it
             self._rules[base] = found
             if len(self._rules) > MAX_HOSTS:
                 self._forget(next(iter(self._rules)))

@@ -26,6 +26,8 @@ CLASSNAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
 OWN_FAULTS = ("no_name_server", "no_network", "too_many_files")
 """Reasons that say nothing of an address: it is this machine that cannot reach it."""
+NAME_UNANSWERED = "name_unanswered"
+"""The reason of an address whose host's name is not answered while others are."""
 UNASKED = ("bad_url", "blocked_address", "no_caption")
 """Reasons that are known of an address without asking anybody."""
 DEFAULT_TEMPLATES = ("a photo of a {c}.",)
