@@ -226,7 +226,12 @@ class Bench:
             def work(number: int = number, num_iters: int = num_iters) -> Row:
                 from gpu_stage import measured
 
-                return measured(list(self.images[: self.args.most]), number, num_iters, self.device)
+                from components.errors import SplatClipError
+
+                try:
+                    return measured(list(self.images[: self.args.most]), number, num_iters, self.device)
+                except SplatClipError as error:
+                    raise RuntimeError(str(error)) from error
 
             self.once({"kind": "stage", "N": number, "num_iters": num_iters}, work)
 

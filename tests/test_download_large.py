@@ -112,27 +112,36 @@ def test_what_breaks_off_holds_nothing_of_its_body() -> None:
 
 
 def test_a_pause_while_nobody_waited_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that stood still and now makes enough is read on, one that does not is ended."""
+    """One that stood still and now makes enough is read on; one that does not is ended, while others wait alone."""
     monkeypatch.setattr(large, "NUM_LARGE", 1)
-    monkeypatch.setattr(large, "SLOW_S", 0.2)
-    monkeypatch.setattr(large, "SLOW_BYTES", 1000)
 
-    async def first(rate: float) -> bool:
-        bodies, now = large.LargeBodies(), asyncio.get_running_loop().time
-        try:
-            async with asyncio.timeout(None) as deadline, asyncio.timeout(None) as scope:
-                body = await bodies.enter(0, deadline, scope)
-                body.since -= 60  # in which not a byte came
-                begun = now()
-                other = asyncio.ensure_future(bodies.enter(0, deadline, scope))
-                while now() - begun < 0.35:
+    async def ended(size: int, *, waits: bool = True) -> bool:
+        bodies, scope = large.LargeBodies(), asyncio.timeout(None)
+        async with asyncio.timeout(None) as deadline:
+            try:
+                async with scope:
+                    body = await bodies.enter(0, deadline, scope)
+                    body.since -= 60  # in which not a byte came
+                    other = asyncio.ensure_future(wait(bodies))
+                    await asyncio.sleep(0)
+                    body.since -= large.SLOW_S
+                    body.size = size
+                    if not waits:
+                        other.cancel()
+                        await asyncio.sleep(0)
+                    bodies._look()
                     await asyncio.sleep(0.01)
-                    body.size = int(rate * (now() - begun))
-        except TimeoutError:
-            return True
-        finally:
-            other.cancel()
+            except TimeoutError:
+                return True
+            finally:
+                other.cancel()
         return False
 
-    assert not asyncio.run(first(4000.0))
-    assert asyncio.run(first(100.0))
+    async def wait(bodies: large.LargeBodies) -> None:
+        async with asyncio.timeout(None) as deadline, asyncio.timeout(None) as scope:
+            await bodies.enter(0, deadline, scope)
+
+    enough = int(large.SLOW_BYTES * (large.SLOW_S + 1))
+    assert not asyncio.run(ended(enough))
+    assert asyncio.run(ended(enough // 10))
+    assert not asyncio.run(ended(0, waits=False))

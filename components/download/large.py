@@ -43,10 +43,11 @@ class LargeBodies:
         if self._slots.locked():
             end, now = deadline.when(), loop.time()
             deadline.reschedule(None)
-            self._waiting += 1
-            if self._timer is None:
+            if not self._waiting:
                 for body in self._read:  # what they did while nobody waited is their own affair
                     body.since, body.size_then = now, body.size
+            self._waiting += 1
+            if self._timer is None:
                 self._timer = loop.call_later(SLOW_S, self._look)
             try:
                 await self._slots.acquire()
@@ -65,6 +66,9 @@ class LargeBodies:
         self._slots.release()
 
     def _look(self) -> None:
+        self._timer = None
+        if not self._waiting:
+            return
         loop = asyncio.get_running_loop()
         now = loop.time()
         for body in [body for body in self._read if now - body.since >= SLOW_S]:
@@ -72,4 +76,4 @@ class LargeBodies:
                 body.scope.reschedule(now)
                 self._read.discard(body)
             body.since, body.size_then = now, body.size
-        self._timer = loop.call_later(SLOW_S, self._look) if self._waiting else None
+        self._timer = loop.call_later(SLOW_S, self._look)

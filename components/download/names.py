@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import socket
 import time
 
 from aiohttp.abc import ResolveResult
 from aiohttp.resolver import ThreadedResolver
 
-ASK_AGAIN_S = 1.0  # a name that was answered a moment ago is in the name server's cache
+ASK_AGAIN_S = 3.0
 
 
 class HostUnanswered(socket.gaierror):
@@ -18,14 +19,14 @@ class HostUnanswered(socket.gaierror):
 
 class Names(ThreadedResolver):
     """The system's resolver. It says "try again" (EAI_AGAIN) both where no name server answers and where one answers
-    that a host's own ones fail (SERVFAIL); the second it is where another name was answered meanwhile, or is when it is
-    asked for once more. A cache on this machine may answer for those names, too: docs/urls.md, Outages.
+    that a host's own ones fail (SERVFAIL); the second it is where another name was answered meanwhile, which a cache on
+    this machine may have done (docs/urls.md, Outages), or where a name below one that was is answered now.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._answered = 0.0  # when, by time.monotonic
-        self._known = ""  # the name
+        self._known = ""  # the last name that has an address
         self._asking: asyncio.Future[bool] | None = None
 
     async def resolve(
@@ -37,21 +38,19 @@ class Names(ThreadedResolver):
             found = await super().resolve(host, port, family)
         except socket.gaierror as error:
             if error.errno != socket.EAI_AGAIN:
-                self._note(host)
+                self._answered = time.monotonic()
             elif self._answered > began or await self._others_are_answered():
                 raise HostUnanswered(error.errno, "its name servers do not answer") from None
             raise
-        self._note(host)
-        return found
-
-    def _note(self, host: str) -> None:
         self._answered, self._known = time.monotonic(), host
+        return found
 
     async def _others_are_answered(self) -> bool:
         if not self._known:
             return False
         if self._asking is None or self._asking.done():
-            self._asking = asyncio.ensure_future(self._ask(self._known))
+            fresh = f"{secrets.token_hex(4)}.{self._known}"  # no cache has it: that there is none, is an answer
+            self._asking = asyncio.ensure_future(self._ask(fresh))
         asking = self._asking  # one at a time, for all who want to know
         await asyncio.wait({asking}, timeout=ASK_AGAIN_S)
         return asking.done() and asking.result()

@@ -45,12 +45,12 @@ def check_outage(index: int, rows: Sequence[Row], notes: Sequence[SampleNote]) -
     hosts = {row["key"]: _host(str(row["url"] or "")) for row in rows}
     asked = len(rows) - sum(note.reason in UNASKED for note in notes)
     own = [note for note in unreached if note.reason in OWN_FAULTS]
-    lost = {hosts[note.key] for note in own}
-    answered = {host for key, host in hosts.items() if key not in known or known[key].reason not in _SILENT}
+    lost = Counter(hosts[note.key] for note in own)
+    spoke = {host for key, host in hosts.items() if key not in known or known[key].reason not in _SILENT}
     if (
         any(note.reason == "too_many_files" for note in own)
         or len(own) == asked
-        or (len(own) * SHARE > asked and (len(lost) >= SEVERAL or (len(own) >= SEVERAL and bool(lost & answered))))
+        or (len(own) * SHARE > asked and (len(lost) >= SEVERAL or any(lost[host] >= SEVERAL for host in spoke)))
     ):
         _stop(index, asked, own)
     own += [note for note in unreached if note.reason == NAME_UNANSWERED]
