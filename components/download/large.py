@@ -66,9 +66,6 @@ class LargeBodies:
         self._slots.release()
 
     def _look(self) -> None:
-        self._timer = None
-        if not self._waiting:
-            return
         loop = asyncio.get_running_loop()
         now = loop.time()
         for body in [body for body in self._read if now - body.since >= SLOW_S]:
@@ -76,4 +73,4 @@ class LargeBodies:
                 body.scope.reschedule(now)
                 self._read.discard(body)
             body.since, body.size_then = now, body.size
-        self._timer = loop.call_later(SLOW_S, self._look)
+        self._timer = loop.call_later(SLOW_S, self._look) if self._waiting else None
