@@ -180,8 +180,8 @@ def needs(plan: Plan, hours: float) -> dict[str, str]:
 
 
 GPU = Plan()  # pictures a second of a GPU: results/fit_h200_2026-11-29.md, the whole stage at N = 400
-# Eight cores of the machine of results/fit_cpu_kodak.md: 24 pictures in .158 s on two, and 1.1 ms to decode each.
-CPU = replace(GPU, rate=8 / (2 * 0.158 / 24 + 0.0011), start_s=30.0)
+# Eight cores: the whole stage takes 10.1 ms a picture on two, of which 1.4 are one thread's (docs/scale.md).
+CPU = replace(GPU, rate=1 / (0.0014 + (0.0101 - 0.0014) * 2 / 8), start_s=30.0)
 LARGE = {"pictures": 1_280_000_000}
 
 
