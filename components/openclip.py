@@ -50,7 +50,7 @@ def _import_torchvision() -> ModuleType:
             raise
     for name, schema in _TORCHVISION_OPS.items():
         torch.library.define(name, schema)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+    for name in [name for name in list(sys.modules) if name.partition(".")[0] == "torchvision"]:  # others may import
         del sys.modules[name]
     return importlib.import_module("torchvision")
 

@@ -32,6 +32,14 @@ def tiny(tmp_path: Path) -> str:
     return str(path)
 
 
+class Importing(str):
+    """A module's name; while it is looked at, another thread imports something."""
+
+    def partition(self, sep: str, /) -> tuple[str, str, str]:
+        sys.modules["meanwhile"] = sys
+        return super().partition(sep)
+
+
 def test_mend_is_applied_only_after_the_known_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     fine = types.ModuleType("torchvision")
     defined: list[str] = []
@@ -45,7 +53,7 @@ def test_mend_is_applied_only_after_the_known_failure(monkeypatch: pytest.Monkey
 
     def fails_once(name: str) -> types.ModuleType:
         if failures:
-            sys.modules["torchvision.half"] = fine
+            sys.modules["torchvision.half"] = sys.modules[Importing("other")] = fine
             raise failures.pop()
         assert not [name for name in sys.modules if name.startswith("torchvision")]
         return fine
