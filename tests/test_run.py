@@ -242,8 +242,8 @@ def test_dvc_goes_on_where_it_was_killed(workspace: Path) -> None:
 
 def kill_tree(pid: int) -> None:
     """SIGKILL a process, then all below it: DVC, told that its stage ended, would be killed as it writes its rwlock."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         os.kill(pid, signal.SIGKILL)
-    for child in children:
-        kill_tree(int(child))
+        for child in children:
+            kill_tree(int(child))
