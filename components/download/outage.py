@@ -53,9 +53,9 @@ def check_outage(index: int, rows: Sequence[Row], notes: Sequence[SampleNote]) -
         or (len(own) * SHARE > asked and (len(lost) >= SEVERAL or any(lost[host] >= SEVERAL for host in spoke)))
     ):
         _stop(index, asked, own)
-    own += [note for note in unreached if note.reason == NAME_UNANSWERED]
-    if len(own) >= MANY and len(own) * NAMES_SHARE > asked and len({hosts[note.key] for note in own}) >= SEVERAL:
-        _stop(index, asked, own)
+    away = own + [note for note in unreached if note.reason == NAME_UNANSWERED]
+    if len(away) >= MANY and len(away) * NAMES_SHARE > asked and len({hosts[note.key] for note in away}) >= SEVERAL:
+        _stop(index, asked, away)
     if len(unreached) == asked and len({hosts[note.key] for note in unreached}) >= SEVERAL:
         _stop(index, asked, unreached)
 

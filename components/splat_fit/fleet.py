@@ -118,7 +118,7 @@ def _place(work: Work) -> str:
 def _for_pods(params: SplatFitParams, work: Work, template: Mapping[str, Any]) -> SplatFitParams:
     """The parameters as the pods of the Job take them: a reader that lies where they reach it, and not here alone.
 
-    Pods that ask for a GPU fit there, or fail for now.
+    Pods that ask for a GPU fit there, or fail for now; where the parameters keep them on the CPU, it is said.
     """
     if work.reader is not None:
         params = replace(params, reader=_address(work.reader.url))
